@@ -1,0 +1,55 @@
+// Accounting of saved tensors: who keeps how many bytes for the backward pass.
+#include <capo/autograd/autograd.h>
+
+#include <map>
+#include <unordered_set>
+
+namespace capo {
+
+struct SavedBytes::State {
+  std::unordered_set<const Storage*> seen;
+  std::vector<Ref<Storage>> alive;  // a freed address must not be taken for a known storage
+  std::vector<Row> rows;
+  std::map<std::pair<std::string, std::string>, std::size_t> index;
+};
+
+namespace {
+thread_local SavedBytes* current = nullptr;
+thread_local const std::string* module_path = nullptr;
+const std::string kNoModule;
+}  // namespace
+
+SavedBytes::SavedBytes(const std::vector<Tensor>& ignore) : state_(new State), outer_(current) {
+  for (const auto& t : ignore)
+    if (t.defined()) state_->seen.insert(t.storage().get());
+  current = this;
+}
+SavedBytes::~SavedBytes() {
+  current = outer_;
+  delete state_;
+}
+std::vector<SavedBytes::Row> SavedBytes::rows() const { return state_->rows; }
+std::int64_t SavedBytes::total() const {
+  std::int64_t bytes = 0;
+  for (const auto& row : state_->rows) bytes += row.bytes;
+  return bytes;
+}
+
+void account_saved(const char* op, const Saved& saved) {
+  if (!current) return;
+  auto& s = *current->state_;
+  for (const auto& item : saved.items_) {
+    if (!item.tensor.defined() || !s.seen.insert(item.tensor.storage().get()).second) continue;
+    s.alive.push_back(item.tensor.storage());
+    const auto [it, fresh] = s.index.try_emplace({current_module(), op}, s.rows.size());
+    if (fresh) s.rows.push_back({current_module(), op, 0, 0});
+    s.rows[it->second].bytes += static_cast<std::int64_t>(rounded_bytes(item.tensor.storage()->bytes()));
+    ++s.rows[it->second].tensors;
+  }
+}
+
+ModuleScope::ModuleScope(const std::string* path) : before_(module_path) { module_path = path; }
+ModuleScope::~ModuleScope() { module_path = before_; }
+const std::string& current_module() { return module_path ? *module_path : kNoModule; }
+
+}  // namespace capo

@@ -1,0 +1,184 @@
+// The graph: nodes, edges, saved tensors, and record(), which every differentiable op ends with.
+//
+// A node is one op's call. Edges point to a node or to a leaf's gradient slot, never to a tensor, so the graph keeps
+// alive only what gradients read (Saved). docs/autograd.md walks through one backward pass.
+#pragma once
+
+#include <capo/engine/tensor.h>
+
+#include <cstdint>
+#include <initializer_list>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+namespace capo {
+
+using Grads = std::vector<Tensor>;  // one per edge or per output; an undefined Tensor means zero
+
+// Which inputs want a gradient.
+class Needs {
+ public:
+  Needs() = default;
+  explicit Needs(std::uint64_t mask) : mask_(mask) {}
+  bool operator[](int i) const { return i < 63 ? (mask_ >> i) & 1 : (mask_ >> 63) & 1; }  // from 63 on they share a bit
+  bool any() const { return mask_ != 0; }
+  std::uint64_t mask() const { return mask_; }
+
+ private:
+  std::uint64_t mask_ = 0;
+};
+
+class Node;
+using GradHook = void (*)(const Tensor& leaf_grad, void* user);
+
+// What a tensor carries: a leaf's flag, gradient and hook, or the node (and output index) that made the tensor.
+class GradSlot final : public GradSlotBase {
+ public:
+  Shape shape;
+  DType dtype = f32;
+  bool requires_grad = false;  // leaves only
+  Ref<Node> node;              // null for a leaf
+  int output = 0;
+  Tensor grad;                 // leaves: what backward() stored
+  GradHook hook = nullptr;
+  void* hook_user = nullptr;
+};
+
+struct Edge {
+  Ref<Node> node;      // the producer, or
+  Ref<GradSlot> leaf;  // the leaf; both null when the input needs nothing
+  int output = 0;
+  bool needed() const { return node || leaf; }
+};
+
+// What a gradient keeps: inputs with their place in the graph, outputs and own intermediates without it.
+// Reading checks that nothing was changed in place or freed since, and says which op did.
+class Saved {
+ public:
+  Saved() = default;
+  Saved(std::initializer_list<Tensor> inputs, std::initializer_list<Tensor> outputs = {});
+  Saved(std::vector<Tensor> inputs, std::vector<Tensor> outputs);
+
+  // inputs first, then outputs. Undefined entries stay undefined (keep_if).
+  Tensor operator[](int i) const;
+  int size() const { return static_cast<int>(items_.size()); }
+
+ private:
+  friend class Node;
+  friend void account_saved(const char* op, const Saved& saved);
+  struct Item {
+    Tensor tensor;
+    std::uint32_t version = 0;
+    int output = -1;  // index among the node's outputs, or -1
+    bool own = false; // second list: stored without its node
+  };
+  void attach(Node* node, const std::vector<Tensor>& outputs);
+  void clear() { items_.clear(), freed_ = true; }
+
+  std::vector<Item> items_;
+  Node* node_ = nullptr;
+  bool freed_ = false;
+};
+
+// x when its gradient is needed, else undefined: a frozen Linear keeps no input.
+inline Tensor keep_if(bool need, const Tensor& x) { return need ? x : Tensor(); }
+
+class Node : public RefCounted {
+ public:
+  Node(const char* op, std::vector<Edge> edges, Saved saved);
+
+  const char* op() const { return op_; }
+  std::uint64_t sequence() const { return sequence_; }
+  const std::vector<Edge>& edges() const { return edges_; }
+  int outputs() const { return static_cast<int>(output_shapes_.size()); }
+  const Shape& output_shape(int i) const { return output_shapes_[static_cast<std::size_t>(i)]; }
+  Needs needs() const;
+
+  // The gradient: one cotangent per output in, one gradient per edge out.
+  virtual Grads apply(const Grads& cotangents, Needs need) = 0;
+  // Frees what was saved; a later pass over the node throws.
+  virtual void free_saved();
+  bool freed() const { return freed_; }
+
+  // Makes the tensors outputs of this node.
+  void bind_outputs(const std::vector<Tensor>& outputs);
+
+ protected:
+  void dispose() const override;  // by work list: long chains must not overflow the stack
+  Saved saved_;
+
+ private:
+  const char* op_;
+  std::uint64_t sequence_;
+  std::vector<Edge> edges_;
+  std::vector<Shape> output_shapes_;
+  bool freed_ = false;
+};
+
+bool grad_enabled();
+// True for a trainable leaf and for anything computed from one while gradients were on.
+bool requires_grad(const Tensor& t);
+// Which of these tensors need a gradient now: all false under NoGrad.
+Needs needs_of(std::initializer_list<Tensor> inputs);
+Needs needs_of(const std::vector<Tensor>& inputs);
+
+namespace detail {
+
+Edge edge_of(const Tensor& t);
+std::vector<Edge> edges_of(const std::vector<Tensor>& inputs);
+
+template <class F>
+class OpNode final : public Node {
+ public:
+  OpNode(const char* op, std::vector<Edge> edges, Saved saved, F f)
+      : Node(op, std::move(edges), std::move(saved)), f_(f) {}
+
+  Grads apply(const Grads& cotangents, Needs need) override {
+    if constexpr (std::is_invocable_v<F, const Saved&, const Tensor&, Needs>)
+      return f_(saved_, cotangents[0], need);
+    else
+      return f_(saved_, cotangents, need);
+  }
+
+ private:
+  F f_;
+};
+
+}  // namespace detail
+
+// Puts op's result on the tape when gradients are on and an input needs one; returns it.
+//   y, outputs  fresh tensors without a gradient slot
+//   inputs      in the order of the gradients that f returns
+//   f           Grads(const Saved&, const Tensor& dy, Needs), or with const Grads& dys for several outputs.
+// f may capture plain values only (kernel attributes): tensors go through Saved, where they are versioned, counted
+// and freed.
+template <class F>
+std::vector<Tensor> record_many(const char* op, std::vector<Tensor> outputs, const std::vector<Tensor>& inputs,
+                                Saved saved, F f) {
+  static_assert(std::is_trivially_copyable_v<F>, "a gradient closure must not capture tensors: put them in Saved");
+  if (!needs_of(inputs).any()) return outputs;
+  auto node = make_ref<detail::OpNode<F>>(op, detail::edges_of(inputs), std::move(saved), f);
+  node->bind_outputs(outputs);
+  return outputs;
+}
+
+template <class F>
+Tensor record(const char* op, const Tensor& y, const std::vector<Tensor>& inputs, Saved saved, F f) {
+  static_assert(std::is_trivially_copyable_v<F>, "a gradient closure must not capture tensors: put them in Saved");
+  if (!needs_of(inputs).any()) return y;
+  auto node = make_ref<detail::OpNode<F>>(op, detail::edges_of(inputs), std::move(saved), f);
+  node->bind_outputs({y});
+  return y;
+}
+
+// For results that have no gradient although an input may need one: throws by name when it does and gradients are on.
+// Fused backward kernels end with it ("no second derivative"); so do argmax, one_hot, comparisons on request.
+Tensor record_no_gradient(const char* op, const Tensor& y, const std::vector<Tensor>& inputs);
+
+// Guards in-place writes: throws on tensors of the graph, and on trainable leaves while gradients are on; then bumps
+// the version.
+void write_in_place(const char* op, const Tensor& t);
+
+}  // namespace capo

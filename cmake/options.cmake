@@ -1,0 +1,33 @@
+# Compiler settings shared by every target of ours; users' targets get none of them.
+set(CMAKE_CXX_STANDARD 20)
+set(CMAKE_CXX_STANDARD_REQUIRED ON)
+set(CMAKE_CXX_EXTENSIONS OFF)
+set(CMAKE_POSITION_INDEPENDENT_CODE ON)
+set(CMAKE_EXPORT_COMPILE_COMMANDS ON)
+
+find_program(CAPO_CCACHE ccache)
+if(CAPO_CCACHE AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${CAPO_CCACHE})
+  set(CMAKE_CUDA_COMPILER_LAUNCHER ${CAPO_CCACHE})
+endif()
+
+add_library(capo_options INTERFACE)
+target_compile_options(capo_options INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Wshadow;-fvisibility=hidden>)
+if(CAPO_WERROR)
+  target_compile_options(capo_options INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Werror>)
+endif()
+if(CAPO_SANITIZE STREQUAL "address")
+  set(capo_sanitize_flags -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer)
+elseif(CAPO_SANITIZE STREQUAL "thread")
+  set(capo_sanitize_flags -fsanitize=thread -fno-omit-frame-pointer)
+elseif(CAPO_SANITIZE)
+  message(FATAL_ERROR "CAPO_SANITIZE must be address, thread or empty, got ${CAPO_SANITIZE}")
+endif()
+target_compile_options(capo_options INTERFACE $<$<COMPILE_LANGUAGE:CXX>:${capo_sanitize_flags}>)
+target_link_options(capo_options INTERFACE ${capo_sanitize_flags})
+
+# Include lines are always <capo/...>: a link in the build folder points at the source root.
+file(MAKE_DIRECTORY ${CMAKE_CURRENT_BINARY_DIR}/include)
+if(NOT EXISTS ${CMAKE_CURRENT_BINARY_DIR}/include/capo)
+  file(CREATE_LINK ${CMAKE_CURRENT_SOURCE_DIR} ${CMAKE_CURRENT_BINARY_DIR}/include/capo SYMBOLIC)
+endif()

@@ -1,0 +1,53 @@
+#include <capo/engine/cpu.h>
+#include <capo/engine/error.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <string_view>
+
+namespace capo {
+
+std::string to_string(Isa level) {
+  constexpr const char* names[] = {"v2", "v3", "v4"};
+  return names[static_cast<int>(level)];
+}
+
+Isa best_isa() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512cd"))
+    return Isa::v4;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2")) return Isa::v3;
+#endif
+  return Isa::v2;
+}
+
+namespace {
+
+Isa initial() {
+  Isa level = best_isa();
+  if (const char* text = std::getenv("CAPO_ISA")) {
+    const std::string_view wanted = text;
+    for (Isa x : {Isa::v2, Isa::v3, Isa::v4})
+      if (wanted == to_string(x) && x <= level) return x;
+    log(LogLevel::warning, cat("CAPO_ISA: must be v2, v3 or v4 and at most ", level, ", got \"", wanted, "\""));
+  }
+  return level;
+}
+
+std::atomic<Isa>& current() {
+  static std::atomic<Isa> level{initial()};
+  return level;
+}
+
+}  // namespace
+
+Isa isa() { return current().load(std::memory_order_relaxed); }
+
+void set_isa(Isa level) {
+  CAPO_CHECK(level <= best_isa(), "set_isa: this processor has ", best_isa(), ", asked for ", level);
+  current() = level;
+}
+
+}  // namespace capo

@@ -1,0 +1,22 @@
+#include <capo/engine/rng.h>
+
+namespace capo {
+namespace {
+thread_local GeneratorLog* current_log = nullptr;
+}
+
+GeneratorLog::GeneratorLog() : outer_(current_log) { current_log = this; }
+GeneratorLog::~GeneratorLog() { current_log = outer_; }
+
+RngRange Generator::reserve(std::int64_t elements) {
+  for (GeneratorLog* log = current_log; log; log = log->outer_) {
+    bool known = false;
+    for (const auto& e : log->entries_) known = known || e.generator == this;
+    if (!known) log->entries_.push_back({this, offset_});
+  }
+  const RngRange range{seed_, stream_, offset_};
+  offset_ += static_cast<std::uint64_t>((elements + 3) / 4);
+  return range;
+}
+
+}  // namespace capo

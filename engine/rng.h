@@ -1,0 +1,83 @@
+// Counter-based random numbers: Philox4x32-10 (Salmon et al., SC 2011). The same bits on every device and for any
+// thread count, because element i of a draw depends on (seed, stream, offset + i) only.
+#pragma once
+
+#include <cstdint>
+#include <string_view>
+#include <vector>
+
+namespace capo {
+
+struct Philox4 {
+  std::uint32_t v[4];
+};
+
+// One block of four 32-bit words for (seed, stream, counter).
+constexpr Philox4 philox(std::uint64_t seed, std::uint64_t stream, std::uint64_t counter) {
+  std::uint32_t c0 = static_cast<std::uint32_t>(counter), c1 = static_cast<std::uint32_t>(counter >> 32);
+  std::uint32_t c2 = static_cast<std::uint32_t>(stream), c3 = static_cast<std::uint32_t>(stream >> 32);
+  std::uint32_t k0 = static_cast<std::uint32_t>(seed), k1 = static_cast<std::uint32_t>(seed >> 32);
+  for (int round = 0; round < 10; ++round) {
+    const std::uint64_t p0 = std::uint64_t{0xD2511F53u} * c0, p1 = std::uint64_t{0xCD9E8D57u} * c2;
+    const std::uint32_t n0 = static_cast<std::uint32_t>(p1 >> 32) ^ c1 ^ k0, n2 = static_cast<std::uint32_t>(p0 >> 32) ^ c3 ^ k1;
+    c1 = static_cast<std::uint32_t>(p1);
+    c3 = static_cast<std::uint32_t>(p0);
+    c0 = n0;
+    c2 = n2;
+    k0 += 0x9E3779B9u;
+    k1 += 0xBB67AE85u;
+  }
+  return {{c0, c1, c2, c3}};
+}
+
+// 64-bit FNV-1a of a name: how a module path becomes a stream.
+constexpr std::uint64_t stream_of(std::string_view name) {
+  std::uint64_t h = 0xcbf29ce484222325ull;
+  for (char c : name) h = (h ^ static_cast<unsigned char>(c)) * 0x100000001b3ull;
+  return h;
+}
+
+// Where one random op reads its numbers; a trivially copyable value that a gradient may keep.
+struct RngRange {
+  std::uint64_t seed = 0, stream = 0, offset = 0;  // offset in blocks of four words
+};
+
+// A stream of draws. reserve(n) hands out the next n elements' range and advances; checkpointing replays ranges.
+class Generator {
+ public:
+  explicit Generator(std::uint64_t seed = 0, std::uint64_t stream = 0) : seed_(seed), stream_(stream) {}
+
+  RngRange reserve(std::int64_t elements);
+
+  std::uint64_t seed() const { return seed_; }
+  std::uint64_t stream() const { return stream_; }
+  std::uint64_t offset() const { return offset_; }
+  void set_offset(std::uint64_t offset) { offset_ = offset; }  // resume
+  void reseed(std::uint64_t seed) {
+    seed_ = seed;
+    offset_ = 0;
+  }
+
+ private:
+  std::uint64_t seed_, stream_, offset_ = 0;
+};
+
+// While alive on this thread, remembers the offset that each generator had at its first use.
+// replay() sets them back to it; restore() undoes that. This is how a checkpointed segment draws the same numbers twice.
+class GeneratorLog {
+ public:
+  GeneratorLog();
+  ~GeneratorLog();
+  struct Entry {
+    Generator* generator;
+    std::uint64_t offset;
+  };
+  const std::vector<Entry>& entries() const { return entries_; }
+
+ private:
+  friend class Generator;
+  std::vector<Entry> entries_;
+  GeneratorLog* outer_;
+};
+
+}  // namespace capo

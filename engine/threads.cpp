@@ -1,0 +1,179 @@
+#include <capo/engine/error.h>
+#include <capo/engine/threads.h>
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdlib>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <sched.h>
+#include <thread>
+#include <vector>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace capo {
+namespace {
+
+// Sets flush-to-zero and denormals-are-zero for the scope.
+class FlushDenormals {
+ public:
+#if defined(__x86_64__)
+  FlushDenormals() : before_(_mm_getcsr()) { _mm_setcsr(before_ | 0x8040u); }
+  ~FlushDenormals() { _mm_setcsr(before_); }
+
+ private:
+  unsigned before_;
+#endif
+};
+
+thread_local bool inside = false;  // this thread is running a chunk
+
+struct Job {
+  std::int64_t n, grain;
+  detail::RangeFn fn;
+  void* context;
+  std::exception_ptr error = nullptr;
+  std::atomic<std::int64_t> next{0};
+  std::atomic<bool> failed{false};
+  std::mutex error_mutex{};
+
+  void work() {
+    const FlushDenormals flush;
+    inside = true;
+    while (!failed.load(std::memory_order_relaxed)) {
+      const std::int64_t begin = next.fetch_add(grain, std::memory_order_relaxed);
+      if (begin >= n) break;
+      try {
+        fn(context, begin, begin + grain < n ? begin + grain : n);
+      } catch (...) {
+        std::lock_guard lock(error_mutex);
+        if (!error) error = std::current_exception();
+        failed = true;
+      }
+    }
+    inside = false;
+  }
+};
+
+int default_threads() {
+  if (const char* text = std::getenv("CAPO_THREADS")) {
+    const long n = std::strtol(text, nullptr, 10);
+    if (n >= 1 && n <= 1024) return static_cast<int>(n);
+    log(LogLevel::warning, cat("CAPO_THREADS: must be 1..1024, got \"", text, "\"; using all processors"));
+  }
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set) > 0 ? CPU_COUNT(&set) : 1;
+  return 1;
+}
+
+// Workers sleep on a condition variable after a short spin; one job at a time.
+class Pool {
+ public:
+  explicit Pool(int threads) : size_(threads) {
+    for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { loop(); });
+  }
+  ~Pool() {
+    {
+      std::lock_guard lock(mutex_);
+      stop_ = true;
+      ticket_.fetch_add(1, std::memory_order_release);
+    }
+    wake_.notify_all();
+    for (auto& w : workers_) w.join();
+  }
+  int size() const { return size_; }
+
+  void run(Job& job) {
+    if (workers_.empty() || !busy_.try_lock()) {  // another caller holds the pool: work alone, same chunks, same bits
+      job.work();
+      return;
+    }
+    std::lock_guard busy(busy_, std::adopt_lock);
+    {
+      std::lock_guard lock(mutex_);
+      job_ = &job;
+      pending_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
+      ticket_.fetch_add(1, std::memory_order_release);
+    }
+    wake_.notify_all();
+    job.work();
+    for (int spin = 0; pending_.load(std::memory_order_acquire) != 0; ++spin)
+      if (spin > 2000) std::this_thread::yield();
+  }
+
+ private:
+  void loop() {
+    std::uint64_t seen = 0;
+    while (true) {
+      for (int spin = 0; spin < 4000 && ticket_.load(std::memory_order_acquire) == seen; ++spin) pause();
+      Job* job;
+      {
+        std::unique_lock lock(mutex_);
+        wake_.wait(lock, [&] { return ticket_.load(std::memory_order_relaxed) != seen; });
+        seen = ticket_.load(std::memory_order_relaxed);
+        if (stop_) return;
+        job = job_;
+      }
+      job->work();
+      pending_.fetch_sub(1, std::memory_order_release);
+    }
+  }
+  static void pause() {
+#if defined(__x86_64__)
+    _mm_pause();
+#endif
+  }
+
+  int size_;
+  std::vector<std::thread> workers_;
+  std::mutex busy_, mutex_;
+  std::condition_variable wake_;
+  std::atomic<std::uint64_t> ticket_{0};
+  std::atomic<int> pending_{0};
+  Job* job_ = nullptr;
+  bool stop_ = false;
+};
+
+std::mutex pool_mutex;
+std::shared_ptr<Pool>& pool_slot() {
+  static auto* slot = new std::shared_ptr<Pool>;  // immortal: a detached thread may still compute at exit
+  return *slot;
+}
+std::shared_ptr<Pool> pool() {
+  std::lock_guard lock(pool_mutex);
+  auto& p = pool_slot();
+  if (!p) p = std::make_shared<Pool>(default_threads());
+  return p;
+}
+
+}  // namespace
+
+int num_threads() { return pool()->size(); }
+
+void set_num_threads(int n) {
+  CAPO_CHECK(n >= 1 && n <= 1024, "set_num_threads: must be 1..1024, got ", n);
+  CAPO_CHECK(!inside, "set_num_threads: must not be called from inside parallel_for");
+  auto fresh = std::make_shared<Pool>(n);
+  std::lock_guard lock(pool_mutex);
+  pool_slot() = std::move(fresh);
+}
+
+void detail::parallel_for(std::int64_t n, std::int64_t grain, RangeFn fn, void* context) {
+  if (n <= 0) return;
+  CAPO_CHECK(grain >= 1, "parallel_for: grain must be at least 1, got ", grain);
+  if (inside) {  // nested: inline, in the same chunks
+    for (std::int64_t begin = 0; begin < n; begin += grain) fn(context, begin, begin + grain < n ? begin + grain : n);
+    return;
+  }
+  Job job{n, grain, fn, context};
+  if (n <= grain)
+    job.work();
+  else
+    pool()->run(job);
+  if (job.error) std::rethrow_exception(job.error);
+}
+
+}  // namespace capo

@@ -1,0 +1,186 @@
+#include <capo/autograd/autograd.h>
+#include <capo/ops/binary.h>
+#include <capo/ops/copy.h>
+#include <capo/ops/kernel.h>
+#include <capo/ops/reduce.h>
+#include <capo/ops/unary.h>
+#include <capo/ops/view.h>
+
+namespace capo {
+
+CAPO_KERNEL(binary, BinaryArgs)
+CAPO_KERNEL(axpy, AxpyArgs)
+
+const char* name_of(BinaryKind kind) {
+  constexpr const char* names[] = {"add", "sub", "mul", "div", "maximum", "minimum", "equal", "not_equal", "less",
+                                   "less_equal", "greater", "greater_equal", "logical_and", "logical_or"};
+  return names[static_cast<int>(kind)];
+}
+
+namespace {
+
+constexpr std::int64_t kGrain = 16384;
+
+bool is_comparison(BinaryKind k) { return k >= BinaryKind::eq; }
+bool is_logic(BinaryKind k) { return k >= BinaryKind::logical_and; }
+
+// Drops size-1 axes and merges axes that are contiguous in both operands.
+void collapse(BinaryArgs& p, const Shape& shape, const Dims& sa, const Dims& sb) {
+  int r = 0;
+  for (int i = 0; i < shape.size(); ++i) {
+    if (shape[i] == 1) continue;
+    if (r > 0 && p.sa[r - 1] == sa[i] * shape[i] && p.sb[r - 1] == sb[i] * shape[i]) {
+      p.shape[r - 1] *= shape[i];
+      p.sa[r - 1] = sa[i];
+      p.sb[r - 1] = sb[i];
+      continue;
+    }
+    p.shape[r] = shape[i];
+    p.sa[r] = sa[i];
+    p.sb[r] = sb[i];
+    ++r;
+  }
+  if (r == 0) {
+    p.shape[0] = 1;
+    p.sa[0] = p.sb[0] = 0;
+    r = 1;
+  }
+  p.rank = r;
+}
+
+Dims broadcast_strides(const Tensor& t, const Shape& shape) {
+  Dims out = Dims::filled(shape.size(), 0);
+  const int lead = shape.size() - t.rank();
+  for (int i = 0; i < t.rank(); ++i) out[lead + i] = t.shape()[i] == 1 ? 0 : t.strides()[i];
+  return out;
+}
+
+}  // namespace
+
+Tensor binary(BinaryKind kind, const Tensor& a, const Tensor& b) {
+  const char* name = name_of(kind);
+  CAPO_CHECK(a.dtype() == b.dtype(), name, ": dtypes must be equal, got ", describe(a), " and ", describe(b));
+  CAPO_CHECK(a.device() == b.device(), name, ": devices must be equal, got ", a.device(), " and ", b.device());
+  const DType t = a.dtype();
+  if (is_half(t) && !a.device().is_cuda()) {
+    const Tensor y = binary(kind, cast(a, f32), cast(b, f32));
+    return is_comparison(kind) ? y : cast(y, t);
+  }
+  if (is_logic(kind))
+    CAPO_CHECK(t == boolean, name, ": needs bool tensors, got ", t);
+  else if (kind == BinaryKind::div)
+    CAPO_CHECK(is_floating(t), name, ": needs floating tensors, got ", t);
+  else
+    CAPO_CHECK(is_floating(t) || t == i32 || t == i64, name, ": needs floating, i32 or i64 tensors, got ", t);
+  const Shape shape = broadcast_shapes(name, a.shape(), b.shape());
+  const Tensor y = empty(shape, is_comparison(kind) ? boolean : t, a.device());
+  if (!a.device().is_meta()) {
+    BinaryArgs p{kind, t, a.data(), b.data(), y.data(), 0, {}, {}, {}};
+    collapse(p, shape, broadcast_strides(a, shape), broadcast_strides(b, shape));
+    launch(kernels::binary, a.device(), p, y.numel(), kGrain);
+  }
+  if (is_comparison(kind)) return y;  // bool results have no gradient by nature
+  const Needs need = needs_of({a, b});
+  if (!need.any()) return y;
+  const Shape ashape = a.shape(), bshape = b.shape();
+  switch (kind) {
+    case BinaryKind::add:
+    case BinaryKind::sub: {
+      const bool minus = kind == BinaryKind::sub;
+      return record(name, y, {a, b}, Saved(), [ashape, bshape, minus](const Saved&, const Tensor& dy, Needs n) -> Grads {
+        return {n[0] ? sum_to(dy, ashape) : Tensor(), !n[1] ? Tensor() : minus ? neg(sum_to(dy, bshape)) : sum_to(dy, bshape)};
+      });
+    }
+    case BinaryKind::mul:
+      return record(name, y, {a, b}, Saved({keep_if(need[1], a), keep_if(need[0], b)}),
+                    [ashape, bshape](const Saved& s, const Tensor& dy, Needs n) -> Grads {
+                      return {n[0] ? sum_to(dy * s[1], ashape) : Tensor(), n[1] ? sum_to(dy * s[0], bshape) : Tensor()};
+                    });
+    case BinaryKind::div:
+      return record(name, y, {a, b}, Saved({keep_if(need[1], a), b}),
+                    [ashape, bshape](const Saved& s, const Tensor& dy, Needs n) -> Grads {
+                      return {n[0] ? sum_to(dy / s[1], ashape) : Tensor(),
+                              n[1] ? neg(sum_to(dy * s[0] / square(s[1]), bshape)) : Tensor()};
+                    });
+    default: {  // maximum, minimum
+      const bool max = kind == BinaryKind::maximum;
+      return record(name, y, {a, b}, Saved({a, b}), [ashape, bshape, max](const Saved& s, const Tensor& dy, Needs n) -> Grads {
+        const Tensor first = cast(max ? greater_equal(s[0], s[1]) : less_equal(s[0], s[1]), dy.dtype());
+        return {n[0] ? sum_to(dy * first, ashape) : Tensor(), n[1] ? sum_to(dy * (1.0 - first), bshape) : Tensor()};
+      });
+    }
+  }
+}
+
+namespace {
+Tensor scalar_like(const Tensor& t, double v) { return full({}, v, t.dtype(), t.device()); }
+bool fits_affine(const Tensor& t) { return is_floating(t.dtype()); }
+}  // namespace
+
+Tensor greater(const Tensor& a, double b) { return greater(a, scalar_like(a, b)); }
+Tensor greater_equal(const Tensor& a, double b) { return greater_equal(a, scalar_like(a, b)); }
+Tensor less_equal(const Tensor& a, double b) { return less_equal(a, scalar_like(a, b)); }
+Tensor less(const Tensor& a, double b) { return less(a, scalar_like(a, b)); }
+
+Tensor operator+(const Tensor& a, double b) { return fits_affine(a) ? affine(a, 1, b) : add(a, scalar_like(a, b)); }
+Tensor operator-(const Tensor& a, double b) { return fits_affine(a) ? affine(a, 1, -b) : sub(a, scalar_like(a, b)); }
+Tensor operator*(const Tensor& a, double b) { return fits_affine(a) ? affine(a, b, 0) : mul(a, scalar_like(a, b)); }
+Tensor operator/(const Tensor& a, double b) { return div(a, scalar_like(a, b)); }
+Tensor operator-(double a, const Tensor& b) { return fits_affine(b) ? affine(b, -1, a) : sub(scalar_like(b, a), b); }
+Tensor operator-(const Tensor& a) { return neg(a); }
+
+Tensor where(const Tensor& condition, const Tensor& a, const Tensor& b) {
+  CAPO_CHECK(condition.dtype() == boolean, "where: condition must be bool, got ", describe(condition));
+  CAPO_CHECK(a.dtype() == b.dtype(), "where: a and b must have one dtype, got ", a.dtype(), " and ", b.dtype());
+  const Shape shape = broadcast_shapes("where", broadcast_shapes("where", condition.shape(), a.shape()), b.shape());
+  const Tensor y = empty(shape, a.dtype(), a.device());
+  {  // b everywhere, then a under the mask; both are strided copies
+    copy_into(y, expand(b.detach(), shape));
+    copy_into(y, expand(a.detach(), shape), expand(condition, shape));
+  }
+  const Shape ashape = a.shape(), bshape = b.shape();
+  return record("where", y, {a, b}, Saved({condition}), [ashape, bshape](const Saved& s, const Tensor& dy, Needs n) -> Grads {
+    const Tensor zero = full({}, 0, dy.dtype(), dy.device());
+    return {n[0] ? sum_to(where(s[0], dy, zero), ashape) : Tensor(), n[1] ? sum_to(where(s[0], zero, dy), bshape) : Tensor()};
+  });
+}
+
+Tensor sum_to(const Tensor& x, const Shape& shape) {
+  if (x.shape() == shape) return x;
+  const int lead = x.rank() - shape.size();
+  CAPO_CHECK(lead >= 0, "sum_to: ", shape, " has more axes than ", x.shape());
+  Dims axes;
+  for (int i = 0; i < x.rank(); ++i)
+    if (i < lead || (shape[i - lead] == 1 && x.shape()[i] != 1)) axes.push_back(i);
+  return reshape(sum(x, axes, true), shape);
+}
+
+namespace {
+void axpy(const char* name, const Tensor& a, const Tensor& b, double scale) {
+  CAPO_CHECK(a.dtype() == f32 || a.dtype() == f64, name, ": needs f32 or f64, got ", describe(a));
+  CAPO_CHECK(a.is_contiguous(), name, ": the written tensor must be contiguous, got ", describe(a));
+  write_in_place(name, a);
+  if (a.device().is_meta()) return;
+  const Tensor bb = b.defined() ? contiguous(b) : b;
+  const AxpyArgs p{a.dtype(), a.data(), bb.defined() ? bb.data() : nullptr, scale};
+  launch(kernels::axpy, a.device(), p, a.numel(), kGrain);
+}
+}  // namespace
+
+void add_(const Tensor& a, const Tensor& b, double scale) {
+  CAPO_CHECK(a.shape() == b.shape() && a.dtype() == b.dtype(), "add_: tensors must be alike, got ", describe(a), " and ", describe(b));
+  const NoGrad off;
+  axpy("add_", a, b, scale);
+}
+void mul_(const Tensor& a, double scale) {
+  const NoGrad off;
+  axpy("mul_", a, Tensor(), scale);
+}
+
+const AutogradOps autograd_ops = {
+    [](const Tensor& a, const Tensor& b) { return add(a, b); },
+    [](const Tensor& a, const Tensor& b) { is_half(a.dtype()) ? copy_into(a, add(a, b)) : add_(a, b); },
+    [](const Tensor& t) { return full(t.shape(), 1, t.dtype(), t.device()); },
+};
+
+}  // namespace capo

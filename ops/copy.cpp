@@ -1,0 +1,116 @@
+#include <capo/autograd/autograd.h>
+#include <capo/ops/copy.h>
+#include <capo/ops/kernel.h>
+
+namespace capo {
+
+CAPO_KERNEL(copy, CopyArgs)
+CAPO_KERNEL(fill, FillArgs)
+CAPO_KERNEL(random, RandomArgs)
+
+namespace {
+
+constexpr std::int64_t kGrain = 16384;
+
+void run_copy(const Tensor& dst, const Tensor& src, const Tensor& mask) {
+  if (dst.device().is_meta() || dst.numel() == 0) return;
+  CopyArgs p{src.dtype(), dst.dtype(), src.data(), dst.data(), mask.defined() ? mask.data<bool>() : nullptr, 0, {}, {}, {}, {}};
+  int r = 0;
+  const Shape& shape = dst.shape();
+  for (int i = 0; i < shape.size(); ++i) {
+    if (shape[i] == 1) continue;
+    const std::int64_t ss = src.strides()[i], sd = dst.strides()[i], sm = mask.defined() ? mask.strides()[i] : 0;
+    const bool merge = r > 0 && p.ss[r - 1] == ss * shape[i] && p.sd[r - 1] == sd * shape[i] && p.sm[r - 1] == sm * shape[i];
+    if (merge) {
+      p.shape[r - 1] *= shape[i];
+    } else {
+      p.shape[r++] = shape[i];
+    }
+    p.ss[r - 1] = ss;
+    p.sd[r - 1] = sd;
+    p.sm[r - 1] = sm;
+  }
+  if (r == 0) p.shape[r++] = 1;
+  p.rank = r;
+  launch(kernels::copy, dst.device(), p, dst.numel(), kGrain);
+}
+
+void run_fill(const Tensor& dst, double value, bool iota) {
+  if (dst.device().is_meta()) return;
+  const FillArgs p{dst.dtype(), dst.data(), value, iota};
+  launch(kernels::fill, dst.device(), p, dst.numel(), kGrain);
+}
+
+Tensor random(const char* op, const Shape& shape, Generator& rng, double a, double b, bool normal, DType dtype, Device device) {
+  CAPO_CHECK(dtype == f32 || dtype == f64, op, ": dtype must be f32 or f64, got ", dtype);
+  const Tensor t = empty(shape, dtype, device);
+  const RngRange range = rng.reserve(t.numel());
+  if (device.is_meta() || t.numel() == 0) return t;
+  const std::int64_t blocks = (t.numel() + 3) / 4;
+  if (t.numel() % 4 == 0) {
+    const RandomArgs p{dtype, t.data(), range, a, b, normal};
+    launch(kernels::random, device, p, blocks, kGrain / 4);
+    return t;
+  }
+  const Tensor padded = empty({blocks * 4}, dtype, device);  // whole blocks, then the part that was asked for
+  const RandomArgs p{dtype, padded.data(), range, a, b, normal};
+  launch(kernels::random, device, p, blocks, kGrain / 4);
+  run_copy(t, strided_view(padded, shape, contiguous_strides(shape), 0), {});
+  return t;
+}
+
+}  // namespace
+
+Tensor full(const Shape& shape, double value, DType dtype, Device device) {
+  const Tensor t = empty(shape, dtype, device);
+  run_fill(t, value, false);
+  return t;
+}
+
+Tensor arange(std::int64_t n, DType dtype, Device device) {
+  const Tensor t = empty({n}, dtype, device);
+  run_fill(t, 0, true);
+  return t;
+}
+
+Tensor rand_uniform(const Shape& shape, Generator& rng, double low, double high, DType dtype, Device device) {
+  return random("rand_uniform", shape, rng, low, high, false, dtype, device);
+}
+Tensor rand_normal(const Shape& shape, Generator& rng, double mean, double std, DType dtype, Device device) {
+  return random("rand_normal", shape, rng, mean, std, true, dtype, device);
+}
+
+Tensor clone(const Tensor& x) {
+  const Tensor y = empty(x.shape(), x.dtype(), x.device());
+  run_copy(y, x, {});
+  return record("clone", y, {x}, Saved(), [](const Saved&, const Tensor& dy, Needs) -> Grads { return {dy}; });
+}
+
+Tensor contiguous(const Tensor& x) { return x.is_contiguous() ? x : clone(x); }
+
+Tensor cast(const Tensor& x, DType dtype) {
+  if (x.dtype() == dtype) return x;
+  const Tensor y = empty(x.shape(), dtype, x.device());
+  run_copy(y, x, {});
+  if (!is_floating(dtype)) return record_no_gradient("cast", y, {x});
+  const DType from = x.dtype();
+  return record("cast", y, {x}, Saved(), [from](const Saved&, const Tensor& dy, Needs) -> Grads { return {cast(dy, from)}; });
+}
+
+void copy_into(const Tensor& dst, const Tensor& src, const Tensor& mask) {
+  CAPO_CHECK(dst.shape() == src.shape(), "copy_into: shapes must be equal, got ", describe(dst), " and ", describe(src));
+  CAPO_CHECK(!mask.defined() || mask.shape() == dst.shape(), "copy_into: mask must have shape ", dst.shape());
+  CAPO_CHECK(dst.device() == src.device(), "copy_into: devices must be equal, got ", dst.device(), " and ", src.device());
+  const NoGrad off;
+  write_in_place("copy_into", dst);
+  run_copy(dst, src, mask);
+}
+
+void fill_(const Tensor& dst, double value) {
+  CAPO_CHECK(dst.is_contiguous(), "fill_: needs a contiguous tensor, got ", describe(dst));
+  const NoGrad off;
+  write_in_place("fill_", dst);
+  run_fill(dst, value, false);
+}
+
+}  // namespace capo

@@ -1,0 +1,104 @@
+#include <capo/ops/binary.h>
+#include <capo/ops/cpu/kernel.h>
+#include <capo/ops/cpu/math.h>
+#include <capo/ops/cpu/nest.h>
+
+namespace {
+
+struct Add { template <class T> static T f(T a, T b) { return static_cast<T>(a + b); } };
+struct Sub { template <class T> static T f(T a, T b) { return static_cast<T>(a - b); } };
+struct Mul { template <class T> static T f(T a, T b) { return static_cast<T>(a * b); } };
+struct Div { template <class T> static T f(T a, T b) { return static_cast<T>(a / b); } };
+// NaN in either wins, as in PyTorch.
+struct Maximum { template <class T> static T f(T a, T b) { return a != a ? a : (b != b ? b : (a < b ? b : a)); } };
+struct Minimum { template <class T> static T f(T a, T b) { return a != a ? a : (b != b ? b : (b < a ? b : a)); } };
+struct Eq { template <class T> static bool f(T a, T b) { return a == b; } };
+struct Ne { template <class T> static bool f(T a, T b) { return a != b; } };
+struct Lt { template <class T> static bool f(T a, T b) { return a < b; } };
+struct Le { template <class T> static bool f(T a, T b) { return a <= b; } };
+struct Gt { template <class T> static bool f(T a, T b) { return a > b; } };
+struct Ge { template <class T> static bool f(T a, T b) { return a >= b; } };
+struct And { template <class T> static bool f(T a, T b) { return a && b; } };
+struct Or { template <class T> static bool f(T a, T b) { return a || b; } };
+
+template <class F, class T>
+void loop(const capo::BinaryArgs& p, std::int64_t begin, std::int64_t end) {
+  using R = decltype(F::f(T(), T()));
+  const T* a = static_cast<const T*>(p.a);
+  const T* b = static_cast<const T*>(p.b);
+  R* y = static_cast<R*>(p.y);
+  const std::int64_t ia = p.sa[p.rank - 1], ib = p.sb[p.rank - 1];
+  for_rows(p.rank, p.shape, p.sa, p.sb, begin, end,
+           [=](std::int64_t k, std::int64_t n, std::int64_t oa, std::int64_t ob) {
+             const T *x = a + oa, *z = b + ob;
+             R* out = y + k;
+             if (ia == 1 && ib == 1) {
+#pragma omp simd
+               for (std::int64_t i = 0; i < n; ++i) out[i] = F::f(x[i], z[i]);
+             } else if (ia == 1 && ib == 0) {
+               const T v = *z;
+#pragma omp simd
+               for (std::int64_t i = 0; i < n; ++i) out[i] = F::f(x[i], v);
+             } else if (ia == 0 && ib == 1) {
+               const T v = *x;
+#pragma omp simd
+               for (std::int64_t i = 0; i < n; ++i) out[i] = F::f(v, z[i]);
+             } else {
+               for (std::int64_t i = 0; i < n; ++i) out[i] = F::f(x[i * ia], z[i * ib]);
+             }
+           });
+}
+
+template <class F>
+void number(const capo::BinaryArgs& p, std::int64_t begin, std::int64_t end) {
+  switch (p.dtype) {
+    case capo::DType::f32: return loop<F, float>(p, begin, end);
+    case capo::DType::f64: return loop<F, double>(p, begin, end);
+    case capo::DType::i32: return loop<F, std::int32_t>(p, begin, end);
+    case capo::DType::i64: return loop<F, std::int64_t>(p, begin, end);
+    default: return;
+  }
+}
+
+}  // namespace
+
+CAPO_CPU_KERNEL(binary, capo::BinaryArgs) {
+  using K = capo::BinaryKind;
+  switch (args.kind) {
+    case K::add: return number<Add>(args, begin, end);
+    case K::sub: return number<Sub>(args, begin, end);
+    case K::mul: return number<Mul>(args, begin, end);
+    case K::div:
+      return args.dtype == capo::DType::f32 ? loop<Div, float>(args, begin, end) : loop<Div, double>(args, begin, end);
+    case K::maximum: return number<Maximum>(args, begin, end);
+    case K::minimum: return number<Minimum>(args, begin, end);
+    case K::eq: return number<Eq>(args, begin, end);
+    case K::ne: return number<Ne>(args, begin, end);
+    case K::lt: return number<Lt>(args, begin, end);
+    case K::le: return number<Le>(args, begin, end);
+    case K::gt: return number<Gt>(args, begin, end);
+    case K::ge: return number<Ge>(args, begin, end);
+    case K::logical_and: return loop<And, bool>(args, begin, end);
+    case K::logical_or: return loop<Or, bool>(args, begin, end);
+  }
+}
+
+namespace {
+template <class T>
+void axpy_loop(const capo::AxpyArgs& p, std::int64_t begin, std::int64_t end) {
+  T* a = static_cast<T*>(p.a);
+  const T* b = static_cast<const T*>(p.b);
+  const T s = static_cast<T>(p.scale);
+  if (b) {
+#pragma omp simd
+    for (std::int64_t i = begin; i < end; ++i) a[i] += s * b[i];
+  } else {
+#pragma omp simd
+    for (std::int64_t i = begin; i < end; ++i) a[i] *= s;
+  }
+}
+}  // namespace
+
+CAPO_CPU_KERNEL(axpy, capo::AxpyArgs) {
+  args.dtype == capo::DType::f32 ? axpy_loop<float>(args, begin, end) : axpy_loop<double>(args, begin, end);
+}

@@ -1,0 +1,204 @@
+#include <capo/ops/copy.h>
+#include <capo/ops/cpu/kernel.h>
+#include <capo/ops/cpu/math.h>
+#include <capo/ops/cpu/nest.h>
+
+namespace {
+
+using capo::BFloat16;
+using capo::DType;
+using capo::Half;
+
+// Local twins of engine/dtype.h's conversions: those are shared inline functions, which this file must not use.
+inline float load(float v) { return v; }
+inline float load(BFloat16 v) { return m::from_bits(static_cast<std::int32_t>(static_cast<std::uint32_t>(v.bits) << 16)); }
+inline float load(Half v) {
+  const std::uint32_t sign = static_cast<std::uint32_t>(v.bits & 0x8000u) << 16, a = v.bits & 0x7fffu;
+  const std::uint32_t normal = a >= 0x7c00u ? 0x7f800000u | ((a & 0x3ffu) << 13) : (a << 13) + 0x38000000u;
+  const float small = static_cast<float>(a) * 0x1p-24f;
+  const std::uint32_t bits = a >= 0x400u ? normal : static_cast<std::uint32_t>(m::to_bits(small));
+  return m::from_bits(static_cast<std::int32_t>(sign | bits));
+}
+template <class T>
+inline T load(T v) { return v; }
+
+template <class T>
+struct Store {
+  template <class S>
+  static T from(S v) { return static_cast<T>(v); }
+};
+template <>
+struct Store<bool> {
+  template <class S>
+  static bool from(S v) { return v != S(0); }
+};
+template <>
+struct Store<BFloat16> {
+  template <class S>
+  static BFloat16 from(S s) {
+    const float v = static_cast<float>(s);
+    const std::uint32_t u = static_cast<std::uint32_t>(m::to_bits(v));
+    const std::uint32_t r = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+    return {static_cast<std::uint16_t>(v != v ? (u >> 16) | 0x40u : r)};
+  }
+};
+template <>
+struct Store<Half> {
+  template <class S>
+  static Half from(S s) {
+    const float v = static_cast<float>(s);
+    const std::uint32_t u = static_cast<std::uint32_t>(m::to_bits(v)), sign = (u >> 16) & 0x8000u, a = u & 0x7fffffffu;
+    const float shifted = m::from_bits(static_cast<std::int32_t>(a)) + 0.5f;  // subnormals: the f32 adder rounds
+    const std::uint32_t small = static_cast<std::uint32_t>(m::to_bits(shifted)) - 0x3f000000u;
+    const std::uint32_t normal = (a + 0xfffu + ((a >> 13) & 1u) - 0x38000000u) >> 13;
+    std::uint32_t r = a < 0x38800000u ? small : normal;
+    r = a >= 0x477ff000u ? 0x7c00u : r;
+    r = a > 0x7f800000u ? 0x7e00u : r;
+    return {static_cast<std::uint16_t>(sign | r)};
+  }
+};
+
+template <class S, class D>
+void copy_loop(const capo::CopyArgs& p, std::int64_t begin, std::int64_t end) {
+  const S* src = static_cast<const S*>(p.src);
+  D* dst = static_cast<D*>(p.dst);
+  const int last = p.rank - 1;
+  const std::int64_t is = p.ss[last], id = p.sd[last];
+  if (p.mask) {
+    // Offsets of the mask need a third walk; masked copies are rare, so divide per element.
+    for_rows(p.rank, p.shape, p.ss, p.sd, begin, end, [&](std::int64_t k, std::int64_t n, std::int64_t os, std::int64_t od) {
+      for (std::int64_t i = 0; i < n; ++i) {
+        std::int64_t rest = k + i, om = 0;
+        for (int d = last; d >= 0; --d) {
+          om += rest % p.shape[d] * p.sm[d];
+          rest /= p.shape[d];
+        }
+        if (p.mask[om]) dst[od + i * id] = Store<D>::from(load(src[os + i * is]));
+      }
+    });
+    return;
+  }
+  for_rows(p.rank, p.shape, p.ss, p.sd, begin, end, [=](std::int64_t, std::int64_t n, std::int64_t os, std::int64_t od) {
+    const S* s = src + os;
+    D* d = dst + od;
+    if (is == 1 && id == 1) {
+#pragma omp simd
+      for (std::int64_t i = 0; i < n; ++i) d[i] = Store<D>::from(load(s[i]));
+    } else {
+      for (std::int64_t i = 0; i < n; ++i) d[i * id] = Store<D>::from(load(s[i * is]));
+    }
+  });
+}
+
+// Equal dtypes move bits.
+template <class W>
+void move_loop(const capo::CopyArgs& p, std::int64_t begin, std::int64_t end) {
+  copy_loop<W, W>(p, begin, end);
+}
+
+template <class S>
+void from(const capo::CopyArgs& p, std::int64_t begin, std::int64_t end) {
+  switch (p.dst_dtype) {
+    case DType::f32: return copy_loop<S, float>(p, begin, end);
+    case DType::f64: return copy_loop<S, double>(p, begin, end);
+    case DType::bf16: return copy_loop<S, BFloat16>(p, begin, end);
+    case DType::f16: return copy_loop<S, Half>(p, begin, end);
+    case DType::i32: return copy_loop<S, std::int32_t>(p, begin, end);
+    case DType::i64: return copy_loop<S, std::int64_t>(p, begin, end);
+    case DType::u8: return copy_loop<S, std::uint8_t>(p, begin, end);
+    case DType::i8: return copy_loop<S, std::int8_t>(p, begin, end);
+    case DType::boolean: return copy_loop<S, bool>(p, begin, end);
+  }
+}
+
+template <class T>
+void fill_loop(const capo::FillArgs& p, std::int64_t begin, std::int64_t end) {
+  T* dst = static_cast<T*>(p.dst);
+  if (p.iota) {
+    for (std::int64_t i = begin; i < end; ++i) dst[i] = Store<T>::from(static_cast<double>(i));
+    return;
+  }
+  const T v = Store<T>::from(p.value);
+  for (std::int64_t i = begin; i < end; ++i) dst[i] = v;
+}
+
+struct Words {
+  std::uint32_t v[4];
+};
+// The same function as capo::philox (engine/rng.h), kept local for the reason above; a test compares them.
+inline Words philox_words(std::uint64_t seed, std::uint64_t stream, std::uint64_t counter) {
+  std::uint32_t c0 = static_cast<std::uint32_t>(counter), c1 = static_cast<std::uint32_t>(counter >> 32);
+  std::uint32_t c2 = static_cast<std::uint32_t>(stream), c3 = static_cast<std::uint32_t>(stream >> 32);
+  std::uint32_t k0 = static_cast<std::uint32_t>(seed), k1 = static_cast<std::uint32_t>(seed >> 32);
+  for (int round = 0; round < 10; ++round) {
+    const std::uint64_t p0 = std::uint64_t{0xD2511F53u} * c0, p1 = std::uint64_t{0xCD9E8D57u} * c2;
+    const std::uint32_t n0 = static_cast<std::uint32_t>(p1 >> 32) ^ c1 ^ k0, n2 = static_cast<std::uint32_t>(p0 >> 32) ^ c3 ^ k1;
+    c1 = static_cast<std::uint32_t>(p1);
+    c3 = static_cast<std::uint32_t>(p0);
+    c0 = n0;
+    c2 = n2;
+    k0 += 0x9E3779B9u;
+    k1 += 0xBB67AE85u;
+  }
+  return {{c0, c1, c2, c3}};
+}
+
+// One work item is one Philox block: four elements.
+template <class T>
+void random_loop(const capo::RandomArgs& p, std::int64_t begin, std::int64_t end) {
+  T* dst = static_cast<T*>(p.dst);
+  for (std::int64_t block = begin; block < end; ++block) {
+    const Words w = philox_words(p.range.seed, p.range.stream, p.range.offset + static_cast<std::uint64_t>(block));
+    double u[4];
+    for (int j = 0; j < 4; ++j) u[j] = (static_cast<double>(w.v[j]) + 0.5) * 0x1p-32;
+    if (p.normal) {
+      for (int j = 0; j < 4; j += 2) {
+        const double r = __builtin_sqrt(-2.0 * __builtin_log(u[j])), angle = 6.283185307179586476925 * u[j + 1];
+        dst[4 * block + j] = static_cast<T>(p.a + p.b * r * __builtin_cos(angle));
+        dst[4 * block + j + 1] = static_cast<T>(p.a + p.b * r * __builtin_sin(angle));
+      }
+    } else {
+      for (int j = 0; j < 4; ++j) dst[4 * block + j] = static_cast<T>(p.a + (p.b - p.a) * u[j]);
+    }
+  }
+}
+
+}  // namespace
+
+CAPO_CPU_KERNEL(copy, capo::CopyArgs) {
+  if (args.src_dtype == args.dst_dtype) switch (args.dst_dtype) {
+      case DType::f64: case DType::i64: return move_loop<std::int64_t>(args, begin, end);
+      case DType::f32: case DType::i32: return move_loop<std::int32_t>(args, begin, end);
+      case DType::bf16: case DType::f16: return move_loop<std::int16_t>(args, begin, end);
+      default: return move_loop<std::int8_t>(args, begin, end);
+    }
+  switch (args.src_dtype) {
+    case DType::f32: return from<float>(args, begin, end);
+    case DType::f64: return from<double>(args, begin, end);
+    case DType::bf16: return from<BFloat16>(args, begin, end);
+    case DType::f16: return from<Half>(args, begin, end);
+    case DType::i32: return from<std::int32_t>(args, begin, end);
+    case DType::i64: return from<std::int64_t>(args, begin, end);
+    case DType::u8: return from<std::uint8_t>(args, begin, end);
+    case DType::i8: return from<std::int8_t>(args, begin, end);
+    case DType::boolean: return from<bool>(args, begin, end);
+  }
+}
+
+CAPO_CPU_KERNEL(fill, capo::FillArgs) {
+  switch (args.dtype) {
+    case DType::f32: return fill_loop<float>(args, begin, end);
+    case DType::f64: return fill_loop<double>(args, begin, end);
+    case DType::bf16: return fill_loop<BFloat16>(args, begin, end);
+    case DType::f16: return fill_loop<Half>(args, begin, end);
+    case DType::i32: return fill_loop<std::int32_t>(args, begin, end);
+    case DType::i64: return fill_loop<std::int64_t>(args, begin, end);
+    case DType::u8: return fill_loop<std::uint8_t>(args, begin, end);
+    case DType::i8: return fill_loop<std::int8_t>(args, begin, end);
+    case DType::boolean: return fill_loop<bool>(args, begin, end);
+  }
+}
+
+CAPO_CPU_KERNEL(random, capo::RandomArgs) {
+  args.dtype == DType::f32 ? random_loop<float>(args, begin, end) : random_loop<double>(args, begin, end);
+}

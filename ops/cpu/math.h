@@ -1,0 +1,135 @@
+// Elementary functions that GCC can vectorise: branch-free f32 versions (a few ulp), f64 from libm.
+// Include from ops/cpu files only (unnamed namespace on purpose, see kernel.h).
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+namespace {
+namespace m {
+
+inline float from_bits(std::int32_t b) {
+  float f;
+  __builtin_memcpy(&f, &b, 4);
+  return f;
+}
+inline std::int32_t to_bits(float f) {
+  std::int32_t b;
+  __builtin_memcpy(&b, &f, 4);
+  return b;
+}
+
+// Cody-Waite reduction by ln 2 and a degree-6 polynomial (coefficients: Cephes expf). 0 below -87.33, inf above 88.72.
+inline float exp(float x) {
+  float c = x < -87.3365447f ? -87.3365447f : x;
+  c = c > 88.7228394f ? 88.7228394f : c;
+  const float t = c * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: rounds to an integer in the low mantissa bits
+  const float n = t - 12582912.0f;
+  float r = c - n * 0.693359375f;
+  r = r + n * 2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  // Two factors, because n may be 128.
+  const std::int32_t k = static_cast<std::int32_t>(n);
+  const std::int32_t h = k >> 1;
+  float y = p * from_bits((h + 127) << 23) * from_bits((k - h + 127) << 23);
+  y = x < -87.3365447f ? 0.0f : y;
+  y = x > 88.7228394f ? __builtin_inff() : y;
+  return x != x ? x : y;
+}
+inline double exp(double x) { return __builtin_exp(x); }
+
+// Mantissa in [sqrt(1/2), sqrt(2)), degree-8 polynomial (coefficients: Cephes logf).
+inline float log(float x) {
+  std::int32_t b = to_bits(x);
+  const std::int32_t e0 = (b - 0x3f3504f3) >> 23;
+  const float mant = from_bits(b - (e0 << 23));
+  const float e = static_cast<float>(e0);
+  const float f = mant - 1.0f, z = f * f;
+  float p = 7.0376836292e-2f;
+  p = p * f - 1.1514610310e-1f;
+  p = p * f + 1.1676998740e-1f;
+  p = p * f - 1.2420140846e-1f;
+  p = p * f + 1.4249322787e-1f;
+  p = p * f - 1.6668057665e-1f;
+  p = p * f + 2.0000714765e-1f;
+  p = p * f - 2.4999993993e-1f;
+  p = p * f + 3.3333331174e-1f;
+  float y = f * z * p;
+  y = y - e * 2.12194440e-4f - 0.5f * z;
+  y = f + y + e * 0.693359375f;
+  y = x == 0.0f ? -__builtin_inff() : y;
+  y = x < 0.0f ? __builtin_nanf("") : y;
+  y = x == __builtin_inff() ? x : y;
+  return x != x ? x : y;
+}
+inline double log(double x) { return __builtin_log(x); }
+
+// Rational approximation (coefficients: Eigen's fast tanh), below 5 ulp; x itself when tiny.
+inline float tanh(float x) {
+  float c = x < -7.90531110763549805f ? -7.90531110763549805f : x;
+  c = c > 7.90531110763549805f ? 7.90531110763549805f : c;
+  const float z = c * c;
+  float p = -2.76076847742355e-16f;
+  p = p * z + 2.00018790482477e-13f;
+  p = p * z - 8.60467152213735e-11f;
+  p = p * z + 5.12229709037114e-08f;
+  p = p * z + 1.48572235717979e-05f;
+  p = p * z + 6.37261928875436e-04f;
+  p = p * z + 4.89352455891786e-03f;
+  float q = 1.19825839466702e-06f;
+  q = q * z + 1.18534705686654e-04f;
+  q = q * z + 2.26843463243900e-03f;
+  q = q * z + 4.89352518554385e-03f;
+  const float y = c * p / q;
+  return z < 1.6e-7f ? x : y;
+}
+inline double tanh(double x) { return __builtin_tanh(x); }
+
+// Rational approximation on [-4, 4] (coefficients: Eigen's fast erf), about 6 ulp.
+inline float erf(float x) {
+  float c = x < -4.0f ? -4.0f : x;
+  c = c > 4.0f ? 4.0f : c;
+  const float z = c * c;
+  float p = -2.72614225801306e-10f;
+  p = p * z + 2.77068142495902e-08f;
+  p = p * z - 2.10102402082508e-06f;
+  p = p * z - 5.69250639462346e-05f;
+  p = p * z - 7.34990630326855e-04f;
+  p = p * z - 2.95459980854025e-03f;
+  p = p * z - 1.60960333262415e-02f;
+  float q = -1.45660718464996e-05f;
+  q = q * z - 2.13374055278905e-04f;
+  q = q * z - 1.68282697438203e-03f;
+  q = q * z - 7.37332916720468e-03f;
+  q = q * z - 1.42647390514189e-02f;
+  return c * p / q;
+}
+inline double erf(double x) { return __builtin_erf(x); }
+
+inline float sqrt(float x) { return __builtin_sqrtf(x); }
+inline double sqrt(double x) { return __builtin_sqrt(x); }
+inline float sin(float x) { return __builtin_sinf(x); }
+inline double sin(double x) { return __builtin_sin(x); }
+inline float cos(float x) { return __builtin_cosf(x); }
+inline double cos(double x) { return __builtin_cos(x); }
+inline float floor(float x) { return __builtin_floorf(x); }
+inline double floor(double x) { return __builtin_floor(x); }
+inline float pow(float x, float y) { return __builtin_powf(x, y); }
+inline double pow(double x, double y) { return __builtin_pow(x, y); }
+
+// log(1 + x) for x >= 0 without losing small x: the correction term of Kahan.
+inline float log1p(float x) {
+  const float u = 1.0f + x;
+  const float y = log(u) * (x / (u - 1.0f));
+  return u == 1.0f ? x : (u == __builtin_inff() ? u : y);
+}
+inline double log1p(double x) { return __builtin_log1p(x); }
+
+}  // namespace m
+}  // namespace

@@ -1,0 +1,66 @@
+#include <capo/ops/cpu/kernel.h>
+#include <capo/ops/cpu/math.h>
+#include <capo/ops/unary.h>
+#include <capo/ops/unary_functors.h>
+
+namespace {
+
+template <class F, class T>
+void forward(const capo::UnaryArgs& a, std::int64_t begin, std::int64_t end) {
+  const T* x = static_cast<const T*>(a.x);
+  T* y = static_cast<T*>(a.y);
+  const T p = static_cast<T>(a.p), q = static_cast<T>(a.q);
+#pragma omp simd
+  for (std::int64_t i = begin; i < end; ++i) y[i] = F::f(x[i], p, q);
+}
+
+template <class F, class T>
+void backward(const capo::UnaryArgs& a, std::int64_t begin, std::int64_t end) {
+  const T* s = static_cast<const T*>(a.x);
+  const T* dy = static_cast<const T*>(a.dy);
+  T* dx = static_cast<T*>(a.y);
+  const T p = static_cast<T>(a.p), q = static_cast<T>(a.q);
+#pragma omp simd
+  for (std::int64_t i = begin; i < end; ++i) dx[i] = dy[i] * F::df(s[i], s[i], p, q);
+}
+
+template <class F>
+void run(const capo::UnaryArgs& a, std::int64_t begin, std::int64_t end) {
+  if (a.dtype == capo::DType::f32)
+    a.dy ? backward<F, float>(a, begin, end) : forward<F, float>(a, begin, end);
+  else
+    a.dy ? backward<F, double>(a, begin, end) : forward<F, double>(a, begin, end);
+}
+
+}  // namespace
+
+CAPO_CPU_KERNEL(unary, capo::UnaryArgs) {
+  using K = capo::UnaryKind;
+  switch (args.kind) {
+    case K::abs: return run<Abs>(args, begin, end);
+    case K::neg: return run<Neg>(args, begin, end);
+    case K::sign: return run<Sign>(args, begin, end);
+    case K::floor: return run<Floor>(args, begin, end);
+    case K::exp: return run<Exp>(args, begin, end);
+    case K::log: return run<Log>(args, begin, end);
+    case K::sqrt: return run<Sqrt>(args, begin, end);
+    case K::rsqrt: return run<Rsqrt>(args, begin, end);
+    case K::reciprocal: return run<Reciprocal>(args, begin, end);
+    case K::square: return run<Square>(args, begin, end);
+    case K::sin: return run<Sin>(args, begin, end);
+    case K::cos: return run<Cos>(args, begin, end);
+    case K::tanh: return run<Tanh>(args, begin, end);
+    case K::sigmoid: return run<Sigmoid>(args, begin, end);
+    case K::relu: return run<Relu>(args, begin, end);
+    case K::leaky_relu: return run<LeakyRelu>(args, begin, end);
+    case K::gelu: return run<Gelu>(args, begin, end);
+    case K::gelu_tanh: return run<GeluTanh>(args, begin, end);
+    case K::quick_gelu: return run<QuickGelu>(args, begin, end);
+    case K::silu: return run<Silu>(args, begin, end);
+    case K::softplus: return run<Softplus>(args, begin, end);
+    case K::erf: return run<Erf>(args, begin, end);
+    case K::clamp: return run<Clamp>(args, begin, end);
+    case K::pow: return run<Pow>(args, begin, end);
+    case K::affine: return run<Affine>(args, begin, end);
+  }
+}

@@ -1,0 +1,28 @@
+// Reductions over any set of axes. Empty `axes` means all. Negatives allowed; a repeated axis throws.
+//
+// dtypes  f32, f64; bf16, f16 through f32 (CPU); max/min/argmax also i32, i64. Accumulation in chunks of fixed size,
+//         so the bits do not depend on the thread count.
+// keepdim leaves reduced axes with size 1.
+#pragma once
+
+#include <capo/engine/tensor.h>
+
+namespace capo {
+
+Tensor sum(const Tensor& x, const Dims& axes = {}, bool keepdim = false);
+Tensor mean(const Tensor& x, const Dims& axes = {}, bool keepdim = false);
+
+// kSum adds f(x); kMax/kMin return NaN when one is in the set.
+enum class ReduceKind : int { sum, max, min };
+struct ReduceArgs {
+  ReduceKind kind;
+  DType dtype;
+  const void* x;
+  void* y;                                              // contiguous over the kept axes
+  int kept, reduced;                                    // ranks, each >= 1 after padding with size 1
+  std::int64_t kept_shape[kMaxDims], kept_strides[kMaxDims];
+  std::int64_t reduced_shape[kMaxDims], reduced_strides[kMaxDims];
+  std::int64_t count;                                   // elements reduced into one
+};
+
+}  // namespace capo
