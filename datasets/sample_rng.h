@@ -1,0 +1,83 @@
+// Random numbers for samples: a stream per (seed, purpose, a, b), so that what happens to a sample depends on its
+// place in the run and not on threads or history. Header only, host only; tensors use engine/rng.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <numeric>
+#include <vector>
+
+namespace capo {
+
+class SampleRng {
+ public:
+  // purpose keeps streams for different uses apart; a and b are usually epoch and index.
+  SampleRng(std::uint64_t seed, std::uint64_t purpose, std::uint64_t a, std::uint64_t b)
+      : state_(mix(mix(mix(mix(seed + kStep) ^ purpose) + a * kStep) ^ (b * 0xd1342543de82ef95u + 1))) {}
+
+  std::uint64_t next() { return mix(state_ += kStep); }  // splitmix64
+  // [0, 1), 24 bits, exact.
+  float uniform() { return static_cast<float>(next() >> 40) * 0x1p-24f; }
+  float uniform(float lo, float hi) { return lo + (hi - lo) * uniform(); }
+  bool chance(float p) { return uniform() < p; }
+  // [0, n) without bias, n > 0.
+  std::int64_t below(std::int64_t n) {
+    const auto range = static_cast<std::uint64_t>(n);
+    const std::uint64_t limit = ~std::uint64_t{0} - (~std::uint64_t{0} % range + 1) % range;  // last acceptable value
+    std::uint64_t v = next();
+    while (v > limit) v = next();
+    return static_cast<std::int64_t>(v % range);
+  }
+  double normal() {
+    const double u = (static_cast<double>(next() >> 11) + 1) * 0x1p-53, v = static_cast<double>(next() >> 11) * 0x1p-53;
+    return std::sqrt(-2 * std::log(u)) * std::cos(6.283185307179586 * v);
+  }
+  // Beta(alpha, alpha), alpha > 0.
+  double beta(double alpha) {
+    const double a = gamma(alpha), b = gamma(alpha);
+    return a + b > 0 ? a / (a + b) : (next() & 1 ? 1.0 : 0.0);  // both underflow at tiny alpha: one of the ends
+  }
+  template <class T>
+  void shuffle(std::vector<T>& v) {
+    for (std::size_t i = v.size(); i > 1; --i) {
+      std::swap(v[i - 1], v[static_cast<std::size_t>(below(static_cast<std::int64_t>(i)))]);
+    }
+  }
+
+ private:
+  static constexpr std::uint64_t kStep = 0x9e3779b97f4a7c15u;
+  static constexpr std::uint64_t mix(std::uint64_t z) {
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return z ^ (z >> 31);
+  }
+  // Marsaglia and Tsang, 2000.
+  double gamma(double shape) {
+    if (shape < 1) {
+      const double u = (static_cast<double>(next() >> 11) + 1) * 0x1p-53;
+      return gamma(shape + 1) * std::pow(u, 1 / shape);
+    }
+    const double d = shape - 1.0 / 3, c = 1 / std::sqrt(9 * d);
+    for (;;) {
+      const double x = normal(), t = 1 + c * x;
+      if (t <= 0) continue;
+      const double v = t * t * t, u = (static_cast<double>(next() >> 11) + 1) * 0x1p-53;
+      if (std::log(u) < 0.5 * x * x + d - d * v + d * std::log(v)) return d * v;
+    }
+  }
+
+  std::uint64_t state_;
+};
+
+// The purposes in use.
+enum SampleStream : std::uint64_t { kStreamShuffle = 1, kStreamSubset, kStreamAugment, kStreamErase, kStreamMix };
+
+// The order of n things in an epoch.
+inline std::vector<std::int64_t> shuffled_order(std::int64_t n, std::uint64_t seed, std::int64_t epoch) {
+  std::vector<std::int64_t> order(static_cast<std::size_t>(n));
+  std::iota(order.begin(), order.end(), std::int64_t{0});
+  SampleRng(seed, kStreamShuffle, static_cast<std::uint64_t>(epoch), 0).shuffle(order);
+  return order;
+}
+
+}  // namespace capo
