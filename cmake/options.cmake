@@ -12,7 +12,7 @@ if(CAPO_CCACHE AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
 endif()
 
 add_library(capo_options INTERFACE)
-target_compile_options(capo_options INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Wshadow;-fvisibility=hidden>)
+target_compile_options(capo_options INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Wshadow>)
 if(CAPO_WERROR)
   target_compile_options(capo_options INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Werror>)
 endif()

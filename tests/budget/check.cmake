@@ -1,0 +1,16 @@
+# Run by ctest: preprocesses one public header and holds its line count to LINES; also refuses the costly headers.
+file(WRITE ${WORK}/${NAME}.cpp "#include <capo/${HEADER}>\n")
+execute_process(COMMAND ${CXX} -std=c++20 -E -I${INCLUDE} ${WORK}/${NAME}.cpp
+                OUTPUT_FILE ${WORK}/${NAME}.i RESULT_VARIABLE result ERROR_VARIABLE text)
+if(NOT result EQUAL 0)
+  message(FATAL_ERROR "capo/${HEADER} does not preprocess:\n${text}")
+endif()
+file(STRINGS ${WORK}/${NAME}.i banned REGEX "^# 1 \"[^\"]*/(iostream|functional|regex|Eigen/[A-Za-z]+)\"")
+if(banned)
+  message(FATAL_ERROR "capo/${HEADER} includes a header that costs every user compile time: ${banned}")
+endif()
+execute_process(COMMAND grep -cv "^#\\|^[[:space:]]*$" ${WORK}/${NAME}.i OUTPUT_VARIABLE lines OUTPUT_STRIP_TRAILING_WHITESPACE)
+message(STATUS "capo/${HEADER}: ${lines} preprocessed lines, budget ${LINES}")
+if(lines GREATER LINES)
+  message(FATAL_ERROR "capo/${HEADER}: ${lines} preprocessed lines, the budget is ${LINES}")
+endif()
