@@ -1,0 +1,32 @@
+// Small helpers that many ops share between their public function and their kernels' argument structs.
+#pragma once
+
+#include <capo/engine/tensor.h>
+#include <capo/ops/copy.h>
+
+namespace capo {
+
+// Where a kernel reads or writes t: null for an undefined tensor and on the meta device, where nothing runs.
+inline void* data_or_null(const Tensor& t) { return t.defined() && !t.device().is_meta() ? t.data() : nullptr; }
+
+inline Tensor contiguous_or_undefined(const Tensor& t) { return t.defined() ? contiguous(t) : t; }
+inline Tensor cast_or_undefined(const Tensor& t, DType dtype) { return t.defined() ? cast(t, dtype) : t; }
+
+// In which type a kernel sums values of type t.
+constexpr DType accumulator(DType t) { return t == f64 ? f64 : f32; }
+
+// Rows per chunk, so that a chunk is about 16,384 elements: enough work to hide a fork, and never dependent on threads.
+inline std::int64_t row_grain(std::int64_t columns) { return 1 + 16384 / (columns + 1); }
+
+// The checks of every weight, bias and statistic that belongs to x's last axis (`what` names it in the error).
+// allow_f32: x may be bf16 or f16 while t is f32.
+inline void check_channels(const char* op, const char* what, const Tensor& t, const Tensor& x, bool allow_f32 = true) {
+  if (!t.defined()) return;
+  CAPO_CHECK(t.rank() == 1 && t.size(0) == x.size(-1), op, ": ", what, " must be [", x.size(-1),
+             "] to match the last axis of x ", x.shape(), ", got ", t.shape());
+  CAPO_CHECK(t.dtype() == x.dtype() || (allow_f32 && is_half(x.dtype()) && t.dtype() == f32), op, ": ", what, " is ",
+             t.dtype(), ", x is ", x.dtype(), ": mixed dtypes, cast one");
+  CAPO_CHECK(t.device() == x.device(), op, ": ", what, " is on ", t.device(), ", x is on ", x.device());
+}
+
+}  // namespace capo

@@ -1,0 +1,99 @@
+#include <capo/ops/cpu/kernel.h>
+#include <capo/ops/cpu/math.h>
+#include <capo/ops/cpu/row.h>
+#include <capo/ops/layer_norm.h>
+
+namespace {
+
+template <class T>
+void forward(const capo::LayerNormArgs& a, std::int64_t begin, std::int64_t end) {
+  const T* w = static_cast<const T*>(a.weight);
+  const T* b = static_cast<const T*>(a.bias);
+  const std::int64_t n = a.columns;
+  const T count = static_cast<T>(n), eps = static_cast<T>(a.eps);
+  for (std::int64_t r = begin; r < end; ++r) {
+    const T* x = static_cast<const T*>(a.x) + r * n;
+    T* y = static_cast<T*>(a.y) + r * n;
+    T m = T(0), rest = T(0), var;  // mean = m + rest: what rounding m lost
+    if (a.rms) {
+      var = sum_of<T>(n, [x](std::int64_t i) { return x[i] * x[i]; }) / count;
+    } else {
+      m = sum_of<T>(n, [x](std::int64_t i) { return x[i]; }) / count;
+      const TwoSums<T> s = sums_of<T>(
+          n, [x, m](std::int64_t i) { return x[i] - m; }, [x, m](std::int64_t i) { return (x[i] - m) * (x[i] - m); });
+      rest = s.a / count;
+      var = greater((s.b - s.a * rest) / count, T(0));
+    }
+    const T rstd = T(1) / m::sqrt(var + eps);
+    if (a.mean) static_cast<T*>(a.mean)[r] = m + rest;
+    if (a.rstd) static_cast<T*>(a.rstd)[r] = rstd;
+    if (w && b) {
+#pragma omp simd
+      for (std::int64_t i = 0; i < n; ++i) y[i] = ((x[i] - m) - rest) * rstd * w[i] + b[i];
+    } else if (w) {
+#pragma omp simd
+      for (std::int64_t i = 0; i < n; ++i) y[i] = ((x[i] - m) - rest) * rstd * w[i];
+    } else if (b) {
+#pragma omp simd
+      for (std::int64_t i = 0; i < n; ++i) y[i] = ((x[i] - m) - rest) * rstd + b[i];
+    } else {
+#pragma omp simd
+      for (std::int64_t i = 0; i < n; ++i) y[i] = ((x[i] - m) - rest) * rstd;
+    }
+  }
+}
+
+// With g = dy * weight and h = (x - mean) * rstd:  dx = rstd * (g - mean(g) - h * mean(g * h)); rms has no mean(g).
+template <class T>
+void backward_rows(const capo::LayerNormBackwardArgs& a, std::int64_t chunk) {
+  const T* w = static_cast<const T*>(a.weight);
+  const std::int64_t n = a.columns, first = chunk * capo::kLayerNormChunk;
+  const std::int64_t last = lesser(first + capo::kLayerNormChunk, a.rows);
+  T* dw = a.dweight_part ? static_cast<T*>(a.dweight_part) + chunk * n : nullptr;
+  T* db = a.dbias_part ? static_cast<T*>(a.dbias_part) + chunk * n : nullptr;
+  if (dw)
+    for (std::int64_t i = 0; i < n; ++i) dw[i] = T(0);
+  if (db)
+    for (std::int64_t i = 0; i < n; ++i) db[i] = T(0);
+  for (std::int64_t r = first; r < last; ++r) {
+    const T* x = a.x ? static_cast<const T*>(a.x) + r * n : nullptr;
+    const T* dy = static_cast<const T*>(a.dy) + r * n;
+    const T m = a.mean ? static_cast<const T*>(a.mean)[r] : T(0);
+    const T rstd = a.rstd ? static_cast<const T*>(a.rstd)[r] : T(0);
+    if (a.dx) {
+      T* dx = static_cast<T*>(a.dx) + r * n;
+      const TwoSums<T> s = w ? sums_of<T>(n, [=](std::int64_t i) { return dy[i] * w[i]; },
+                                          [=](std::int64_t i) { return dy[i] * w[i] * (x[i] - m); })
+                             : sums_of<T>(n, [=](std::int64_t i) { return dy[i]; },
+                                          [=](std::int64_t i) { return dy[i] * (x[i] - m); });
+      const T shift = a.rms ? T(0) : s.a / static_cast<T>(n);
+      const T slope = s.b * rstd * rstd / static_cast<T>(n);
+      if (w) {
+#pragma omp simd
+        for (std::int64_t i = 0; i < n; ++i) dx[i] = (dy[i] * w[i] - shift - (x[i] - m) * slope) * rstd;
+      } else {
+#pragma omp simd
+        for (std::int64_t i = 0; i < n; ++i) dx[i] = (dy[i] - shift - (x[i] - m) * slope) * rstd;
+      }
+    }
+    if (dw) {
+#pragma omp simd
+      for (std::int64_t i = 0; i < n; ++i) dw[i] += dy[i] * ((x[i] - m) * rstd);
+    }
+    if (db) {
+#pragma omp simd
+      for (std::int64_t i = 0; i < n; ++i) db[i] += dy[i];
+    }
+  }
+}
+
+}  // namespace
+
+CAPO_CPU_KERNEL(layer_norm, capo::LayerNormArgs) {
+  args.dtype == capo::DType::f32 ? forward<float>(args, begin, end) : forward<double>(args, begin, end);
+}
+
+CAPO_CPU_KERNEL(layer_norm_backward, capo::LayerNormBackwardArgs) {
+  for (std::int64_t chunk = begin; chunk < end; ++chunk)
+    args.dtype == capo::DType::f32 ? backward_rows<float>(args, chunk) : backward_rows<double>(args, chunk);
+}

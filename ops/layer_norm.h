@@ -1,0 +1,48 @@
+// Normalisation over the last axis: layer_norm (Ba et al. 2016) and rms_norm (Zhang and Sennrich 2019).
+//
+//   layer_norm  y = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias    biased variance, as PyTorch
+//   rms_norm    y = x / sqrt(mean(x^2) + eps) * weight
+//
+// x        [..., C], rank >= 1, any strides (copied when not contiguous); y has x's shape and dtype
+// weight   [C] or undefined (ones); bias [C] or undefined (zeros)
+// eps      > 0
+// dtypes   f32, f64; bf16 and f16 with weights of the same type or f32 (CPU: computed through f32 copies). Statistics
+//          are f32 (f64 for f64), with a two-pass variance: a mean of 10,000 costs no digits.
+// grad     x, weight, bias. Keeps x, one mean and one rstd per row, and weight if x needs a gradient; nothing for a
+//          bias alone. dweight and dbias are summed over fixed chunks of rows. Second order through the composite.
+// throws   on a weight or bias that is not [C], mixed dtypes or devices, eps <= 0.
+#pragma once
+
+#include <capo/engine/tensor.h>
+
+namespace capo {
+
+Tensor layer_norm(const Tensor& x, const Tensor& weight = {}, const Tensor& bias = {}, double eps = 1e-6);
+Tensor rms_norm(const Tensor& x, const Tensor& weight = {}, double eps = 1e-6);
+
+// Work item: one row.
+struct LayerNormArgs {
+  DType dtype;         // of x and y
+  DType weight_dtype;  // of weight and bias
+  bool rms;
+  const void *x, *weight, *bias;  // weight, bias: or null
+  void* y;
+  void *mean, *rstd;  // [rows], f32 (f64 for f64); null when not kept; mean unused by rms
+  std::int64_t rows, columns;
+  double eps;
+};
+
+// Work item: kLayerNormChunk rows, whose dweight and dbias become one row of the partial sums.
+inline constexpr std::int64_t kLayerNormChunk = 64;
+struct LayerNormBackwardArgs {
+  DType dtype;         // of x, dy and dx
+  DType weight_dtype;
+  bool rms;
+  const void *x, *dy, *weight;        // weight: or null
+  const void *mean, *rstd;            // as kept
+  void* dx;                           // or null
+  void *dweight_part, *dbias_part;    // [chunks, columns], f32 (f64 for f64); each or null
+  std::int64_t rows, columns;
+};
+
+}  // namespace capo

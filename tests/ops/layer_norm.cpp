@@ -1,0 +1,115 @@
+#include <capo/ops/binary.h>
+#include <capo/ops/layer_norm.h>
+#include <capo/ops/reduce.h>
+#include <capo/ops/unary.h>
+#include <capo/ops/view.h>
+#include <capo/tests/op_test.h>
+
+namespace capo::test {
+namespace {
+
+Tensor scaled(Tensor h, const Tensor& w, const Tensor& b) {
+  if (w.defined()) h = h * w;
+  return b.defined() ? h + b : h;
+}
+
+Tensor layer_norm_by_ops(const Tensor& x, const Tensor& w, const Tensor& b, double eps) {
+  const Tensor centred = x - mean(x, {-1}, true);
+  return scaled(centred / sqrt(mean(square(centred), {-1}, true) + eps), w, b);
+}
+
+Tensor rms_norm_by_ops(const Tensor& x, const Tensor& w, double eps) {
+  return scaled(x / sqrt(mean(square(x), {-1}, true) + eps), w, {});
+}
+
+// inputs: x, weight, bias
+Sample layer_sample(const std::string& label, const Tensors& inputs, double eps = 1e-6) {
+  Sample s;
+  s.label = label;
+  s.inputs = inputs;
+  s.run = [eps](const Tensors& in) -> Tensors { return {layer_norm(in[0], in[1], in[2], eps)}; };
+  s.reference = [eps](const Tensors& in) -> Tensors { return {layer_norm_by_ops(in[0], in[1], in[2], eps)}; };
+  s.second_order = true;
+  return s;
+}
+
+Sample rms_sample(const std::string& label, const Tensors& inputs, double eps = 1e-6) {
+  Sample s;
+  s.label = label;
+  s.inputs = inputs;
+  s.run = [eps](const Tensors& in) -> Tensors { return {rms_norm(in[0], in[1], eps)}; };
+  s.reference = [eps](const Tensors& in) -> Tensors { return {rms_norm_by_ops(in[0], in[1], eps)}; };
+  s.second_order = true;
+  return s;
+}
+
+Tensor x_of(const Shape& shape, double mean = 0.3, double std = 1.5) { return normal(shape, "x" + to_string(shape), mean, std); }
+Tensor weight_of(std::int64_t c) { return normal({c}, "weight", 1, 0.3); }
+Tensor bias_of(std::int64_t c) { return normal({c}, "bias", -0.2, 0.5); }
+
+OpCase layer_norm_case() {
+  OpCase c{"layer_norm", {}, {}};
+  c.samples = {
+      layer_sample("small", {x_of({2, 3, 5}), weight_of(5), bias_of(5)}),
+      layer_sample("no weight, no bias", {x_of({3, 7}), {}, {}}),
+      layer_sample("weight only", {x_of({3, 7}), weight_of(7), {}}),
+      layer_sample("bias only", {x_of({3, 7}), {}, bias_of(7)}),
+      layer_sample("rank 1, one lane block", {x_of({32}), weight_of(32), {}}),
+      layer_sample("odd columns, several chunks of rows", {x_of({2, 75, 37}), weight_of(37), bias_of(37)}),
+      layer_sample("big eps", {x_of({4, 18}), weight_of(18), bias_of(18)}, 0.5),
+      layer_sample("empty rows", {x_of({0, 6}), weight_of(6), bias_of(6)}),
+      layer_sample("empty columns", {x_of({3, 0}), weight_of(0), bias_of(0)}),
+  };
+  Sample one = layer_sample("rows of one element", {x_of({4, 1}), weight_of(1), bias_of(1)}, 1e-3);
+  Sample shifted = layer_sample("mean 10,000", {x_of({3, 129}, 1e4, 1), weight_of(129), bias_of(129)});
+  shifted.tol = 1e-11;
+  shifted.grad_tol = 1e-5;
+  shifted.second_order = true;
+  shifted.tol_f32 = 2e-5;  // the kept mean is rounded to an ulp of 10,000, a thousandth of the spread
+  shifted.half = false;    // bf16 cannot tell the elements apart
+  Sample huge = layer_sample("one huge row", {x_of({1, 70001}, -3, 2), weight_of(70001), bias_of(70001)});
+  huge.grad_tol = 1e-5;
+  c.samples.push_back(one);
+  c.samples.push_back(shifted);
+  c.samples.push_back(huge);
+  const Tensor x = x_of({2, 3, 5});
+  c.errors = {
+      {"weight size", [=] { layer_norm(x, weight_of(4), bias_of(5)); }, "weight must be [5]"},
+      {"bias rank", [=] { layer_norm(x, weight_of(5), normal({1, 5}, "b")); }, "bias must be [5]"},
+      {"scalar x", [] { layer_norm(values({1}, {})); }, "last axis"},
+      {"eps", [=] { layer_norm(x, weight_of(5), bias_of(5), 0); }, "eps must be > 0"},
+      {"mixed dtypes", [=] { layer_norm(cast(x, f32), weight_of(5), bias_of(5)); }, "mixed dtypes"},
+      {"mixed devices", [=] { layer_norm(empty({2, 5}, f64, kMeta), weight_of(5)); }, "is on"},
+      {"integers", [] { layer_norm(integers({2, 5}, "i", 0, 4)); }, "floating"},
+  };
+  return c;
+}
+
+OpCase rms_norm_case() {
+  OpCase c{"rms_norm", {}, {}};
+  c.samples = {
+      rms_sample("small", {x_of({2, 3, 5}), weight_of(5)}),
+      rms_sample("no weight", {x_of({3, 7}), {}}),
+      rms_sample("rows of one element", {x_of({4, 1}), weight_of(1)}, 0.1),
+      rms_sample("odd columns, several chunks of rows", {x_of({150, 37}), weight_of(37)}),
+      rms_sample("mean 10,000", {x_of({3, 33}, 1e4, 1), weight_of(33)}),
+      rms_sample("one huge row", {x_of({1, 40001}, 1, 2), weight_of(40001)}),
+      rms_sample("empty", {x_of({0, 6}), weight_of(6)}),
+  };
+  c.samples[4].half = false;  // squares leave f16
+  c.samples[4].grad_tol = 1e-5;
+  c.samples[5].grad_tol = 1e-5;
+  const Tensor x = x_of({2, 3, 5});
+  c.errors = {
+      {"weight size", [=] { rms_norm(x, weight_of(3)); }, "weight must be [5]"},
+      {"eps", [=] { rms_norm(x, weight_of(5), -1e-6); }, "eps must be > 0"},
+      {"mixed dtypes", [=] { rms_norm(x, cast(weight_of(5), f32)); }, "mixed dtypes"},
+  };
+  return c;
+}
+
+}  // namespace
+
+std::vector<OpCase> op_cases() { return {layer_norm_case(), rms_norm_case()}; }
+
+}  // namespace capo::test
