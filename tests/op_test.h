@@ -32,6 +32,7 @@ struct Sample {
   bool f32 = true;             // false: the op has no f32 form
   bool strided = true;         // false: the op's contract demands contiguous inputs
   bool random = false;         // result depends on a Generator: `run` must make its own, seeded
+  bool half = true;            // false: not all floating inputs may be bf16 or f16 (statistics that stay f32)
 };
 
 // A call that must throw capo::Error. The text must start with the op's name and contain `must_contain`.
