@@ -20,6 +20,7 @@ std::string shortest(float v) {
 // The DOM keeps the last of duplicate keys silently, so keys are counted while parsing; depth and count are bounded.
 Json parse_flat(const std::string& text, const std::string& name) {
   CAPO_CHECK(text.size() <= 4096, name, ": JSON too long, at most 4096 bytes are accepted, got ", text.size());
+  CAPO_CHECK(text.find('\0') == text.npos, name, ": must be valid JSON, got a NUL byte");  // nlohmann stops at one
   std::vector<std::string> keys;
   const auto watch = [&](int depth, Json::parse_event_t event, Json& value) {
     CAPO_CHECK(depth <= 2, name, ": JSON nesting is too deep");

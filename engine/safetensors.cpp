@@ -208,6 +208,8 @@ const char* safetensors_tag(DType dtype) {
 
 SafetensorsHeader parse_safetensors_header(std::string_view json, std::uint64_t data_bytes, const std::string& path) {
   CAPO_CHECK(!json.empty() && json[0] == '{', path, ": header must start with '{'");
+  // nlohmann takes a NUL byte for the end of its input and would not look at what follows.
+  CAPO_CHECK(json.find('\0') == json.npos, path, ": header must be valid JSON, got a NUL byte");
   SafetensorsHeader out;
   HeaderSax sax(path, out);
   Json::sax_parse(json.begin(), json.end(), &sax);

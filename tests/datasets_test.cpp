@@ -679,7 +679,7 @@ TEST_CASE("real data: sizes, class names, published statistics") {
   const auto open = [](const char* name, const char* split) -> DatasetPtr {
     const std::string text = error_of([&] { open_dataset(name, "", split); });
     if (text == "no error") return open_dataset(name, "", split);
-    MESSAGE("SKIPPED " << name << " " << split << ": " << text);
+    MESSAGE("SKIPPED " << std::string(name) << ": " << text);
     return nullptr;
   };
   if (const auto set = open("cifar100", "train"); set && set->size() == 50000) {
