@@ -1,0 +1,58 @@
+#include <capo/ops/cpu/kernel.h>
+#include <capo/ops/cpu/math.h>
+#include <capo/ops/cpu/row.h>
+#include <capo/ops/softmax.h>
+
+namespace {
+
+template <class T>
+void forward(const capo::SoftmaxArgs& a, std::int64_t begin, std::int64_t end) {
+  const std::int64_t n = a.columns;
+  for (std::int64_t r = begin; r < end; ++r) {
+    const T* x = static_cast<const T*>(a.x) + r * n;
+    T* y = static_cast<T*>(a.y) + r * n;
+    const T top = largest(x, n);
+#pragma omp simd
+    for (std::int64_t i = 0; i < n; ++i) y[i] = m::exp(x[i] - top);
+    const T total = sum_of<T>(n, [y](std::int64_t i) { return y[i]; });
+    if (a.log) {
+      const T rest = m::log(total);
+#pragma omp simd
+      for (std::int64_t i = 0; i < n; ++i) y[i] = (x[i] - top) - rest;
+    } else {
+      const T scale = T(1) / total;
+#pragma omp simd
+      for (std::int64_t i = 0; i < n; ++i) y[i] *= scale;
+    }
+  }
+}
+
+template <class T>
+void backward(const capo::SoftmaxArgs& a, std::int64_t begin, std::int64_t end) {
+  const std::int64_t n = a.columns;
+  for (std::int64_t r = begin; r < end; ++r) {
+    const T* y = static_cast<const T*>(a.x) + r * n;
+    const T* dy = static_cast<const T*>(a.dy) + r * n;
+    T* dx = static_cast<T*>(a.y) + r * n;
+    if (a.log) {
+      const T total = sum_of<T>(n, [dy](std::int64_t i) { return dy[i]; });
+#pragma omp simd
+      for (std::int64_t i = 0; i < n; ++i) dx[i] = dy[i] - m::exp(y[i]) * total;
+    } else {
+      const T along = sum_of<T>(n, [dy, y](std::int64_t i) { return dy[i] * y[i]; });
+#pragma omp simd
+      for (std::int64_t i = 0; i < n; ++i) dx[i] = y[i] * (dy[i] - along);
+    }
+  }
+}
+
+template <class T>
+void run(const capo::SoftmaxArgs& a, std::int64_t begin, std::int64_t end) {
+  a.dy ? backward<T>(a, begin, end) : forward<T>(a, begin, end);
+}
+
+}  // namespace
+
+CAPO_CPU_KERNEL(softmax, capo::SoftmaxArgs) {
+  args.dtype == capo::DType::f32 ? run<float>(args, begin, end) : run<double>(args, begin, end);
+}
