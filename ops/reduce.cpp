@@ -112,4 +112,11 @@ Tensor mean(const Tensor& x, const Dims& axes, bool keepdim) {
   return s * (1.0 / n);
 }
 
+Tensor reduce_values(const char* op, ReduceKind kind, const Tensor& x, const Dims& axes, bool keepdim) {
+  const Axes a = resolve(op, x, axes);
+  const Tensor y = empty(keepdim ? a.with_one : a.kept, x.dtype(), x.device());
+  run(kind, x, y, a);
+  return y;
+}
+
 }  // namespace capo

@@ -12,8 +12,10 @@ namespace capo {
 Tensor sum(const Tensor& x, const Dims& axes = {}, bool keepdim = false);
 Tensor mean(const Tensor& x, const Dims& axes = {}, bool keepdim = false);
 
-// kSum adds f(x); kMax/kMin return NaN when one is in the set.
+// max and min return NaN when one is in the set.
 enum class ReduceKind : int { sum, max, min };
+// The values alone, not recorded, any ReduceKind; f32, f64, i32, i64. op names the caller in errors (ops/stats.h).
+Tensor reduce_values(const char* op, ReduceKind kind, const Tensor& x, const Dims& axes, bool keepdim);
 struct ReduceArgs {
   ReduceKind kind;
   DType dtype;
