@@ -1,0 +1,106 @@
+#include <capo/autograd/autograd.h>
+#include <capo/ops/args.h>
+#include <capo/ops/binary.h>
+#include <capo/ops/copy.h>
+#include <capo/ops/cross_entropy.h>
+#include <capo/ops/kernel.h>
+#include <capo/ops/reduce.h>
+#include <capo/ops/softmax.h>
+#include <capo/ops/unary.h>
+#include <capo/ops/view.h>
+
+namespace capo {
+
+CAPO_KERNEL(cross_entropy, CrossEntropyArgs)
+
+namespace {
+
+void check(const char* op, const Tensor& logits, const CrossEntropyOptions& o) {
+  CAPO_CHECK(is_floating(logits.dtype()), op, ": logits must be floating, got ", describe(logits));
+  CAPO_CHECK(logits.rank() >= 1 && logits.size(-1) >= 1, op, ": logits must be [..., C] with at least one class, got ",
+             logits.shape());
+  CAPO_CHECK(o.label_smoothing >= 0 && o.label_smoothing <= 1, op, ": label_smoothing must be in [0, 1], got ",
+             o.label_smoothing);
+  CAPO_CHECK(o.reduction != Reduction::batchmean, op, ": reduction must be none, mean or sum, got batchmean");
+}
+
+void check_labels(const Tensor& labels, std::int64_t classes, std::int64_t ignore_index) {
+  if (!labels.device().is_cpu() || labels.numel() == 0) return;
+  const std::int64_t* v = labels.data<std::int64_t>();
+  for (std::int64_t i = 0; i < labels.numel(); ++i)
+    CAPO_CHECK(v[i] == ignore_index || (v[i] >= 0 && v[i] < classes), "cross_entropy: labels must be in [0, ", classes,
+               ") or ", ignore_index, " (ignore_index), row ", i, " has ", v[i]);
+}
+
+// The loss as one kernel; labels or target is defined.
+Tensor fused(const char* op, const Tensor& x0, const Tensor& labels0, const Tensor& target0, const CrossEntropyOptions& o) {
+  const Tensor x = contiguous(x0), labels = contiguous_or_undefined(labels0), target = contiguous_or_undefined(target0);
+  const Device device = x.device();
+  const DType acc = accumulator(x.dtype());
+  const std::int64_t columns = x.size(-1), rows = x.numel() / columns;
+  if (labels.defined()) check_labels(labels, columns, o.ignore_index);
+  Shape row_shape = x.shape();
+  row_shape.pop_back();
+  const bool mean = o.reduction == Reduction::mean, need = needs_of({x}).any();
+  const Tensor row_loss = empty(row_shape, acc, device);
+  const Tensor dlogits = need ? empty_like(x) : Tensor();
+  const Tensor counted = mean && labels.defined() ? empty({rows}, acc, device) : Tensor();
+  const CrossEntropyArgs args{x.dtype(), data_or_null(x), static_cast<const std::int64_t*>(data_or_null(labels)),
+                              data_or_null(target), data_or_null(row_loss), data_or_null(dlogits), data_or_null(counted),
+                              rows, columns, o.ignore_index, o.label_smoothing};
+  launch(kernels::cross_entropy, device, args, rows, row_grain(columns));
+  Tensor loss = row_loss, share;  // share: what mean multiplies every row with
+  if (o.reduction != Reduction::none) loss = sum(row_loss);
+  if (mean) {
+    share = reciprocal(counted.defined() ? sum(counted) : full({}, static_cast<double>(rows), acc, device));
+    loss = loss * share;
+  }
+  loss = cast(loss, x.dtype());
+  if (!need) return loss;
+  const bool per_row = o.reduction == Reduction::none;
+  return record(op, loss, {x}, Saved({}, {dlogits, share, loss}), [per_row](const Saved& s, const Tensor& dy0, Needs) -> Grads {
+    const Tensor dlogits_kept = s[0], part = s[1], linked = s[2];
+    Tensor dx;
+    {
+      const NoGrad off;
+      Tensor dy = part.defined() ? cast(cast(dy0, part.dtype()) * part, dy0.dtype()) : dy0;
+      dx = dlogits_kept * (per_row ? unsqueeze(dy, -1) : dy);
+    }
+    return {record_no_gradient("cross_entropy_backward", dx, {dy0, linked})};
+  });
+}
+
+}  // namespace
+
+Tensor cross_entropy(const Tensor& logits, const Tensor& labels, const CrossEntropyOptions& o) {
+  check("cross_entropy", logits, o);
+  CAPO_CHECK(labels.dtype() == i64, "cross_entropy: labels must be i64, got ", describe(labels));
+  Shape expected = logits.shape();
+  expected.pop_back();
+  CAPO_CHECK(labels.shape() == expected, "cross_entropy: labels must be ", expected, " for logits ", logits.shape(), ", got ",
+             labels.shape());
+  CAPO_CHECK(labels.device() == logits.device(), "cross_entropy: labels are on ", labels.device(), ", logits on ",
+             logits.device());
+  if (is_half(logits.dtype()) && !logits.device().is_cuda())
+    return cast(cross_entropy(cast(logits, f32), labels, o), logits.dtype());
+  return fused("cross_entropy", logits, labels, {}, o);
+}
+
+Tensor cross_entropy_soft(const Tensor& logits, const Tensor& target, const CrossEntropyOptions& o) {
+  const char* op = "cross_entropy_soft";
+  check(op, logits, o);
+  CAPO_CHECK(target.shape() == logits.shape(), op, ": target must be ", logits.shape(), " like the logits, got ", target.shape());
+  CAPO_CHECK(target.dtype() == logits.dtype(), op, ": target is ", target.dtype(), ", logits are ", logits.dtype(),
+             ": mixed dtypes, cast one");
+  CAPO_CHECK(target.device() == logits.device(), op, ": target is on ", target.device(), ", logits on ", logits.device());
+  if (is_half(logits.dtype()) && !logits.device().is_cuda())
+    return cast(cross_entropy_soft(cast(logits, f32), cast(target, f32), o), logits.dtype());
+  if (!needs_of({target}).any()) return fused(op, logits, {}, target, o);
+  const double classes = static_cast<double>(logits.size(-1)), smooth = o.label_smoothing;
+  const Tensor q = affine(target, 1 - smooth, smooth / classes);
+  const Tensor rows = neg(sum(q * log_softmax(logits), {-1}));
+  if (o.reduction == Reduction::none) return rows;
+  return o.reduction == Reduction::sum ? sum(rows) : mean(rows);
+}
+
+}  // namespace capo
