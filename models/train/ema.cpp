@@ -1,0 +1,57 @@
+#include <capo/models/train/ema.h>
+#include <capo/ops/copy.h>
+#include <capo/ops/optim.h>
+
+#include <algorithm>
+
+namespace capo::train {
+
+Ema::Ema(nn::Module& module, double decay, bool warm_up) : decay_(decay), warm_up_(warm_up), counter_(zeros({1}, i64)) {
+  CAPO_CHECK(decay >= 0 && decay < 1, "ema: decay must be in [0, 1), got ", decay);
+  const NoGrad off;
+  for (nn::Parameter* p : module.parameters()) {
+    if (!p->trainable()) continue;
+    const Tensor value = p->value().detach();
+    entries_.push_back({p, is_half(value.dtype()) ? cast(value, f32) : clone(value), {}});
+  }
+}
+
+void Ema::update() {
+  CAPO_CHECK(!swapped_, "ema: update while the averages are in the model");
+  const NoGrad off;
+  const auto n = static_cast<double>((*counter_.data<std::int64_t>())++);
+  const double d = warm_up_ ? std::min(decay_, (1 + n) / (10 + n)) : decay_;
+  for (auto& e : entries_) ema_(e.shadow, cast(e.parameter->value().detach(), e.shadow.dtype()), d);
+}
+
+void Ema::swap() {
+  const NoGrad off;
+  for (auto& e : entries_) {
+    Tensor value = e.parameter->value();
+    if (value.dtype() == e.shadow.dtype()) {
+      value.swap_storage(e.shadow);
+    } else if (!swapped_) {
+      e.backup = clone(value.detach());
+      copy_into(value, e.shadow);
+    } else {
+      copy_into(value, e.backup);
+      e.backup = Tensor();
+    }
+  }
+  swapped_ = !swapped_;
+}
+
+StateList Ema::state_list() const {
+  CAPO_CHECK(!swapped_, "ema: its state cannot be saved or loaded while the averages are in the model");
+  StateList list{{"updates", counter_}};
+  for (const auto& e : entries_) list.push_back({e.parameter->path(), e.shadow, e.parameter->layout()});
+  return list;
+}
+
+std::int64_t Ema::state_bytes() const {
+  std::int64_t bytes = 0;
+  for (const auto& e : entries_) bytes += static_cast<std::int64_t>(rounded_bytes(e.shadow.storage()->bytes()));
+  return bytes;
+}
+
+}  // namespace capo::train

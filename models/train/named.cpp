@@ -1,0 +1,73 @@
+#include <capo/models/train/named.h>
+#include <capo/ops/copy.h>
+
+#include <unordered_map>
+
+namespace capo::train {
+namespace {
+
+// The shape a tensor has in a file, without moving data.
+Shape file_shape(const NamedState& s) {
+  const int rank = s.value.rank();
+  if (s.layout == nn::Layout::plain || rank < 3) return s.value.shape();
+  Shape out{s.value.shape()[0], s.value.shape()[rank - 1]};
+  for (int i = 1; i + 1 < rank; ++i) out.push_back(s.value.shape()[i]);
+  return out;
+}
+
+}  // namespace
+
+Tensor to_host(const Tensor& t) {
+  if (t.device().is_cpu()) return t;
+  detail::fail("to_host: copies from ", t.device(), " are not available in this build");
+}
+
+Tensor to_device(const Tensor& host, Device device) {
+  if (device == host.device()) return host;
+  detail::fail("to_device: copies to ", device, " are not available in this build");
+}
+
+nn::StateDict copy_out(const StateList& list) {
+  const NoGrad off;
+  nn::StateDict dict;
+  dict.reserve(list.size());
+  for (const auto& s : list) dict.push_back({s.name, nn::to_file_layout(to_host(s.value).detach(), s.layout)});
+  return dict;
+}
+
+void check_names(const std::string& who, const StateList& list, const nn::StateDict& dict) {
+  std::unordered_map<std::string, const Tensor*> given;
+  std::string missing, unexpected, misfits;
+  const auto add = [](std::string& text, const std::string& item) { text += cat(text.empty() ? "" : ", ", item); };
+  for (const auto& t : dict)
+    CAPO_CHECK(given.emplace(t.name, &t.value).second, who, ": names must be unique, got ", t.name, " twice");
+  for (const auto& s : list) {
+    const auto it = given.find(s.name);
+    if (it == given.end()) {
+      add(missing, s.name);
+      continue;
+    }
+    const Tensor& t = *it->second;
+    if (t.shape() != file_shape(s) || t.dtype() != s.value.dtype())
+      add(misfits, cat(s.name, " must be ", s.value.dtype(), " ", file_shape(s), ", got ", t.dtype(), " ", t.shape()));
+    given.erase(it);
+  }
+  for (const auto& t : dict)
+    if (given.count(t.name)) add(unexpected, t.name);
+  CAPO_CHECK(missing.empty() && unexpected.empty() && misfits.empty(), who, ": names, shapes and dtypes must agree;",
+             missing.empty() ? "" : " missing: ", missing, unexpected.empty() ? "" : " unexpected: ", unexpected,
+             misfits.empty() ? "" : " misfitting: ", misfits);
+}
+
+void copy_in(const std::string& who, const StateList& list, const nn::StateDict& dict) {
+  check_names(who, list, dict);
+  const NoGrad off;
+  std::unordered_map<std::string, const Tensor*> given;
+  for (const auto& t : dict) given[t.name] = &t.value;
+  for (const auto& s : list) {
+    const Tensor ours = nn::from_file_layout(to_device(*given.at(s.name), s.value.device()), s.layout);
+    copy_into(s.value, ours);
+  }
+}
+
+}  // namespace capo::train

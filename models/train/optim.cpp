@@ -1,0 +1,160 @@
+#include <capo/models/train/optim.h>
+#include <capo/ops/binary.h>
+#include <capo/ops/copy.h>
+#include <capo/ops/optim.h>
+
+#include <algorithm>
+#include <cmath>
+
+namespace capo::train {
+namespace {
+
+// The pattern names the parameter, or a module above it.
+bool rule_covers(const std::string& pattern, const std::string& path) {
+  for (std::size_t end = path.size(); end != std::string::npos; end = path.rfind('.', end - 1))
+    if (nn::matches(pattern, std::string_view(path).substr(0, end))) return true;
+  return false;
+}
+
+std::string text_of(const std::vector<Rule>& rules) {
+  std::string out;
+  for (const auto& r : rules) out += cat(" rule ", r.pattern, " ", r.lr_scale, " ", r.weight_decay);
+  return out;
+}
+
+}  // namespace
+
+bool decays_by_default(const nn::Parameter& p) {
+  if (p.value().rank() < 2) return false;
+  for (const char* name : {"cls_token", "pos_embed", "reg_token", "dist_token"})
+    if (p.name() == name) return false;
+  return true;
+}
+
+std::string to_string(OptimizerKind kind) { return kind == OptimizerKind::adamw ? "adamw" : "sgd"; }
+
+Optimizer::Optimizer(nn::Module& module, double weight_decay, const std::vector<Rule>& rules, bool first, bool second)
+    : counter_(zeros({1}, i64)) {
+  const NoGrad off;
+  std::vector<nn::Parameter*> all = module.parameters();
+  for (const auto& rule : rules)
+    if (std::none_of(all.begin(), all.end(), [&](auto* p) { return rule_covers(rule.pattern, p->path()); }))
+      nn::find_parameters(module, rule.pattern);  // throws with near misses
+  for (nn::Parameter* p : all) {
+    if (!p->trainable()) continue;
+    Slot slot;
+    const std::string path = p->path();
+    slot.weight_decay = decays_by_default(*p) ? weight_decay : 0;
+    for (const auto& rule : rules) {
+      if (!rule_covers(rule.pattern, path)) continue;
+      slot.lr_scale = rule.lr_scale;
+      if (rule.weight_decay >= 0) slot.weight_decay = rule.weight_decay;
+    }
+    const Tensor& value = p->value();
+    if (is_half(value.dtype())) slot.master = cast(value.detach(), f32);
+    const DType dtype = is_half(value.dtype()) ? f32 : value.dtype();
+    if (first) slot.first = zeros(value.shape(), dtype, value.device());
+    if (second) slot.second = zeros(value.shape(), dtype, value.device());
+    parameters_.push_back(p);
+    slots_.push_back(std::move(slot));
+  }
+}
+
+void Optimizer::step(double lr) {
+  const NoGrad off;
+  ++*counter_.data<std::int64_t>();
+  for (std::size_t i = 0; i < parameters_.size(); ++i) {
+    const nn::Parameter& p = *parameters_[i];
+    const Tensor g = grad_of(p.value());
+    if (!g.defined() || !p.trainable()) continue;
+    Slot& slot = slots_[i];
+    const Tensor& target = slot.master.defined() ? slot.master : p.value();
+    update(target, contiguous(cast(g, target.dtype())), slot, lr * slot.lr_scale);
+    if (slot.master.defined()) copy_into(p.value(), slot.master);
+  }
+}
+
+void Optimizer::zero_grad() {
+  for (nn::Parameter* p : parameters_) clear_grad(p->value());
+}
+
+double Optimizer::grad_norm() const {
+  std::vector<Tensor> grads;
+  for (const nn::Parameter* p : parameters_)
+    if (const Tensor g = grad_of(p->value()); g.defined()) grads.push_back(g);
+  return grads.empty() ? 0.0 : global_norm(grads);
+}
+
+void Optimizer::scale_grads(double factor) {
+  const NoGrad off;
+  for (nn::Parameter* p : parameters_) {
+    Tensor g = grad_of(p->value());
+    if (!g.defined()) continue;
+    clear_grad(p->value());  // so that unique() tells whether another leaf holds the same tensor
+    if (g.unique() && g.is_contiguous() && !is_half(g.dtype()))
+      mul_(g, factor);
+    else
+      g = g * factor;
+    set_grad(p->value(), g);
+  }
+}
+
+double Optimizer::clip_grad_norm(double max_norm) {
+  CAPO_CHECK(max_norm > 0, "clip_grad_norm: max_norm must be positive, got ", max_norm);
+  const double norm = grad_norm();
+  if (norm > max_norm) scale_grads(max_norm / norm);
+  return norm;
+}
+
+StateList Optimizer::state_list() const {
+  StateList list{{"step", counter_}};
+  for (std::size_t i = 0; i < parameters_.size(); ++i) {
+    const nn::Parameter& p = *parameters_[i];
+    const auto add = [&](const char* kind, const Tensor& t) {
+      if (t.defined()) list.push_back({cat(kind, "/", p.path()), t, p.layout()});
+    };
+    add(first_name(), slots_[i].first);
+    add(second_name(), slots_[i].second);
+    add("master", slots_[i].master);
+  }
+  return list;
+}
+
+std::int64_t Optimizer::state_bytes() const {
+  std::int64_t bytes = 0;
+  for (const auto& s : slots_)
+    for (const Tensor* t : {&s.master, &s.first, &s.second})
+      if (t->defined()) bytes += static_cast<std::int64_t>(rounded_bytes(t->storage()->bytes()));
+  return bytes;
+}
+
+Sgd::Sgd(nn::Module& module, const SgdOptions& options)
+    : Optimizer(module, options.weight_decay, options.rules, options.momentum != 0, false), options_(options) {
+  CAPO_CHECK(options.momentum >= 0 && options.momentum < 1, "sgd: momentum must be in [0, 1), got ", options.momentum);
+  CAPO_CHECK(!options.nesterov || options.momentum > 0, "sgd: nesterov needs a momentum");
+}
+
+std::string Sgd::settings() const {
+  return cat("sgd ", options_.momentum, options_.nesterov ? " nesterov" : "", " decay ", options_.weight_decay, text_of(options_.rules));
+}
+
+void Sgd::update(const Tensor& target, const Tensor& grad, Slot& slot, double lr) {
+  sgd_(target, grad, slot.first, lr, options_.momentum, slot.weight_decay, options_.nesterov);
+}
+
+AdamW::AdamW(nn::Module& module, const AdamWOptions& options)
+    : Optimizer(module, options.weight_decay, options.rules, true, true), options_(options) {
+  CAPO_CHECK(options.beta1 >= 0 && options.beta1 < 1 && options.beta2 >= 0 && options.beta2 < 1,
+             "adamw: betas must be in [0, 1), got ", options.beta1, " and ", options.beta2);
+  CAPO_CHECK(options.eps > 0, "adamw: eps must be positive, got ", options.eps);
+}
+
+std::string AdamW::settings() const {
+  return cat("adamw ", options_.beta1, " ", options_.beta2, " ", options_.eps, " decay ", options_.weight_decay, text_of(options_.rules));
+}
+
+void AdamW::update(const Tensor& target, const Tensor& grad, Slot& slot, double lr) {
+  adamw_(target, grad, slot.first, slot.second, lr, options_.beta1, options_.beta2, options_.eps, slot.weight_decay, steps());
+}
+
+}  // namespace capo::train
