@@ -1,0 +1,175 @@
+#include <capo/ops/cpu/gemm.h>
+#include <capo/ops/cpu/kernel.h>
+#include <capo/ops/cpu/math.h>
+#include <capo/ops/matmul.h>
+#include <capo/ops/unary_functors.h>
+
+namespace {
+
+using capo::Activation;
+using std::int64_t;
+
+constexpr int64_t kMaxRows = 96;  // of a block whose A must be packed
+
+struct Identity {
+  template <class T>
+  static inline T f(T x, T, T) { return x; }
+};
+
+// c[i, j] = act(c[i, j] + bias[j]), the sum also to z. One panel of one block of rows: still in L1.
+template <class F, class T>
+void finish_rows(T* c, T* z, const T* bias, int64_t ld, int64_t m, int64_t n) {
+  for (int64_t i = 0; i < m; ++i) {
+    T* row = c + i * ld;
+    if (bias) {
+#pragma omp simd
+      for (int64_t j = 0; j < n; ++j) row[j] += bias[j];
+    }
+    if (z) __builtin_memcpy(z + i * ld, row, static_cast<unsigned long>(n) * sizeof(T));
+#pragma omp simd
+    for (int64_t j = 0; j < n; ++j) row[j] = F::f(row[j], T(0), T(0));
+  }
+}
+
+template <class T>
+void finish(Activation activation, T* c, T* z, const T* bias, int64_t ld, int64_t m, int64_t n) {
+  switch (activation) {
+    case Activation::none:
+      if (bias || z) finish_rows<Identity>(c, z, bias, ld, m, n);
+      return;
+    case Activation::relu: return finish_rows<Relu>(c, z, bias, ld, m, n);
+    case Activation::gelu: return finish_rows<Gelu>(c, z, bias, ld, m, n);
+    case Activation::gelu_tanh: return finish_rows<GeluTanh>(c, z, bias, ld, m, n);
+    case Activation::quick_gelu: return finish_rows<QuickGelu>(c, z, bias, ld, m, n);
+    case Activation::silu: return finish_rows<Silu>(c, z, bias, ld, m, n);
+  }
+}
+
+template <class T>
+void multiply(const capo::MatmulArgs& p, int64_t item) {
+  using namespace gemm;
+  constexpr int64_t kLda = kMaxK<T> + 16;
+  alignas(64) T a_rows[kMaxRows * kLda];
+  alignas(64) T b_panel[kMaxK<T> * kPanel<T>];
+
+  const int64_t c0 = item % p.col_blocks * p.col_block;
+  int64_t rest = item / p.col_blocks;
+  const int64_t r0 = rest % p.row_blocks * p.row_block;
+  rest /= p.row_blocks;
+  const int64_t chunk = rest % p.k_chunks, matrix = rest / p.k_chunks;
+  const int64_t m = lesser(p.row_block, p.m - r0), c1 = lesser(c0 + p.col_block, p.n);
+  const int64_t k0 = chunk * p.k_chunk, k_total = lesser(p.k_chunk, p.k - k0);
+
+  const T* a = static_cast<const T*>(p.a) + r0 * p.a_row + k0 * p.a_k;
+  const T* b = static_cast<const T*>(p.b);
+  rest = matrix;
+  for (int i = p.rank - 1; i >= 0; --i) {
+    const int64_t index = rest % p.batch[i];
+    rest /= p.batch[i];
+    a += index * p.sa[i];
+    b += index * p.sb[i] * (p.packed ? p.k * round_up(p.n, kWidth<T>) : 1);
+  }
+  const int64_t at = ((matrix * p.k_chunks + chunk) * p.m + r0) * p.n;
+  T* c = static_cast<T*>(p.c) + at;
+  T* z = p.z ? static_cast<T*>(p.z) + at : nullptr;
+  const T* bias = static_cast<const T*>(p.bias);
+  const int64_t padded = round_up(p.n, kWidth<T>), step = k_block<T>(k_total);
+  // B as it lies: whole vectors in each row, and too few rows of A to pay for packing.
+  const bool direct = !p.packed && p.b_col == 1 && p.n % kWidth<T> == 0 && m <= 128;
+
+  int64_t kb = 0;
+  do {  // once when k = 0: stores zeros
+    const int64_t k = lesser(step, k_total - kb);
+    const bool last = kb + k >= k_total;
+    const T* rows_a = a + kb * p.a_k;
+    int64_t rs = p.a_row;
+    if (p.a_k != 1 && k > 0) {
+      pack_rows(rows_a, p.a_row, p.a_k, m, k, a_rows, kLda);
+      rows_a = a_rows;
+      rs = kLda;
+    }
+    for (int64_t j = c0; j < c1; j += kPanel<T>) {
+      const int64_t n = lesser(int64_t{kPanel<T>}, c1 - j);
+      const T* panel_b;
+      int64_t ldb;
+      if (p.packed) {
+        panel_b = b + (k0 + kb) * padded + j * k;
+        ldb = panel_width<T>(j, p.n);
+      } else if (direct) {
+        panel_b = b + (k0 + kb) * p.b_k + j;
+        ldb = p.b_k;
+      } else {
+        pack_panel(b + (k0 + kb) * p.b_k + j * p.b_col, p.b_k, p.b_col, k, n, b_panel);
+        panel_b = b_panel;
+        ldb = panel_width<T>(0, n);
+      }
+      panel(m, k, rows_a, rs, panel_b, ldb, c + j, p.n, n, kb > 0);
+      if (last && p.k_chunks == 1) finish(p.activation, c + j, z ? z + j : nullptr, bias ? bias + j : nullptr, p.n, m, n);
+    }
+    kb += step;
+  } while (kb < k_total);
+}
+
+template <class T>
+void pack(const capo::MatmulPackArgs& p, int64_t item) {
+  using namespace gemm;
+  const int64_t groups = (p.n + 63) / 64, step = k_block<T>(lesser(p.k_chunk, p.k));
+  const int64_t steps = (p.k_chunk + step - 1) / step;  // of a whole chunk; the last one's may be fewer
+  const int64_t j0 = item % groups * 64;
+  int64_t rest = item / groups;
+  // Blocks of k restart at each chunk, and each chunk has its own step (the last one is shorter).
+  const int64_t chunks = (p.k + p.k_chunk - 1) / p.k_chunk;
+  const int64_t index = rest % (chunks * steps), matrix = rest / (chunks * steps);
+  const int64_t k0 = index / steps * p.k_chunk, k_total = lesser(p.k_chunk, p.k - k0);
+  const int64_t own = k_block<T>(k_total), kb = index % steps * own;
+  if (kb >= k_total) return;
+  const int64_t k = lesser(own, k_total - kb);
+
+  const T* b = static_cast<const T*>(p.b);
+  rest = matrix;
+  for (int i = p.rank - 1; i >= 0; --i) {
+    b += rest % p.batch[i] * p.sb[i];
+    rest /= p.batch[i];
+  }
+  const int64_t padded = round_up(p.n, kWidth<T>);
+  T* dst = static_cast<T*>(p.packed) + matrix * p.k * padded + (k0 + kb) * padded;
+  for (int64_t j = j0; j < lesser(j0 + 64, p.n); j += kPanel<T>)
+    pack_panel(b + (k0 + kb) * p.b_k + j * p.b_col, p.b_k, p.b_col, k, lesser(int64_t{kPanel<T>}, p.n - j), dst + j * k);
+}
+
+template <class T>
+void join(const capo::MatmulSumArgs& p, int64_t begin, int64_t end) {
+  const T* parts = static_cast<const T*>(p.parts);
+  T* c = static_cast<T*>(p.c);
+  T* z = static_cast<T*>(p.z);
+  const T* bias = static_cast<const T*>(p.bias);
+  for (int64_t i = begin; i < end;) {  // pieces of rows
+    const int64_t in = i % p.plane, j = in % p.n, n = lesser(lesser(p.n - j, end - i), int64_t{256});
+    const T* src = parts + i / p.plane * p.chunks * p.plane + in;
+    T sum[256];
+    for (int64_t x = 0; x < n; ++x) sum[x] = src[x];
+    for (int64_t chunk = 1; chunk < p.chunks; ++chunk) {
+      const T* s = src + chunk * p.plane;
+      for (int64_t x = 0; x < n; ++x) sum[x] += s[x];
+    }
+    for (int64_t x = 0; x < n; ++x) c[i + x] = sum[x];
+    finish(p.activation, c + i, z ? z + i : nullptr, bias ? bias + j : nullptr, p.n, 1, n);
+    i += n;
+  }
+}
+
+}  // namespace
+
+CAPO_CPU_KERNEL(matmul, capo::MatmulArgs) {
+  for (std::int64_t item = begin; item < end; ++item)
+    args.dtype == capo::DType::f32 ? multiply<float>(args, item) : multiply<double>(args, item);
+}
+
+CAPO_CPU_KERNEL(matmul_pack, capo::MatmulPackArgs) {
+  for (std::int64_t item = begin; item < end; ++item)
+    args.dtype == capo::DType::f32 ? pack<float>(args, item) : pack<double>(args, item);
+}
+
+CAPO_CPU_KERNEL(matmul_sum, capo::MatmulSumArgs) {
+  args.dtype == capo::DType::f32 ? join<float>(args, begin, end) : join<double>(args, begin, end);
+}

@@ -1,0 +1,251 @@
+#include <capo/autograd/autograd.h>
+#include <capo/ops/binary.h>
+#include <capo/ops/copy.h>
+#include <capo/ops/kernel.h>
+#include <capo/ops/matmul.h>
+#include <capo/ops/reduce.h>
+#include <capo/ops/unary.h>
+#include <capo/ops/view.h>
+
+namespace capo {
+
+CAPO_KERNEL(matmul, MatmulArgs)
+CAPO_KERNEL(matmul_pack, MatmulPackArgs)
+CAPO_KERNEL(matmul_sum, MatmulSumArgs)
+
+const char* name_of(Activation activation) {
+  constexpr const char* names[] = {"none", "relu", "gelu", "gelu_tanh", "quick_gelu", "silu"};
+  return names[static_cast<int>(activation)];
+}
+
+namespace {
+
+std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+std::int64_t round_up(std::int64_t a, std::int64_t b) { return ceil_div(a, b) * b; }
+
+// Cuts a product into work items, by shape alone: enough for many cores, each big enough to hide its start.
+// Returns whether B is packed once for all blocks of rows.
+bool plan(MatmulArgs& p, std::int64_t matrices) {
+  constexpr std::int64_t kItems = 16, kMinWork = 1 << 18;
+  const bool copies_a = p.a_k != 1;
+  const bool shared = !(p.m <= 96 || (matrices >= kItems && p.m <= 256 && !copies_a));
+  const std::int64_t row_blocks = shared ? ceil_div(p.m, 48) : 1;
+  p.row_block = shared ? round_up(ceil_div(p.m, row_blocks), 12) : p.m;
+  p.row_blocks = ceil_div(p.m, p.row_block);
+  p.col_block = p.n;
+  p.k_chunk = p.k > 0 ? p.k : 1;
+  const std::int64_t work = matrices * (p.m < 8 ? 8 : p.m) * p.n * p.k;
+  std::int64_t items = matrices * p.row_blocks;
+  if (items < kItems && p.k >= 1024 && work >= 4 * kMinWork && matrices * p.m * p.n <= (1 << 20)) {
+    const std::int64_t a = ceil_div(kItems, items), b = p.k / 512, chunks = a < b ? a : b;
+    p.k_chunk = round_up(ceil_div(p.k, chunks), 16);
+  }
+  p.k_chunks = p.k > 0 ? ceil_div(p.k, p.k_chunk) : 1;
+  items *= p.k_chunks;
+  if (items < kItems && work / items >= 2 * kMinWork) {
+    const std::int64_t a = ceil_div(kItems, items), b = work / items / kMinWork;
+    p.col_block = round_up(ceil_div(p.n, a < b ? a : b), 64);
+  }
+  p.col_blocks = ceil_div(p.n, p.col_block);
+  return shared;
+}
+
+Dims batch_strides(const Tensor& t, const Shape& batch) {
+  Dims out = Dims::filled(batch.size(), 0);
+  const int own = t.rank() - 2, lead = batch.size() - own;
+  for (int i = 0; i < own; ++i) out[lead + i] = t.shape()[i] == 1 ? 0 : t.strides()[i];
+  return out;
+}
+
+// c = act(a b + bias), also z = a b + bias when z is given. a [batch.., M, K], b [batch.., K, N] of any strides.
+Tensor product(const Tensor& a, const Tensor& b, const Shape& batch, const Shape& out, const Tensor& bias = {},
+               Activation activation = Activation::none, Tensor* z = nullptr) {
+  const DType t = a.dtype();
+  const Device device = a.device();
+  const Tensor c = empty(out, t, device);
+  if (z) *z = empty(out, t, device);
+  if (c.numel() == 0) return c;
+
+  MatmulArgs p{};
+  p.dtype = t;
+  p.activation = activation;
+  p.m = a.size(-2), p.k = a.size(-1), p.n = b.size(-1);
+  p.a_row = a.strides()[a.rank() - 2], p.a_k = p.k == 1 ? 1 : a.strides()[a.rank() - 1];
+  p.b_k = b.strides()[b.rank() - 2], p.b_col = p.n == 1 ? 1 : b.strides()[b.rank() - 1];
+  // Batch axes, innermost first: those that b repeats and a's rows continue become rows.
+  const Dims sa = batch_strides(a, batch), sb = batch_strides(b, batch);
+  bool folding = true;
+  int kept = 0;
+  std::int64_t axes[kMaxDims], matrices = 1;
+  for (int i = batch.size() - 1; i >= 0; --i) {
+    if (batch[i] == 1) continue;
+    folding = folding && sb[i] == 0 && (p.m == 1 || sa[i] == p.m * p.a_row);
+    if (folding) {
+      if (p.m == 1) p.a_row = sa[i];
+      p.m *= batch[i];
+      continue;
+    }
+    axes[kept++] = i;
+    matrices *= batch[i];
+  }
+  p.rank = kept;
+  for (int i = 0; i < kept; ++i) {
+    const int axis = static_cast<int>(axes[kept - 1 - i]);
+    p.batch[i] = batch[axis], p.sa[i] = sa[axis], p.sb[i] = sb[axis];
+  }
+  p.packed = plan(p, matrices);
+
+  Tensor packed, parts;
+  MatmulPackArgs pack{};
+  if (p.packed) {
+    pack.dtype = t;
+    pack.n = p.n, pack.k = p.k, pack.k_chunk = p.k_chunk, pack.b_k = p.b_k, pack.b_col = p.b_col;
+    std::int64_t distinct = 1;
+    for (int i = 0; i < p.rank; ++i) {
+      if (p.sb[i] == 0) continue;
+      pack.batch[pack.rank] = p.batch[i], pack.sb[pack.rank++] = p.sb[i];
+    }
+    for (int i = p.rank - 1; i >= 0; --i) {
+      if (p.sb[i] == 0) continue;
+      p.sb[i] = distinct;
+      distinct *= p.batch[i];
+    }
+    packed = empty({distinct, p.k, round_up(p.n, 16)}, t, device);
+  }
+  if (p.k_chunks > 1) parts = empty({matrices, p.k_chunks, p.m, p.n}, t, device);
+  if (device.is_meta()) return c;
+
+  p.a = a.data();
+  p.b = b.data();
+  p.c = parts.defined() ? parts.data() : c.data();
+  p.bias = bias.defined() ? bias.data() : nullptr;
+  p.z = z ? z->data() : nullptr;
+  if (p.packed && p.k > 0) {
+    pack.b = p.b;
+    pack.packed = packed.data();
+    p.b = pack.packed;
+    // As many blocks of k per chunk as any instruction set makes of it (gemm.h's k_block); spare items do nothing.
+    const std::int64_t longest = t == f32 ? 448 : 224, steps = p.k_chunk > longest ? ceil_div(p.k_chunk, longest) : 1;
+    std::int64_t distinct = 1;
+    for (int i = 0; i < pack.rank; ++i) distinct *= pack.batch[i];
+    launch(kernels::matmul_pack, device, pack, distinct * p.k_chunks * steps * ceil_div(p.n, 64), 1);
+  }
+  const std::int64_t items = matrices * p.k_chunks * p.row_blocks * p.col_blocks;
+  const std::int64_t work = p.row_block * p.col_block * p.k_chunk + 1;  // of an item, in multiply-adds
+  launch(kernels::matmul, device, p, items, work >= (1 << 17) ? 1 : (1 << 17) / work + 1);
+  if (parts.defined()) {
+    const MatmulSumArgs sum{t, p.c, p.bias, p.z, c.data(), activation, p.k_chunks, p.m * p.n, p.n};
+    launch(kernels::matmul_sum, device, sum, c.numel(), 8192);
+  }
+  return c;
+}
+
+Tensor matrix_transpose(const Tensor& x) { return transpose(x, -2, -1); }
+
+// [..., C] -> [rows, C]
+Tensor as_rows(const Tensor& x) {
+  const std::int64_t c = x.size(-1);
+  std::int64_t rows = 1;
+  for (int i = 0; i + 1 < x.rank(); ++i) rows *= x.shape()[i];
+  return reshape(x, {rows, c});
+}
+
+UnaryKind unary_of(Activation activation) {
+  switch (activation) {
+    case Activation::relu: return UnaryKind::relu;
+    case Activation::gelu: return UnaryKind::gelu;
+    case Activation::gelu_tanh: return UnaryKind::gelu_tanh;
+    case Activation::quick_gelu: return UnaryKind::quick_gelu;
+    default: return UnaryKind::silu;
+  }
+}
+
+Grads linear_gradient(const Saved& s, const Tensor& dz, Needs need) {
+  Tensor dx, dw, db;
+  if (need[0]) dx = dz.rank() > 1 ? matmul(dz, s[1]) : reshape(matmul(as_rows(dz), s[1]), {s[1].size(1)});
+  if (need[1]) dw = matmul(matrix_transpose(as_rows(dz)), as_rows(s[0]));
+  if (need[2]) db = sum(as_rows(dz), {0});
+  return {dx, dw, db};
+}
+
+}  // namespace
+
+Tensor matmul(const Tensor& a, const Tensor& b) {
+  CAPO_CHECK(is_floating(a.dtype()) && a.dtype() == b.dtype(), "matmul: a and b must have one floating dtype, got ",
+             describe(a), " and ", describe(b));
+  CAPO_CHECK(a.device() == b.device(), "matmul: devices must be equal, got ", a.device(), " and ", b.device());
+  CAPO_CHECK(a.rank() >= 2 && b.rank() >= 2, "matmul: a and b need rank 2 or more, got ", a.shape(), " and ", b.shape());
+  CAPO_CHECK(a.size(-1) == b.size(-2), "matmul: columns of a must equal rows of b, got ", a.shape(), " and ", b.shape());
+  if (is_half(a.dtype()) && !a.device().is_cuda()) return cast(matmul(cast(a, f32), cast(b, f32)), a.dtype());
+  Shape abatch = a.shape(), bbatch = b.shape();
+  for (int i = 0; i < 2; ++i) abatch.pop_back(), bbatch.pop_back();
+  const Shape batch = broadcast_shapes("matmul", abatch, bbatch);
+  Shape out = batch;
+  out.push_back(a.size(-2));
+  out.push_back(b.size(-1));
+  const Tensor y = product(a, b, batch, out);
+  const Needs need = needs_of({a, b});
+  const Shape ashape = a.shape(), bshape = b.shape();
+  return record("matmul", y, {a, b}, Saved({keep_if(need[1], a), keep_if(need[0], b)}),
+                [ashape, bshape](const Saved& s, const Tensor& dy, Needs n) -> Grads {
+                  Tensor da, db;
+                  if (n[0]) da = sum_to(matmul(dy, matrix_transpose(s[1])), ashape);
+                  if (n[1] && numel(bshape) == bshape.back() * bshape[bshape.size() - 2]) {  // one b: batch joins the sum
+                    Shape full = dy.shape();
+                    full.back() = ashape.back();
+                    db = reshape(matmul(matrix_transpose(as_rows(expand(s[0], full))), as_rows(dy)), bshape);
+                  } else if (n[1]) {
+                    db = sum_to(matmul(matrix_transpose(s[0]), dy), bshape);
+                  }
+                  return {da, db};
+                });
+}
+
+Tensor linear(const Tensor& x, const Tensor& w, const Tensor& b, Activation activation) {
+  CAPO_CHECK(is_floating(x.dtype()) && x.dtype() == w.dtype(), "linear: x and w must have one floating dtype, got ",
+             describe(x), " and ", describe(w));
+  CAPO_CHECK(x.rank() >= 1 && w.rank() == 2, "linear: needs x [..., I] and w [O, I], got ", x.shape(), " and ", w.shape());
+  CAPO_CHECK(x.size(-1) == w.size(1), "linear: w must be [O, ", x.size(-1), "] to match the last axis of x ", x.shape(),
+             ", got ", w.shape());
+  CAPO_CHECK(x.device() == w.device(), "linear: devices must be equal, got ", x.device(), " and ", w.device());
+  if (b.defined())
+    CAPO_CHECK(b.shape() == Shape{w.size(0)} && b.dtype() == x.dtype() && b.device() == x.device(), "linear: b must be ",
+               x.dtype(), " [", w.size(0), "] on ", x.device(), ", got ", describe(b));
+  if (is_half(x.dtype()) && !x.device().is_cuda())
+    return cast(linear(cast(x, f32), cast(w, f32), b.defined() ? cast(b, f32) : b, activation), x.dtype());
+
+  Shape out = x.shape();
+  out.back() = w.size(0);
+  Tensor rows = x.detach();  // the kernel's view: at least one row axis
+  if (x.rank() == 1) rows = strided_view(rows, {1, x.size(0)}, {x.size(0), x.strides()[0]}, x.offset());
+  Shape batch = rows.shape();
+  for (int i = 0; i < 2; ++i) batch.pop_back();
+  const Tensor wt = strided_view(w, {w.size(1), w.size(0)}, {w.strides()[1], w.strides()[0]}, w.offset());
+  const Tensor bias = b.defined() ? contiguous(b.detach()) : b;
+
+  const Needs need = needs_of({x, w, b});
+  const auto record_linear = [&](const Tensor& y) {
+    return record("linear", y, {x, w, b}, Saved({keep_if(need[1], x), keep_if(need[0], w)}), linear_gradient);
+  };
+  if (!need.any() || activation == Activation::none)
+    return record_linear(product(rows, wt, batch, out, bias, activation));
+
+  // Two nodes from one pass: z = x w^T + b, then y = act(z).
+  if (activation == Activation::relu) {  // y alone tells the slope: z is never stored
+    const Tensor y = product(rows, wt, batch, out, bias, activation), z = record_linear(y.detach());
+    return record("relu", y, {z}, Saved({}, {y}), [](const Saved& s, const Tensor& dy, Needs) -> Grads {
+      return {grad_enabled() ? dy * cast(greater(s[0], 0.0), dy.dtype()) : unary_backward(UnaryKind::relu, dy, s[0], 0, 0)};
+    });
+  }
+  Tensor z;
+  const Tensor y = product(rows, wt, batch, out, bias, activation, &z);
+  z = record_linear(z);
+  return record(name_of(activation), y, {z}, Saved({z}), [activation](const Saved& s, const Tensor& dy, Needs) -> Grads {
+    const UnaryKind kind = unary_of(activation);
+    if (!grad_enabled()) return {unary_backward(kind, dy, s[0], 0, 0)};
+    const Tensor z0 = s[0];  // recorded primitives by way of the unary op's own gradient
+    return grad({unary(kind, z0)}, {z0}, {dy}, {.keep_graph = true, .create_graph = true});
+  });
+}
+
+}  // namespace capo

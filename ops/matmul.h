@@ -1,0 +1,61 @@
+// Matrix products: matmul, and linear with its bias and activation in the product's epilogue.
+//
+// dtypes  a, b (x, w, b) equal: f32, f64; bf16 and f16 through f32 (CPU). Mixed dtypes and devices throw.
+// bits    sums are blocked by shape only: the same for any thread count.
+#pragma once
+
+#include <capo/engine/tensor.h>
+
+namespace capo {
+
+// [..., M, K] x [..., K, N] -> [..., M, N], contiguous. Leading axes broadcast. Any strides, read without copies. K = 0
+// gives zeros. A rank below 2 throws.
+// grad  da = dy b^T, db = a^T dy, summed over broadcast axes; made of ops: any order.
+Tensor matmul(const Tensor& a, const Tensor& b);
+
+enum class Activation : int { none, relu, gelu, gelu_tanh, quick_gelu, silu };
+const char* name_of(Activation activation);
+
+// act(x w^T + b): x [..., I] of rank >= 1, w [O, I], b [O] or undefined -> [..., O], contiguous (PyTorch's Linear).
+// grad  dx = dz w, dw = dz^T x, db = sum of dz's rows, dz = dy act'(z); made of ops, except that a first-order dz comes
+//       from a fused kernel. Keeps x only for dw, w only for dx, and for the activation z = x w^T + b (relu: y itself).
+//   Tensor hidden = linear(x, fc1_weight, fc1_bias, Activation::gelu);  // [B, N, 768] -> [B, N, 3072]
+Tensor linear(const Tensor& x, const Tensor& w, const Tensor& b = {}, Activation activation = Activation::none);
+
+// C[batch, m, n] = act(A B + bias). A work item of the kernel is one (batch, chunk of k, block of rows, block of
+// columns); with k_chunks > 1 each chunk's sum goes to its own plane of `c` and matmul_sum joins them.
+struct MatmulArgs {
+  DType dtype;
+  const void *a, *b;    // b: the matrix, or the panels that matmul_pack made of it
+  bool packed;
+  const void* bias;     // [n] or null
+  void* z;              // where A B + bias goes as well, or null
+  void* c;              // [batch, k_chunks, m, n]
+  Activation activation;
+  std::int64_t m, n, k;
+  std::int64_t a_row, a_k, b_k, b_col;  // strides
+  int rank;             // of the batch
+  std::int64_t batch[kMaxDims], sa[kMaxDims], sb[kMaxDims];  // packed: sb counts packed matrices
+  std::int64_t row_block, col_block, k_chunk;
+  std::int64_t row_blocks, col_blocks, k_chunks;
+};
+// An item is a panel group: (matrix, block of k, 64 columns). packed: [matrix][block of k][panel][k][column].
+struct MatmulPackArgs {
+  DType dtype;
+  const void* b;
+  void* packed;
+  std::int64_t n, k, k_chunk, b_k, b_col;
+  int rank;
+  std::int64_t batch[kMaxDims], sb[kMaxDims];
+};
+// c[i] = act(sum over chunks of parts[batch, chunk, i] + bias); items are elements of c.
+struct MatmulSumArgs {
+  DType dtype;
+  const void* parts;
+  const void* bias;
+  void *z, *c;
+  Activation activation;
+  std::int64_t chunks, plane, n;  // plane = m * n
+};
+
+}  // namespace capo

@@ -1,0 +1,141 @@
+// matmul and linear against scalar loops; the activations against unary ops.
+#include <capo/ops/binary.h>
+#include <capo/ops/matmul.h>
+#include <capo/ops/unary.h>
+#include <capo/ops/view.h>
+#include <capo/tests/op_test.h>
+
+namespace capo::test {
+namespace {
+
+Tensor loops(const Tensor& a, const Tensor& b) {
+  Shape ab = a.shape(), bb = b.shape();
+  for (int i = 0; i < 2; ++i) ab.pop_back(), bb.pop_back();
+  const Shape batch = broadcast_shapes("reference", ab, bb);
+  const std::int64_t m = a.size(-2), k = a.size(-1), n = b.size(-1), matrices = numel(batch);
+  Shape as = batch, bs = batch, out = batch;
+  as.push_back(m), as.push_back(k);
+  bs.push_back(k), bs.push_back(n);
+  out.push_back(m), out.push_back(n);
+  const auto va = to_vector<double>(expand(a, as)), vb = to_vector<double>(expand(b, bs));
+  std::vector<double> y(static_cast<std::size_t>(matrices * m * n));
+  for (std::int64_t i = 0; i < matrices; ++i)
+    for (std::int64_t r = 0; r < m; ++r)
+      for (std::int64_t c = 0; c < n; ++c) {
+        double sum = 0;
+        for (std::int64_t p = 0; p < k; ++p)
+          sum += va[static_cast<std::size_t>((i * m + r) * k + p)] * vb[static_cast<std::size_t>((i * k + p) * n + c)];
+        y[static_cast<std::size_t>((i * m + r) * n + c)] = sum;
+      }
+  return values(y, out);
+}
+
+Tensor activate(const Tensor& z, Activation activation) {
+  switch (activation) {
+    case Activation::none: return z;
+    case Activation::relu: return relu(z);
+    case Activation::gelu: return gelu(z);
+    case Activation::gelu_tanh: return gelu_tanh(z);
+    case Activation::quick_gelu: return quick_gelu(z);
+    case Activation::silu: return silu(z);
+  }
+  return z;
+}
+
+Sample product(const std::string& label, const Tensor& a, const Tensor& b) {
+  return {label, {a, b}, [](const Tensors& in) -> Tensors { return {matmul(in[0], in[1])}; },
+          [](const Tensors& in) -> Tensors { return {loops(in[0], in[1])}; }, {}, true, true};
+}
+
+Sample layer(const std::string& label, const Tensor& x, const Tensor& w, const Tensor& b, Activation activation) {
+  Tensors inputs = {x, w};
+  if (b.defined()) inputs.push_back(b);
+  Sample s{label, inputs,
+           [activation](const Tensors& in) -> Tensors {
+             return {linear(in[0], in[1], in.size() > 2 ? in[2] : Tensor(), activation)};
+           },
+           [activation](const Tensors& in) -> Tensors {
+             Shape rows = {1, in[0].size(-1)}, out = in[0].shape();
+             for (int i = 0; i + 1 < in[0].rank(); ++i) rows[0] *= in[0].shape()[i];
+             out.back() = in[1].size(0);
+             Tensor z = loops(reshape(in[0], rows), transpose(in[1], 0, 1));
+             if (in.size() > 2) z = z + in[2];
+             return {activate(reshape(z, out), activation)};
+           }, {}, true, true};
+  s.tol_f32 = 4e-6;
+  return s;
+}
+
+OpCase matmul_case() {
+  OpCase c{"matmul", {}, {}};
+  auto& s = c.samples;
+  s.push_back(product("3 x 5 x 4", normal({3, 5}, "a"), normal({5, 4}, "b", 1)));
+  s.push_back(product("one element", normal({1, 1}, "a"), normal({1, 1}, "b")));
+  s.push_back(product("row times column", normal({1, 63}, "a"), normal({63, 1}, "b")));
+  s.push_back(product("column times row", normal({17, 1}, "a"), normal({1, 65}, "b")));
+  s.push_back(product("odd tails", normal({65, 17}, "a"), normal({17, 63}, "b", 0.5)));
+  s.push_back(product("batch", normal({3, 65, 9}, "a"), normal({3, 9, 65}, "b")));
+  s.push_back(product("many small ones", normal({6, 3, 17, 8}, "a"), normal({6, 3, 8, 17}, "b")));
+  s.push_back(product("one b for all", normal({2, 3, 5, 7}, "a"), normal({7, 4}, "b")));
+  s.push_back(product("one a for all", normal({5, 7}, "a"), normal({2, 3, 7, 4}, "b")));
+  s.push_back(product("both broadcast", normal({2, 1, 5, 3}, "a"), normal({3, 3, 4}, "b")));
+  s.push_back(product("several blocks of rows", normal({2, 130, 19}, "a"), normal({19, 33}, "b")));
+  s.push_back(product("several blocks of k", normal({3, 1030}, "a"), normal({1030, 5}, "b")));
+  s.push_back(product("split k", normal({100, 2100}, "a", 0.2), normal({2100, 40}, "b")));
+  s.back().second_order = false;
+  s.push_back(product("K = 0", normal({3, 0}, "a"), normal({0, 4}, "b")));
+  s.push_back(product("M = 0", normal({0, 3}, "a"), normal({3, 4}, "b")));
+  s.push_back(product("N = 0", normal({2, 3, 4}, "a"), normal({4, 0}, "b")));
+  s.push_back(product("no matrices", normal({0, 2, 3}, "a"), normal({3, 4}, "b")));
+  Sample views = product("transposed and expanded views", normal({7, 5}, "a"), normal({7, 4}, "b"));
+  views.run = [](const Tensors& in) -> Tensors {
+    return {matmul(expand(transpose(in[0], 0, 1), {3, 5, 7}), expand(in[1], {3, 7, 4}))};
+  };
+  views.reference = [](const Tensors& in) -> Tensors {
+    return {loops(expand(transpose(in[0], 0, 1), {3, 5, 7}), expand(in[1], {3, 7, 4}))};
+  };
+  s.push_back(views);
+  c.errors = {
+      {"rank 1", [] { matmul(normal({3}, "a"), normal({3, 2}, "b")); }, "rank 2 or more"},
+      {"inner sizes", [] { matmul(normal({2, 3}, "a"), normal({4, 2}, "b")); }, "columns of a must equal rows of b"},
+      {"batch", [] { matmul(normal({2, 2, 3}, "a"), normal({3, 3, 2}, "b")); }, "[2]"},
+      {"dtypes", [] { matmul(normal({2, 3}, "a"), cast(normal({3, 2}, "b"), f32)); }, "one floating dtype"},
+      {"integers", [] { matmul(integers({2, 3}, "a", 0, 5), integers({3, 2}, "b", 0, 5)); }, "one floating dtype"},
+  };
+  return c;
+}
+
+OpCase linear_case() {
+  OpCase c{"linear", {}, {}};
+  auto& s = c.samples;
+  using A = Activation;
+  s.push_back(layer("plain", normal({4, 3}, "x"), normal({5, 3}, "w", 1), normal({5}, "b"), A::none));
+  s.push_back(layer("no bias", normal({2, 3, 7}, "x", 2), normal({17, 7}, "w"), {}, A::none));
+  s.push_back(layer("one row", normal({9}, "x"), normal({4, 9}, "w"), normal({4}, "b", 1), A::gelu));
+  s.push_back(layer("gelu", normal({3, 17, 6}, "x"), normal({65, 6}, "w"), normal({65}, "b"), A::gelu));
+  s.push_back(layer("gelu_tanh", normal({5, 6}, "x"), normal({9, 6}, "w"), normal({9}, "b"), A::gelu_tanh));
+  s.push_back(layer("quick_gelu", normal({5, 6}, "x"), normal({9, 6}, "w"), {}, A::quick_gelu));
+  s.push_back(layer("silu", normal({2, 3, 6}, "x"), normal({63, 6}, "w"), normal({63}, "b"), A::silu));
+  s.push_back(layer("relu", normal({2, 3, 6}, "x", 0.3), normal({7, 6}, "w"), normal({7}, "b"), A::relu));
+  s.push_back(layer("many rows", normal({2, 65, 5}, "x"), normal({66, 5}, "w"), normal({66}, "b"), A::gelu));
+  s.push_back(layer("long k in chunks", normal({3, 2051}, "x"), normal({130, 2051}, "w", 0, 0.03), normal({130}, "b"), A::silu));
+  s.back().second_order = false;
+  s.push_back(layer("long k, many rows", normal({100, 2051}, "x"), normal({70, 2051}, "w", 0, 0.03), normal({70}, "b"), A::gelu));
+  s.back().second_order = false;
+  s.push_back(layer("no rows", normal({0, 3}, "x"), normal({4, 3}, "w"), normal({4}, "b"), A::gelu));
+  s.push_back(layer("no inputs: the bias", normal({3, 0}, "x"), normal({4, 0}, "w"), normal({4}, "b"), A::gelu));
+  s.push_back(layer("no outputs", normal({3, 2}, "x"), normal({0, 2}, "w"), normal({0}, "b"), A::none));
+  c.errors = {
+      {"w rank", [] { linear(normal({2, 3}, "x"), normal({3}, "w")); }, "w [O, I]"},
+      {"w columns", [] { linear(normal({2, 3}, "x"), normal({4, 5}, "w")); }, "w must be [O, 3]"},
+      {"bias size", [] { linear(normal({2, 3}, "x"), normal({4, 3}, "w"), normal({3}, "b")); }, "b must be"},
+      {"dtypes", [] { linear(normal({2, 3}, "x"), cast(normal({4, 3}, "w"), f32)); }, "one floating dtype"},
+  };
+  return c;
+}
+
+}  // namespace
+
+std::vector<OpCase> op_cases() { return {matmul_case(), linear_case()}; }
+
+}  // namespace capo::test
