@@ -99,16 +99,15 @@ Tensor cast(const Tensor& x, DType dtype) {
 
 void copy_into(const Tensor& dst, const Tensor& src, const Tensor& mask) {
   CAPO_CHECK(dst.shape() == src.shape(), "copy_into: shapes must be equal, got ", describe(dst), " and ", describe(src));
-  CAPO_CHECK(!mask.defined() || mask.shape() == dst.shape(), "copy_into: mask must have shape ", dst.shape());
+  CAPO_CHECK(!mask.defined() || (mask.shape() == dst.shape() && mask.dtype() == boolean && mask.device() == dst.device()),
+             "copy_into: mask must be bool ", dst.shape(), ", got ", describe(mask));
   CAPO_CHECK(dst.device() == src.device(), "copy_into: devices must be equal, got ", dst.device(), " and ", src.device());
-  const NoGrad off;
   write_in_place("copy_into", dst);
   run_copy(dst, src, mask);
 }
 
 void fill_(const Tensor& dst, double value) {
   CAPO_CHECK(dst.is_contiguous(), "fill_: needs a contiguous tensor, got ", describe(dst));
-  const NoGrad off;
   write_in_place("fill_", dst);
   run_fill(dst, value, false);
 }

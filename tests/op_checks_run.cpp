@@ -36,7 +36,7 @@ Tensors cotangents_of(const Tensors& outputs, Layout layout) {
     } else if (y.device().is_meta()) {
       cotangents.push_back(empty_like(y));
     } else {
-      const Tensor c = normal(y.shape(), cat("cotangent ", k));
+      const Tensor c = in_dtype({normal(y.shape(), cat("cotangent ", k))}, bf16)[0];  // the same value in every dtype
       cotangents.push_back(lay_out(in_dtype({c}, y.dtype())[0], layout));
     }
   }

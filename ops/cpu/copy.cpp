@@ -158,7 +158,10 @@ void random_loop(const capo::RandomArgs& p, std::int64_t begin, std::int64_t end
         dst[4 * block + j + 1] = static_cast<T>(p.a + p.b * r * __builtin_sin(angle));
       }
     } else {
-      for (int j = 0; j < 4; ++j) dst[4 * block + j] = static_cast<T>(p.a + (p.b - p.a) * u[j]);
+      for (int j = 0; j < 4; ++j) {  // rounding to T may reach the upper bound, which is excluded
+        const T v = static_cast<T>(p.a + (p.b - p.a) * u[j]);
+        dst[4 * block + j] = v < static_cast<T>(p.b) ? v : static_cast<T>(p.a);
+      }
     }
   }
 }
