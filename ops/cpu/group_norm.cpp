@@ -1,0 +1,282 @@
+#include <capo/ops/cpu/kernel.h>
+#include <capo/ops/cpu/math.h>
+#include <capo/ops/cpu/row.h>
+#include <capo/ops/group_norm.h>
+
+namespace {
+
+using capo::ChannelNormArgs;
+using capo::ChannelNormBackwardArgs;
+using capo::kChannelChunk;
+
+constexpr std::int64_t kWidth = 512;  // columns at a time: their tables stay on the stack, most nets' rows fit
+constexpr std::int64_t kJoin = 64;    // columns at a time when chunks are joined
+
+// Where one chunk of rows lies.
+struct Chunk {
+  std::int64_t outer, first, count;  // first row of the chunk as a row of [outer * rows, columns]
+};
+template <class Args>
+inline Chunk chunk_of(const Args& a, std::int64_t item) {
+  const std::int64_t chunks = (a.rows + kChannelChunk - 1) / kChannelChunk, k = item % chunks;
+  const std::int64_t outer = item / chunks;
+  return {outer, outer * a.rows + k * kChannelChunk, lesser(kChannelChunk, a.rows - k * kChannelChunk)};
+}
+inline std::int64_t rows_in(std::int64_t chunk, std::int64_t rows) { return lesser(kChannelChunk, rows - chunk * kChannelChunk); }
+
+// table[j] = values[outer, group of column c + j]
+template <class T>
+inline void spread(const void* values, std::int64_t outer, std::int64_t groups, std::int64_t columns, std::int64_t c,
+                   std::int64_t n, T* table) {
+  const T* v = static_cast<const T*>(values) + outer * groups;
+  const std::int64_t size = columns / groups;
+  if (size == 1) {
+    for (std::int64_t j = 0; j < n; ++j) table[j] = v[c + j];
+  } else {
+    for (std::int64_t j = 0; j < n; ++j) table[j] = v[(c + j) / size];
+  }
+}
+
+template <class T>
+void partial(const ChannelNormArgs& a, std::int64_t item) {
+  const Chunk k = chunk_of(a, item);
+  const T inverse = T(1) / static_cast<T>(k.count);
+  for (std::int64_t c = 0; c < a.columns; c += kWidth) {
+    const std::int64_t n = lesser(kWidth, a.columns - c);
+    const T* x = static_cast<const T*>(a.x) + k.first * a.columns + c;
+    T mean[kWidth], rest[kWidth], m2[kWidth];
+    for (std::int64_t j = 0; j < n; ++j) mean[j] = rest[j] = m2[j] = T(0);
+    for (std::int64_t r = 0; r < k.count; ++r) {
+      const T* row = x + r * a.columns;
+#pragma omp simd
+      for (std::int64_t j = 0; j < n; ++j) mean[j] += row[j];
+    }
+    for (std::int64_t j = 0; j < n; ++j) mean[j] *= inverse;
+    for (std::int64_t r = 0; r < k.count; ++r) {
+      const T* row = x + r * a.columns;
+#pragma omp simd
+      for (std::int64_t j = 0; j < n; ++j) {
+        const T d = row[j] - mean[j];
+        rest[j] += d;
+        m2[j] += d * d;
+      }
+    }
+    T* out_mean = static_cast<T*>(a.part_mean) + item * a.columns + c;
+    T* out_m2 = static_cast<T*>(a.part_m2) + item * a.columns + c;
+#pragma omp simd
+    for (std::int64_t j = 0; j < n; ++j) {
+      out_mean[j] = mean[j] + rest[j] * inverse;
+      out_m2[j] = greater(m2[j] - rest[j] * rest[j] * inverse, T(0));
+    }
+  }
+}
+
+// Joins the chunks of groups [begin, end): Chan, Golub and LeVeque's update with all counts known, in f64.
+template <class T>
+void moments(const ChannelNormArgs& a, std::int64_t begin, std::int64_t end) {
+  const std::int64_t chunks = (a.rows + kChannelChunk - 1) / kChannelChunk, size = a.columns / a.groups;
+  const double count = static_cast<double>(a.rows) * static_cast<double>(size);
+  const double inverse = count > 0 ? 1.0 / count : 0.0;
+  const auto store = [&](std::int64_t item, double mean, double m2) {
+    const double var = m2 * inverse;
+    static_cast<T*>(a.mean)[item] = static_cast<T>(mean);
+    static_cast<T*>(a.var)[item] = static_cast<T>(var);
+    static_cast<T*>(a.rstd)[item] = static_cast<T>(1.0 / __builtin_sqrt(var + a.eps));
+  };
+  const auto part = [&](const void* values, std::int64_t item, std::int64_t chunk) {
+    return static_cast<const T*>(values) + (item / a.groups * chunks + chunk) * a.columns + item % a.groups * size;
+  };
+  if (size == 1) {  // a column per group: neighbours together
+    for (std::int64_t item = begin; item < end;) {
+      const std::int64_t n = lesser(lesser(kJoin, end - item), a.groups - item % a.groups);
+      double mean[kJoin], m2[kJoin];
+      for (int j = 0; j < kJoin; ++j) mean[j] = m2[j] = 0;
+      for (std::int64_t k = 0; k < chunks; ++k) {
+        const T* pm = part(a.part_mean, item, k);
+        const double rows = static_cast<double>(rows_in(k, a.rows));
+#pragma omp simd
+        for (std::int64_t j = 0; j < n; ++j) mean[j] += rows * static_cast<double>(pm[j]);
+      }
+      for (std::int64_t j = 0; j < n; ++j) mean[j] *= inverse;
+      for (std::int64_t k = 0; k < chunks; ++k) {
+        const T *pm = part(a.part_mean, item, k), *ps = part(a.part_m2, item, k);
+        const double rows = static_cast<double>(rows_in(k, a.rows));
+#pragma omp simd
+        for (std::int64_t j = 0; j < n; ++j) {
+          const double d = static_cast<double>(pm[j]) - mean[j];
+          m2[j] += static_cast<double>(ps[j]) + rows * d * d;
+        }
+      }
+      for (std::int64_t j = 0; j < n; ++j) store(item + j, mean[j], m2[j]);
+      item += n;
+    }
+    return;
+  }
+  for (std::int64_t item = begin; item < end; ++item) {
+    double mean = 0, m2 = 0;
+    for (std::int64_t k = 0; k < chunks; ++k) {
+      const T* pm = part(a.part_mean, item, k);
+      mean += static_cast<double>(rows_in(k, a.rows)) * sum_of<double>(size, [pm](std::int64_t j) { return static_cast<double>(pm[j]); });
+    }
+    mean *= inverse;
+    for (std::int64_t k = 0; k < chunks; ++k) {
+      const T *pm = part(a.part_mean, item, k), *ps = part(a.part_m2, item, k);
+      const double rows = static_cast<double>(rows_in(k, a.rows));
+      m2 += sum_of<double>(size, [=](std::int64_t j) {
+        const double d = static_cast<double>(pm[j]) - mean;
+        return static_cast<double>(ps[j]) + rows * d * d;
+      });
+    }
+    store(item, mean, m2);
+  }
+}
+
+template <class T>
+void apply(const ChannelNormArgs& a, std::int64_t item) {
+  const Chunk k = chunk_of(a, item);
+  const T* w = static_cast<const T*>(a.weight);
+  const T* b = static_cast<const T*>(a.bias);
+  for (std::int64_t c = 0; c < a.columns; c += kWidth) {
+    const std::int64_t n = lesser(kWidth, a.columns - c);
+    T mean[kWidth], scale[kWidth], shift[kWidth];
+    spread(a.mean, k.outer, a.groups, a.columns, c, n, mean);
+    spread(a.rstd, k.outer, a.groups, a.columns, c, n, scale);
+    for (std::int64_t j = 0; j < n; ++j) {
+      scale[j] = w ? scale[j] * w[c + j] : scale[j];
+      shift[j] = b ? b[c + j] : T(0);
+    }
+    for (std::int64_t r = k.first; r < k.first + k.count; ++r) {
+      const T* x = static_cast<const T*>(a.x) + r * a.columns + c;
+      T* y = static_cast<T*>(a.y) + r * a.columns + c;
+#pragma omp simd
+      for (std::int64_t j = 0; j < n; ++j) y[j] = (x[j] - mean[j]) * scale[j] + shift[j];
+    }
+  }
+}
+
+template <class T>
+void dots(const ChannelNormBackwardArgs& a, std::int64_t item) {
+  const Chunk k = chunk_of(a, item);
+  for (std::int64_t c = 0; c < a.columns; c += kWidth) {
+    const std::int64_t n = lesser(kWidth, a.columns - c);
+    T mean[kWidth], sum[kWidth], dot[kWidth];
+    for (std::int64_t j = 0; j < n; ++j) sum[j] = dot[j] = T(0);
+    if (a.part_dyx) spread(a.mean, k.outer, a.groups, a.columns, c, n, mean);
+    for (std::int64_t r = k.first; r < k.first + k.count; ++r) {
+      const T* dy = static_cast<const T*>(a.dy) + r * a.columns + c;
+      if (a.part_dyx) {
+        const T* x = static_cast<const T*>(a.x) + r * a.columns + c;
+#pragma omp simd
+        for (std::int64_t j = 0; j < n; ++j) {
+          sum[j] += dy[j];
+          dot[j] += dy[j] * (x[j] - mean[j]);
+        }
+      } else {
+#pragma omp simd
+        for (std::int64_t j = 0; j < n; ++j) sum[j] += dy[j];
+      }
+    }
+    T* out = static_cast<T*>(a.part_dy) + item * a.columns + c;
+    for (std::int64_t j = 0; j < n; ++j) out[j] = sum[j];
+    if (!a.part_dyx) continue;
+    out = static_cast<T*>(a.part_dyx) + item * a.columns + c;
+    for (std::int64_t j = 0; j < n; ++j) out[j] = dot[j];
+  }
+}
+
+template <class T>
+void sums(const ChannelNormBackwardArgs& a, std::int64_t begin, std::int64_t end) {
+  const std::int64_t chunks = (a.rows + kChannelChunk - 1) / kChannelChunk, size = a.columns / a.groups;
+  const double count = static_cast<double>(a.rows) * static_cast<double>(size);
+  const double inverse = count > 0 ? 1.0 / count : 0.0;
+  const T* w = static_cast<const T*>(a.weight);
+  for (std::int64_t item = begin; item < end;) {
+    // Whole groups: several of one column, or one of several columns in blocks.
+    const std::int64_t outer = item / a.groups, together = size == 1 ? lesser(lesser(kJoin, end - item), a.groups - item % a.groups) : 1;
+    double total = 0, along = 0;
+    for (std::int64_t c = 0; c < together * size; c += kJoin) {
+      const std::int64_t n = lesser(kJoin, together * size - c), column = item % a.groups * size + c;
+      double s[kJoin], d[kJoin];
+      for (int j = 0; j < kJoin; ++j) s[j] = d[j] = 0;
+      for (std::int64_t k = 0; k < chunks; ++k) {
+        const std::int64_t at = (outer * chunks + k) * a.columns + column;
+        const T* ps = static_cast<const T*>(a.part_dy) + at;
+#pragma omp simd
+        for (std::int64_t j = 0; j < n; ++j) s[j] += static_cast<double>(ps[j]);
+        if (!a.part_dyx) continue;
+        const T* pd = static_cast<const T*>(a.part_dyx) + at;
+#pragma omp simd
+        for (std::int64_t j = 0; j < n; ++j) d[j] += static_cast<double>(pd[j]);
+      }
+      for (std::int64_t j = 0; j < n; ++j) {
+        const std::int64_t group = size == 1 ? item + j : item;
+        const double scale = w ? static_cast<double>(w[column + j]) : 1.0;
+        const double rstd = a.rstd ? static_cast<double>(static_cast<const T*>(a.rstd)[group]) : 0.0;
+        if (a.dweight) static_cast<T*>(a.dweight)[outer * a.columns + column + j] = static_cast<T>(d[j] * rstd);
+        if (a.dbias) static_cast<T*>(a.dbias)[outer * a.columns + column + j] = static_cast<T>(s[j]);
+        total = (size == 1 ? 0.0 : total) + scale * s[j];
+        along = (size == 1 ? 0.0 : along) + scale * d[j];
+        if (!a.shift || (size > 1 && c + j + 1 < size)) continue;
+        static_cast<T*>(a.shift)[group] = static_cast<T>(total * inverse);
+        static_cast<T*>(a.slope)[group] = static_cast<T>(along * rstd * rstd * inverse);
+      }
+    }
+    item += together;
+  }
+}
+
+template <class T>
+void dx_rows(const ChannelNormBackwardArgs& a, std::int64_t item) {
+  const Chunk k = chunk_of(a, item);
+  const T* w = static_cast<const T*>(a.weight);
+  for (std::int64_t c = 0; c < a.columns; c += kWidth) {
+    const std::int64_t n = lesser(kWidth, a.columns - c);
+    T mean[kWidth], rstd[kWidth], scale[kWidth], shift[kWidth], slope[kWidth];
+    spread(a.rstd, k.outer, a.groups, a.columns, c, n, rstd);
+    for (std::int64_t j = 0; j < n; ++j) scale[j] = w ? rstd[j] * w[c + j] : rstd[j];
+    if (!a.shift) {  // statistics are constants
+      for (std::int64_t r = k.first; r < k.first + k.count; ++r) {
+        const T* dy = static_cast<const T*>(a.dy) + r * a.columns + c;
+        T* dx = static_cast<T*>(a.dx) + r * a.columns + c;
+#pragma omp simd
+        for (std::int64_t j = 0; j < n; ++j) dx[j] = dy[j] * scale[j];
+      }
+      continue;
+    }
+    spread(a.mean, k.outer, a.groups, a.columns, c, n, mean);
+    spread(a.shift, k.outer, a.groups, a.columns, c, n, shift);
+    spread(a.slope, k.outer, a.groups, a.columns, c, n, slope);
+    for (std::int64_t j = 0; j < n; ++j) {
+      shift[j] *= rstd[j];
+      slope[j] *= rstd[j];
+    }
+    for (std::int64_t r = k.first; r < k.first + k.count; ++r) {
+      const T* x = static_cast<const T*>(a.x) + r * a.columns + c;
+      const T* dy = static_cast<const T*>(a.dy) + r * a.columns + c;
+      T* dx = static_cast<T*>(a.dx) + r * a.columns + c;
+#pragma omp simd
+      for (std::int64_t j = 0; j < n; ++j) dx[j] = dy[j] * scale[j] - shift[j] - (x[j] - mean[j]) * slope[j];
+    }
+  }
+}
+
+}  // namespace
+
+CAPO_CPU_KERNEL(group_norm_partial, capo::ChannelNormArgs) {
+  for (std::int64_t i = begin; i < end; ++i) args.dtype == capo::DType::f32 ? partial<float>(args, i) : partial<double>(args, i);
+}
+CAPO_CPU_KERNEL(group_norm_moments, capo::ChannelNormArgs) {
+  args.dtype == capo::DType::f32 ? moments<float>(args, begin, end) : moments<double>(args, begin, end);
+}
+CAPO_CPU_KERNEL(group_norm_apply, capo::ChannelNormArgs) {
+  for (std::int64_t i = begin; i < end; ++i) args.dtype == capo::DType::f32 ? apply<float>(args, i) : apply<double>(args, i);
+}
+CAPO_CPU_KERNEL(group_norm_dots, capo::ChannelNormBackwardArgs) {
+  for (std::int64_t i = begin; i < end; ++i) args.dtype == capo::DType::f32 ? dots<float>(args, i) : dots<double>(args, i);
+}
+CAPO_CPU_KERNEL(group_norm_sums, capo::ChannelNormBackwardArgs) {
+  args.dtype == capo::DType::f32 ? sums<float>(args, begin, end) : sums<double>(args, begin, end);
+}
+CAPO_CPU_KERNEL(group_norm_dx, capo::ChannelNormBackwardArgs) {
+  for (std::int64_t i = begin; i < end; ++i) args.dtype == capo::DType::f32 ? dx_rows<float>(args, i) : dx_rows<double>(args, i);
+}
