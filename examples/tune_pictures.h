@@ -1,0 +1,83 @@
+// The pictures of examples/tune.cpp: a sheet of predictions and where the class token looks.
+#pragma once
+
+#include <capo/datasets/augment.h>
+#include <capo/datasets/batch_source.h>
+#include <capo/datasets/open.h>
+#include <capo/datasets/plot.h>
+#include <capo/datasets/png.h>
+#include <capo/datasets/subset.h>
+#include <capo/models/vit/load.h>
+#include <capo/ops/binary.h>
+#include <capo/ops/index.h>
+#include <capo/ops/join.h>
+#include <capo/ops/reduce.h>
+#include <capo/ops/softmax.h>
+#include <capo/ops/view.h>
+
+#include <cmath>
+#include <string>
+
+namespace capo::examples {
+
+// The first n images as the model sees them: pixels for the eye, tensor for the model.
+inline std::pair<std::vector<Image>, Tensor> model_inputs(const ImageDataset& set, const Preprocess& p, std::int64_t n) {
+  std::vector<Image> images;
+  const Tensor x = empty({n, p.size, p.size, 3});
+  for (std::int64_t i = 0; i < n; ++i) {
+    images.push_back(eval_image(set.image(i * (set.size() / n)), p));
+    normalize_into(x.data<float>() + i * p.size * p.size * 3, images.back(), p);
+  }
+  return {images, x};
+}
+
+// 40 test images; green: right, red: wrong, with the true class below.
+inline void prediction_sheet(vit::Vit& model, const ImageDataset& set, const Preprocess& p, const std::string& path) {
+  const NoGrad off;
+  const std::int64_t n = std::min<std::int64_t>(40, set.size());
+  const auto [images, x] = model_inputs(set, p, n);
+  const auto predicted = to_vector<std::int64_t>(argmax(model(x), -1, false));
+  std::vector<Caption> captions;
+  for (std::int64_t i = 0; i < n; ++i) {
+    const auto truth = static_cast<std::size_t>(set.label(i * (set.size() / n))), guess = static_cast<std::size_t>(predicted[static_cast<std::size_t>(i)]);
+    const bool right = truth == guess;
+    captions.push_back({right ? set.class_names()[guess] : set.class_names()[guess] + "\nnot " + set.class_names()[truth],
+                        right ? Color{20, 130, 60} : Color{200, 40, 40}});
+  }
+  write_png(path, contact_sheet(images, captions, 8, std::max(1, 96 / p.size)));
+}
+
+// Keeps q, k and the log-sum-exp of one attention.
+class CoreObserver : public nn::Tap {
+ public:
+  AttentionOut apply(const nn::CoreSite& site) override {
+    seen = site;
+    return site.out;
+  }
+  using Tap::apply;
+  nn::CoreSite seen;
+};
+
+// Eight images, and over each the last block's attention from the class token (the mean of all tokens where the model
+// has none), averaged over heads.
+inline void attention_picture(vit::Vit& model, const ImageDataset& set, const Preprocess& p, const std::string& path) {
+  const NoGrad off;
+  const std::int64_t n = std::min<std::int64_t>(8, set.size());
+  const auto [images, x] = model_inputs(set, p, n);
+  CoreObserver observer;
+  nn::AttentionCore& core = model.blocks[model.blocks.size() - 1].attn.core;
+  core.attach_observer(&observer);
+  model.tokens(x);
+  core.detach_observers();
+  const Tensor map = mean(attention_map(observer.seen.q, observer.seen.k, observer.seen.out.lse, observer.seen.scale), {1});
+  const int prefix = model.config.prefix_tokens(), grid = model.config.image / model.config.patch;
+  const Tensor rows = model.config.class_token ? select(map, 1, 0) : mean(map, {1});
+  const std::vector<float> values = to_vector<float>(slice(rows, 1, prefix, rows.size(1)));
+  std::vector<Image> shown;
+  for (std::int64_t i = 0; i < n; ++i) shown.push_back(resize_image(images[static_cast<std::size_t>(i)], 128, 128));
+  for (std::int64_t i = 0; i < n; ++i)
+    shown.push_back(heat_overlay(shown[static_cast<std::size_t>(i)], values.data() + i * grid * grid, grid, grid));
+  write_png(path, contact_sheet(shown, {}, static_cast<int>(n), 1));
+}
+
+}  // namespace capo::examples
