@@ -1,0 +1,59 @@
+#include <capo/autograd/autograd.h>
+#include <capo/ops/args.h>
+#include <capo/ops/batch_norm.h>
+#include <capo/ops/binary.h>
+#include <capo/ops/copy.h>
+#include <capo/ops/group_norm.h>
+#include <capo/ops/unary.h>
+#include <capo/ops/view.h>
+
+namespace capo {
+namespace {
+
+constexpr const char* kOp = "batch_norm";
+
+// running = (1 - momentum) running + momentum * batch
+void update(const Tensor& running, const Tensor& batch, double momentum) {
+  const Tensor now = cast(running, batch.dtype()) * (1 - momentum) + reshape(batch, running.shape()) * momentum;
+  copy_into(running, cast(now, running.dtype()));
+}
+
+}  // namespace
+
+Tensor batch_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& running_mean,
+                  const Tensor& running_var, bool training, double momentum, double eps, bool update_running) {
+  CAPO_CHECK(is_floating(x.dtype()), kOp, ": x must be floating, got ", describe(x));
+  CAPO_CHECK(x.rank() >= 2 && x.size(-1) >= 1, kOp, ": x must be [..., C] of rank >= 2 with C >= 1, got ", x.shape());
+  CAPO_CHECK(eps > 0, kOp, ": eps must be > 0, got ", eps);
+  CAPO_CHECK(momentum >= 0 && momentum <= 1, kOp, ": momentum must be in [0, 1], got ", momentum);
+  check_channels(kOp, "weight", weight, x);
+  check_channels(kOp, "bias", bias, x);
+  check_channels(kOp, "running_mean", running_mean, x);
+  check_channels(kOp, "running_var", running_var, x);
+  CAPO_CHECK(!weight.defined() || !bias.defined() || weight.dtype() == bias.dtype(), kOp, ": weight is ", weight.dtype(),
+             ", bias is ", bias.dtype(), ": mixed dtypes, cast one");
+  CAPO_CHECK(running_mean.defined() == running_var.defined(), kOp, ": running_mean and running_var must come together");
+  CAPO_CHECK(training || running_mean.defined(), kOp, ": needs running_mean and running_var when not training");
+  CAPO_CHECK(!needs_of({running_mean, running_var}).any(), kOp, ": running statistics must not require a gradient");
+  const std::int64_t columns = x.size(-1), rows = x.numel() / columns;
+  CAPO_CHECK(!training || rows != 1, kOp, ": training needs more than one value per channel, got x ", x.shape());
+  const DType t = x.dtype(), acc = accumulator(t);
+  const bool through_f32 = is_half(t) && !x.device().is_cuda();
+  const Tensor u = through_f32 ? cast(x, f32) : x;
+  const Tensor w = through_f32 ? cast_or_undefined(weight, f32) : weight, b = through_f32 ? cast_or_undefined(bias, f32) : bias;
+  if (!training) {
+    // Copies, because a later training step may write into the buffers before this call's backward pass.
+    const Tensor mean = clone(cast(running_mean, acc)), rstd = rsqrt(cast(running_var, acc) + eps);
+    return cast(detail::channel_affine(kOp, u, w, b, mean, rstd), t);
+  }
+  detail::ChannelMoments batch;
+  const Tensor y = cast(detail::channel_norm(kOp, u, w, b, 1, columns, eps, &batch), t);
+  if (update_running && running_mean.defined() && rows > 0 && !replaying()) {
+    const NoGrad off;
+    update(running_mean, batch.mean, momentum);
+    update(running_var, batch.var * (static_cast<double>(rows) / static_cast<double>(rows - 1)), momentum);
+  }
+  return y;
+}
+
+}  // namespace capo

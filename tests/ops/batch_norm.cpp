@@ -1,0 +1,119 @@
+#include <capo/ops/batch_norm.h>
+#include <capo/ops/binary.h>
+#include <capo/ops/copy.h>
+#include <capo/ops/reduce.h>
+#include <capo/ops/unary.h>
+#include <capo/ops/view.h>
+#include <capo/tests/op_test.h>
+
+namespace capo::test {
+namespace {
+
+constexpr double kEps = 1e-5;
+
+struct Settings {
+  bool training = true;
+  double momentum = 0.1;
+  bool update_running = true;
+};
+
+// y and the running statistics after the call.
+Tensors by_ops(const Tensors& in, const Settings& o) {
+  const Tensor &x = in[0], &w = in[1], &b = in[2];
+  const std::int64_t c = x.size(-1), n = x.numel() / c;
+  const Tensor v = reshape(x, {n, c});
+  Tensor running_mean = in[3], running_var = in[4], m = running_mean, var = running_var;
+  if (o.training) {
+    m = mean(v, {0});
+    var = mean(square(v - m), {0});
+    if (o.update_running && running_mean.defined() && n > 0) {
+      running_mean = running_mean * (1 - o.momentum) + m * o.momentum;
+      running_var = running_var * (1 - o.momentum) + var * (o.momentum * static_cast<double>(n) / static_cast<double>(n - 1));
+    }
+  }
+  Tensor y = reshape((v - m) / sqrt(var + kEps), x.shape());
+  if (w.defined()) y = y * w;
+  if (b.defined()) y = y + b;
+  return {y, running_mean, running_var};
+}
+
+// inputs: x, weight, bias, running_mean, running_var
+Sample sample(const std::string& label, const Tensors& inputs, const Settings& o = {}) {
+  Sample s;
+  s.label = label;
+  s.inputs = inputs;
+  s.run = [o](const Tensors& in) -> Tensors {
+    const Tensor m = in[3].defined() ? clone(in[3]) : in[3], v = in[4].defined() ? clone(in[4]) : in[4];
+    return {batch_norm(in[0], in[1], in[2], m, v, o.training, o.momentum, kEps, o.update_running), m, v};
+  };
+  s.reference = [o](const Tensors& in) { return by_ops(in, o); };
+  s.wanted = {true, inputs[1].defined(), inputs[2].defined(), false, false};
+  s.second_order = true;
+  return s;
+}
+
+Tensors inputs_of(const Shape& shape, double mean = 0.3, double std = 1.5) {
+  const std::int64_t c = shape.back();
+  return {normal(shape, "x" + to_string(shape), mean, std), normal({c}, "weight", 1, 0.3), normal({c}, "bias", -0.2, 0.5),
+          normal({c}, "running mean", 0.1, 0.5), uniform({c}, "running var", 0.5, 2)};
+}
+Tensors without(Tensors inputs, std::initializer_list<int> which) {
+  for (int i : which) inputs[static_cast<std::size_t>(i)] = Tensor();
+  return inputs;
+}
+
+}  // namespace
+
+std::vector<OpCase> op_cases() {
+  const Settings evaluation{.training = false};
+  OpCase c{"batch_norm", {}, {}};
+  c.samples = {
+      sample("training", inputs_of({2, 3, 5, 4})),
+      sample("training, rank 2", inputs_of({7, 3})),
+      sample("training, several chunks, odd", inputs_of({3, 11, 13, 67})),
+      sample("training, more columns than a block", inputs_of({5, 1030})),
+      sample("training, one channel", inputs_of({4, 3, 1})),
+      sample("training, momentum 1", inputs_of({6, 5}), {.momentum = 1}),
+      sample("training, statistics left alone", inputs_of({6, 5}), {.update_running = false}),
+      sample("training, no running statistics", without(inputs_of({6, 5}), {3, 4})),
+      sample("training, no weight, no bias", without(inputs_of({6, 5}), {1, 2})),
+      sample("training, bias only", without(inputs_of({6, 5}), {1})),
+      sample("evaluation", inputs_of({2, 3, 5, 4}), evaluation),
+      sample("evaluation, one row", inputs_of({1, 1, 4}), evaluation),
+      sample("evaluation, no weight, no bias", without(inputs_of({70, 9}), {1, 2}), evaluation),
+      sample("evaluation, empty batch", inputs_of({0, 3, 4}), evaluation),
+  };
+  Sample empty_batch = sample("training, empty batch", inputs_of({0, 3, 4}));
+  Sample shifted = sample("training, mean 10,000", inputs_of({90, 5}, 1e4, 1));
+  shifted.tol = 1e-11;
+  shifted.grad_tol = 1e-5;
+  shifted.tol_f32 = 2e-4;  // the kept mean is rounded to an ulp of 10,000, a thousandth of the spread
+  shifted.half = false;
+  c.samples.push_back(empty_batch);
+  c.samples.push_back(shifted);
+
+  const Tensors in = inputs_of({4, 3});
+  const auto run = [](const Tensors& t, bool training = true, double momentum = 0.1, double eps = 1e-5) {
+    batch_norm(t[0], t[1], t[2], t[3], t[4], training, momentum, eps);
+  };
+  const auto with = [in](std::size_t i, const Tensor& t) {
+    Tensors out = in;
+    out[i] = t;
+    return out;
+  };
+  c.errors = {
+      {"weight size", [=] { run(with(1, normal({4}, "w"))); }, "weight must be [3]"},
+      {"running size", [=] { run(with(3, normal({2}, "m"))); }, "running_mean must be [3]"},
+      {"rank", [=] { run(with(0, normal({3}, "x"))); }, "rank >= 2"},
+      {"one value per channel", [=] { run(with(0, normal({1, 1, 3}, "x"))); }, "more than one value per channel"},
+      {"no statistics", [=] { run(without(in, {3, 4}), false); }, "needs running_mean"},
+      {"half of the statistics", [=] { run(without(in, {3})); }, "must come together"},
+      {"eps", [=] { run(in, true, 0.1, 0); }, "eps must be > 0"},
+      {"momentum", [=] { run(in, true, 1.5); }, "momentum must be in [0, 1]"},
+      {"mixed dtypes", [=] { run(with(0, cast(in[0], f32))); }, "mixed dtypes"},
+      {"mixed devices", [=] { run(with(0, empty({4, 3}, f64, kMeta))); }, "is on"},
+  };
+  return {c};
+}
+
+}  // namespace capo::test
