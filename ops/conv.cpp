@@ -1,0 +1,249 @@
+#include <capo/autograd/autograd.h>
+#include <capo/ops/args.h>
+#include <capo/ops/conv.h>
+#include <capo/ops/copy.h>
+#include <capo/ops/kernel.h>
+#include <capo/ops/reduce.h>
+#include <capo/ops/view.h>
+
+#include <algorithm>
+
+namespace capo {
+
+CAPO_KERNEL(conv_pack, ConvPackArgs)
+CAPO_KERNEL(conv, ConvArgs)
+CAPO_KERNEL(conv_depthwise_pack, ConvPackArgs)
+CAPO_KERNEL(conv_depthwise, ConvArgs)
+CAPO_KERNEL(conv_weight_gradient, ConvWeightArgs)
+CAPO_KERNEL(conv_depthwise_weight_gradient, ConvWeightArgs)
+CAPO_KERNEL(conv_join, ConvJoinArgs)
+
+namespace {
+
+using Geometry = ConvGeometry;
+
+bool is_depthwise(const Geometry& g) { return g.groups > 1 && g.cin == 1 && g.cout == 1; }
+std::int64_t taps_of(const Geometry& g) { return g.kernel[0] * g.kernel[1] * g.kernel[2]; }
+
+Shape image_shape(const Geometry& g, const std::int64_t* sizes, std::int64_t channels) {
+  Shape s{g.batch};
+  for (int a = 3 - g.spatial; a < 3; ++a) s.push_back(sizes[a]);
+  s.push_back(channels);
+  return s;
+}
+Shape x_shape(const Geometry& g) { return image_shape(g, g.in, g.groups * g.cin); }
+Shape y_shape(const Geometry& g) { return image_shape(g, g.out, g.groups * g.cout); }
+Shape w_shape(const Geometry& g) {
+  Shape s{g.groups * g.cout};
+  for (int a = 3 - g.spatial; a < 3; ++a) s.push_back(g.kernel[a]);
+  s.push_back(g.cin);
+  return s;
+}
+
+// Chunks of items of `cost` multiply-adds each: enough work to hide a fork.
+std::int64_t grain_for(std::int64_t cost) { return 1 + (std::int64_t{1} << 20) / (cost + 1); }
+
+// y from x (transposed = false), or what is shaped like x from what is shaped like y. All contiguous; bias may be undefined.
+Tensor apply(const Geometry& g, bool transposed, const Tensor& source, const Tensor& w, const Tensor& bias) {
+  const std::int64_t depth = transposed ? g.cout : g.cin, n = transposed ? g.cin : g.cout, taps = taps_of(g);
+  const Tensor y = empty(transposed ? x_shape(g) : y_shape(g), source.dtype(), source.device());
+  const bool depthwise = is_depthwise(g);
+  const std::int64_t padded = depthwise ? 1 : (n + 15) / 16 * 16;  // whole vectors of any instruction set
+  const Tensor packed = empty({g.groups, taps * depth, padded}, source.dtype(), source.device());
+  if (y.device().is_meta() || y.numel() == 0) return y;
+
+  ConvArgs args{g, source.dtype(), transposed, source.data(), w.data(), packed.data(), data_or_null(bias), y.data(), 0};
+  std::int64_t phases = 1, lines = g.batch, positions = g.batch;
+  for (int a = 0; a < 3; ++a) {
+    const std::int64_t result = transposed ? (g.in[a] + g.stride[a] - 1) / g.stride[a] : g.out[a];
+    if (transposed) phases *= g.stride[a];
+    if (a < 2) lines *= result;
+    positions *= result;
+  }
+  const ConvPackArgs pack{g, source.dtype(), transposed, w.data(), packed.data()};
+  if (depthwise) {
+    args.tiles = lines;
+    launch(kernels::conv_depthwise_pack, y.device(), pack, 1, 1);
+    launch(kernels::conv_depthwise, y.device(), args, phases * lines, grain_for(positions / lines * g.groups * taps / phases * 4));
+  } else {
+    args.tiles = (positions + kConvTile - 1) / kConvTile;
+    launch(kernels::conv_pack, y.device(), pack, g.groups * phases * ((n + 63) / 64), 1);
+    launch(kernels::conv, y.device(), args, g.groups * phases * args.tiles,
+           grain_for(kConvTile * (taps / phases + 1) * depth * padded));
+  }
+  return y;
+}
+
+Tensor apply_weight_gradient(const Geometry& g, const Tensor& dy, const Tensor& x) {
+  const Tensor dw = empty(w_shape(g), x.dtype(), x.device());
+  const bool depthwise = is_depthwise(g);
+  const std::int64_t taps = taps_of(g), lines = g.batch * g.out[0] * g.out[1];
+  const std::int64_t work = depthwise ? lines : lines * g.out[2];  // what is cut into chunks
+  const std::int64_t blocks = depthwise ? (g.groups + 63) / 64 : g.groups * ((taps * g.cin + kConvColumns - 1) / kConvColumns);
+  // At least 32 items for the threads, chunks of whole depth blocks, planes below 64 MB.
+  const std::int64_t unit = depthwise ? 4 : 128;
+  std::int64_t chunks = (32 + blocks - 1) / blocks;
+  chunks = std::min(chunks, (work + unit - 1) / unit);
+  chunks = std::min(chunks, (std::int64_t{1} << 24) / (dw.numel() + 1));
+  chunks = std::max<std::int64_t>(chunks, 1);
+  const std::int64_t chunk = std::max<std::int64_t>(((work + chunks - 1) / chunks + unit - 1) / unit * unit, unit);
+  chunks = std::max<std::int64_t>((work + chunk - 1) / chunk, 1);
+  Tensor planes = dw;
+  if (chunks > 1) planes = empty({chunks, dw.numel()}, x.dtype(), x.device());
+  if (dw.device().is_meta()) return dw;
+
+  const ConvWeightArgs args{g, x.dtype(), x.data(), dy.data(), planes.data(), chunks, chunk};
+  launch(depthwise ? kernels::conv_depthwise_weight_gradient : kernels::conv_weight_gradient, x.device(), args, chunks * blocks, 1);
+  if (chunks > 1) {
+    const ConvJoinArgs join{x.dtype(), planes.data(), dw.data(), chunks, dw.numel()};
+    launch(kernels::conv_join, x.device(), join, dw.numel(), 16384);
+  }
+  return dw;
+}
+
+// The three bilinear maps of one geometry; each one's gradients are the other two. bias only joins the first two.
+Tensor forward(const Geometry& g, const Tensor& x, const Tensor& w, const Tensor& bias);
+Tensor transposed(const Geometry& g, const Tensor& y, const Tensor& w, const Tensor& bias);
+Tensor weight_gradient(const Geometry& g, const Tensor& dy, const Tensor& x);
+
+Tensor forward(const Geometry& g, const Tensor& x0, const Tensor& w0, const Tensor& bias0) {
+  const Tensor x = contiguous(x0), w = contiguous(w0), bias = contiguous_or_undefined(bias0);
+  const Needs need = needs_of({x, w, bias});
+  return record("conv", apply(g, false, x, w, bias), {x, w, bias}, Saved({keep_if(need[1], x), keep_if(need[0], w)}),
+                [g](const Saved& s, const Tensor& dy, Needs n) -> Grads {
+                  Grads out(3);
+                  if (n[0]) out[0] = transposed(g, dy, s[1], {});
+                  if (n[1]) out[1] = weight_gradient(g, dy, s[0]);
+                  if (n[2]) out[2] = sum(reshape(dy, {dy.numel() / dy.size(-1), dy.size(-1)}), {0});
+                  return out;
+                });
+}
+
+Tensor transposed(const Geometry& g, const Tensor& y0, const Tensor& w0, const Tensor& bias0) {
+  const Tensor y = contiguous(y0), w = contiguous(w0), bias = contiguous_or_undefined(bias0);
+  const Needs need = needs_of({y, w, bias});
+  return record("conv_transpose", apply(g, true, y, w, bias), {y, w, bias}, Saved({keep_if(need[1], y), keep_if(need[0], w)}),
+                [g](const Saved& s, const Tensor& dx, Needs n) -> Grads {
+                  Grads out(3);
+                  if (n[0]) out[0] = forward(g, dx, s[1], {});
+                  if (n[1]) out[1] = weight_gradient(g, s[0], dx);
+                  if (n[2]) out[2] = sum(reshape(dx, {dx.numel() / dx.size(-1), dx.size(-1)}), {0});
+                  return out;
+                });
+}
+
+Tensor weight_gradient(const Geometry& g, const Tensor& dy0, const Tensor& x0) {
+  const Tensor dy = contiguous(dy0), x = contiguous(x0);
+  const Needs need = needs_of({dy, x});
+  return record("conv_weight_gradient", apply_weight_gradient(g, dy, x), {dy, x},
+                Saved({keep_if(need[1], dy), keep_if(need[0], x)}), [g](const Saved& s, const Tensor& dw, Needs n) -> Grads {
+                  Grads out(2);
+                  if (n[0]) out[0] = forward(g, s[1], dw, {});
+                  if (n[1]) out[1] = transposed(g, s[0], dw, {});
+                  return out;
+                });
+}
+
+// One entry per axis from an option that may be empty or have a single entry.
+Dims per_axis(const char* op, const char* what, const Dims& given, int spatial, std::int64_t fallback, std::int64_t least) {
+  CAPO_CHECK(given.size() <= 1 || given.size() == spatial, op, ": ", what, " must have 1 or ", spatial, " entries, got ", given);
+  Dims d = Dims::filled(spatial, fallback);
+  for (int a = 0; a < spatial && !given.empty(); ++a) d[a] = given[given.size() == 1 ? 0 : a];
+  for (const auto v : d) CAPO_CHECK(v >= least, op, ": ", what, " must be >= ", least, ", got ", given);
+  return d;
+}
+
+void check(const char* op, const Tensor& x, const Tensor& w, const Tensor& bias, int groups) {
+  CAPO_CHECK(is_floating(x.dtype()), op, ": x must be floating, got ", describe(x));
+  CAPO_CHECK(x.rank() >= 3 && x.rank() <= 5, op, ": x must be [B, 1 to 3 spatial axes, C], got ", x.shape());
+  CAPO_CHECK(w.rank() == x.rank(), op, ": weight must have the rank of x ", x.shape(), ", got ", w.shape());
+  CAPO_CHECK(w.numel() > 0, op, ": weight must have no empty axis, got ", w.shape());
+  CAPO_CHECK(w.dtype() == x.dtype(), op, ": weight is ", w.dtype(), ", x is ", x.dtype(), ": mixed dtypes, cast one");
+  CAPO_CHECK(w.device() == x.device(), op, ": weight is on ", w.device(), ", x is on ", x.device());
+  CAPO_CHECK(groups >= 1, op, ": groups must be >= 1, got ", groups);
+  if (!bias.defined()) return;
+  CAPO_CHECK(bias.dtype() == x.dtype(), op, ": bias is ", bias.dtype(), ", x is ", x.dtype(), ": mixed dtypes, cast one");
+  CAPO_CHECK(bias.device() == x.device(), op, ": bias is on ", bias.device(), ", x is on ", x.device());
+}
+
+}  // namespace
+
+Tensor conv(const Tensor& x, const Tensor& w, const Tensor& bias, const ConvOptions& o) {
+  const char* op = "conv";
+  check(op, x, w, bias, o.groups);
+  if (is_half(x.dtype()) && !x.device().is_cuda())
+    return cast(conv(cast(x, f32), cast(w, f32), cast_or_undefined(bias, f32), o), x.dtype());
+  const int spatial = x.rank() - 2;
+  const Dims stride = per_axis(op, "stride", o.stride, spatial, 1, 1), dilation = per_axis(op, "dilation", o.dilation, spatial, 1, 1);
+  const Dims before = per_axis(op, "pad_before", o.pad_before, spatial, 0, 0);
+  const Dims after = o.pad_after.empty() ? before : per_axis(op, "pad_after", o.pad_after, spatial, 0, 0);
+  CAPO_CHECK(o.output_padding.empty(), op, ": output_padding belongs to conv_transpose, got ", o.output_padding);
+  const std::int64_t groups = o.groups, cin = x.size(-1), cout = w.size(0);
+  CAPO_CHECK(cout % groups == 0, op, ": ", cout, " output channels do not divide into ", groups, " groups");
+  CAPO_CHECK(w.size(-1) * groups == cin, op, ": weight ", w.shape(), " with ", groups, " groups takes ", w.size(-1) * groups,
+             " input channels, x ", x.shape(), " has ", cin);
+  CAPO_CHECK(!bias.defined() || bias.shape() == Shape{cout}, op, ": bias must be [", cout, "], got ", bias.shape());
+
+  Geometry g{spatial, x.size(0), groups, w.size(-1), cout / groups, {1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {0, 0, 0}, {1, 1, 1}};
+  for (int i = 0; i < spatial; ++i) {
+    const int a = 3 - spatial + i;
+    const std::int64_t k = w.size(1 + i), room = x.size(1 + i) + before[i] + after[i] - dilation[i] * (k - 1) - 1;
+    CAPO_CHECK(room >= 0, op, ": the kernel of ", w.shape(), " with dilation ", dilation, " is larger than x ", x.shape(),
+               " padded by ", before, " and ", after);
+    g.in[a] = x.size(1 + i);
+    g.out[a] = room / stride[i] + 1;
+    g.kernel[a] = k;
+    g.stride[a] = stride[i];
+    g.pad[a] = before[i];
+    g.dilation[a] = dilation[i];
+  }
+  return forward(g, x, w, bias);
+}
+
+Tensor conv_transpose(const Tensor& x, const Tensor& w, const Tensor& bias, const ConvOptions& o) {
+  const char* op = "conv_transpose";
+  check(op, x, w, bias, o.groups);
+  if (is_half(x.dtype()) && !x.device().is_cuda())
+    return cast(conv_transpose(cast(x, f32), cast(w, f32), cast_or_undefined(bias, f32), o), x.dtype());
+  const int spatial = x.rank() - 2;
+  const Dims stride = per_axis(op, "stride", o.stride, spatial, 1, 1), dilation = per_axis(op, "dilation", o.dilation, spatial, 1, 1);
+  const Dims before = per_axis(op, "pad_before", o.pad_before, spatial, 0, 0);
+  const Dims after = o.pad_after.empty() ? before : per_axis(op, "pad_after", o.pad_after, spatial, 0, 0);
+  const Dims extra = per_axis(op, "output_padding", o.output_padding, spatial, 0, 0);
+  const std::int64_t groups = o.groups, cin = x.size(-1), cout = w.size(-1) * groups;
+  CAPO_CHECK(w.size(0) == cin, op, ": weight ", w.shape(), " takes ", w.size(0), " input channels, x ", x.shape(), " has ", cin);
+  CAPO_CHECK(cin % groups == 0, op, ": ", cin, " input channels do not divide into ", groups, " groups");
+  CAPO_CHECK(!bias.defined() || bias.shape() == Shape{cout}, op, ": bias must be [", cout, "], got ", bias.shape());
+
+  // The geometry of the conv whose data gradient this is: its y is our x.
+  Geometry g{spatial, x.size(0), groups, w.size(-1), cin / groups, {1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {0, 0, 0}, {1, 1, 1}};
+  for (int i = 0; i < spatial; ++i) {
+    const int a = 3 - spatial + i;
+    const std::int64_t k = w.size(1 + i), in = x.size(1 + i);
+    CAPO_CHECK(in >= 1, op, ": x must have no empty spatial axis, got ", x.shape());
+    CAPO_CHECK(extra[i] < std::max(stride[i], dilation[i]), op, ": output_padding ", extra, " must be smaller than stride ",
+               stride, " or dilation ", dilation);
+    g.out[a] = in;
+    g.in[a] = (in - 1) * stride[i] - before[i] - after[i] + dilation[i] * (k - 1) + 1 + extra[i];
+    CAPO_CHECK(g.in[a] >= 1, op, ": nothing is left of x ", x.shape(), " after padding ", before, " and ", after, " with kernel ",
+               w.shape());
+    g.kernel[a] = k;
+    g.stride[a] = stride[i];
+    g.pad[a] = before[i];
+    g.dilation[a] = dilation[i];
+  }
+  return transposed(g, x, w, bias);
+}
+
+namespace {
+Tensor ranked(const char* op, int rank, const Tensor& x, const Tensor& w, const Tensor& bias, const ConvOptions& o) {
+  CAPO_CHECK(x.rank() == rank, op, ": x must have ", rank, " axes, got ", x.shape());
+  return conv(x, w, bias, o);
+}
+}  // namespace
+
+Tensor conv1d(const Tensor& x, const Tensor& w, const Tensor& bias, const ConvOptions& o) { return ranked("conv1d", 3, x, w, bias, o); }
+Tensor conv2d(const Tensor& x, const Tensor& w, const Tensor& bias, const ConvOptions& o) { return ranked("conv2d", 4, x, w, bias, o); }
+Tensor conv3d(const Tensor& x, const Tensor& w, const Tensor& bias, const ConvOptions& o) { return ranked("conv3d", 5, x, w, bias, o); }
+
+}  // namespace capo

@@ -1,0 +1,99 @@
+// Convolution over 1, 2 or 3 spatial axes, channels last.
+//
+//   x     [B, spatial.., Cin]
+//   w     [Cout, kernel.., Cin / groups]        conv            (OHWI: PyTorch's [Cout, Cin / groups, k..] moved)
+//         [Cin, kernel.., Cout / groups]        conv_transpose  (the layout of the conv whose data gradient it is)
+//   bias  [Cout] or undefined
+//   y     [B, out.., Cout], contiguous
+//
+// As in PyTorch it is a cross-correlation, and groups split the channels of x and y into consecutive parts.
+// groups = Cin = Cout is depthwise and has its own kernels.
+//
+// dtypes  x, w, bias equal: f32, f64; bf16 and f16 through f32 (CPU). Mixed dtypes and devices throw.
+// errors  ranks and channels that do not match, stride or dilation < 1, padding < 0, a kernel larger than the padded x.
+// grad    x, w and bias, of any order: the gradients are made of conv, conv_transpose and conv_weight_gradient, all
+//         recorded. Keeps x only when w needs a gradient, w only when x does.
+// bits    sums are cut by shape only: the same for any thread count.
+#pragma once
+
+#include <capo/engine/tensor.h>
+
+namespace capo {
+
+// Each Dims is empty (the default), has one entry for all spatial axes, or one entry per axis.
+struct ConvOptions {
+  Dims stride = {};      // 1
+  Dims pad_before = {};  // 0: zeros before each axis ..
+  Dims pad_after = {};   // .. and after it; empty means as before
+  Dims dilation = {};    // 1
+  int groups = 1;
+  Dims output_padding = {};  // conv_transpose only: 0; < max(stride, dilation)
+};
+
+// out = floor((in + pad_before + pad_after - dilation (k - 1) - 1) / stride) + 1
+//   Tensor y = conv2d(image, weight, {}, {.stride = {2}, .pad_before = {1}});  // [B, 32, 32, 3] -> [B, 16, 16, 64]
+Tensor conv(const Tensor& x, const Tensor& w, const Tensor& bias = {}, const ConvOptions& options = {});
+
+// The adjoint of conv: out = (in - 1) stride - pad_before - pad_after + dilation (k - 1) + 1 + output_padding
+Tensor conv_transpose(const Tensor& x, const Tensor& w, const Tensor& bias = {}, const ConvOptions& options = {});
+
+// The same with the rank of x checked: [B, L, C], [B, H, W, C], [B, D, H, W, C].
+Tensor conv1d(const Tensor& x, const Tensor& w, const Tensor& bias = {}, const ConvOptions& options = {});
+Tensor conv2d(const Tensor& x, const Tensor& w, const Tensor& bias = {}, const ConvOptions& options = {});
+Tensor conv3d(const Tensor& x, const Tensor& w, const Tensor& bias = {}, const ConvOptions& options = {});
+
+// ---- What the kernels see. Fewer than three spatial axes are padded in front with size 1, kernel 1, stride 1.
+
+// The linear map of one convolution, whichever way it is applied: `in` and `cin` belong to the conv's x, `out` and
+// `cout` to its y; channel counts are per group.
+struct ConvGeometry {
+  int spatial;  // axes that the user sees
+  std::int64_t batch, groups, cin, cout;
+  std::int64_t in[3], out[3], kernel[3], stride[3], pad[3], dilation[3];  // pad: before
+};
+
+// Forward (transposed = false) reads x and writes y; transposed reads something shaped like y and writes like x. In both
+// each result position gathers its sources. A transposed result is cut into phases by its position modulo the stride:
+// inside a phase the taps that count are the same for all positions, and consecutive positions read consecutive sources.
+struct ConvArgs {
+  ConvGeometry g;
+  DType dtype;
+  bool transposed;
+  const void* source;
+  const void* w;       // [cout * groups, taps, cin]
+  const void* packed;  // by conv_pack
+  const void* bias;    // of the result's channels, or null
+  void* result;
+  std::int64_t tiles;  // conv: tiles of kConvTile positions in the largest phase; depthwise: lines in it
+};
+inline constexpr std::int64_t kConvTile = 48;
+
+// packed: the weights as GEMM panels, per (group, phase); depthwise: [taps, channels].
+// Items: conv: group x phase x panels of 64 columns; depthwise: 1.
+struct ConvPackArgs {
+  ConvGeometry g;
+  DType dtype;
+  bool transposed;
+  const void* w;
+  void* packed;
+};
+
+// dw = sum over positions of y's gradient x the sources under each tap. Positions are cut into `chunks`, each summed to
+// its own plane [chunks, cout * groups, taps, cin]; conv_join adds the planes in order.
+// Items: conv: chunk x group x blocks of kConvColumns (tap, cin) columns; depthwise: chunk x blocks of 64 channels.
+struct ConvWeightArgs {
+  ConvGeometry g;
+  DType dtype;
+  const void *x, *dy;
+  void* planes;
+  std::int64_t chunks, chunk;  // positions (depthwise: lines of the last spatial axis) per chunk
+};
+inline constexpr std::int64_t kConvColumns = 256;
+struct ConvJoinArgs {
+  DType dtype;
+  const void* planes;
+  void* dw;
+  std::int64_t chunks, plane;
+};
+
+}  // namespace capo
