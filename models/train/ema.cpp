@@ -1,3 +1,4 @@
+#if __has_include(<capo/ops/optim.h>)  // TMP
 #include <capo/models/train/ema.h>
 #include <capo/ops/copy.h>
 #include <capo/ops/optim.h>
@@ -55,3 +56,4 @@ std::int64_t Ema::state_bytes() const {
 }
 
 }  // namespace capo::train
+#endif  // TMP

@@ -310,7 +310,7 @@ void Trainer::end_epoch(TrainResult& result) {
     report.validated = true;
     report.best = report.validation.score > at_.best;
     if (report.best) at_.best = report.validation.score;
-    logs_->validation(at_.step, at_.epoch, lr_, report.validation,
+    logs_->validation(at_.step, at_.epoch, schedule_.at(std::max<std::int64_t>(at_.step - 1, 0)), report.validation,
                       static_cast<double>(report.validation.samples) / std::max(validation_seconds_, 1e-9));
   }
   result.epochs.push_back(report);
