@@ -3,6 +3,8 @@
 #include <capo/ops/copy.h>
 #include <capo/ops/view.h>
 
+#include <algorithm>
+
 namespace capo {
 namespace {
 
@@ -43,6 +45,7 @@ Shape infer(const Tensor& x, Shape shape) {
       CAPO_CHECK(hole < 0, "reshape: only one size may be -1, got ", shape);
       hole = i;
     } else {
+      CAPO_CHECK(shape[i] >= 0, "reshape: sizes must be at least 0 (one may be -1), got ", shape);
       known *= shape[i];
     }
   }
@@ -131,6 +134,39 @@ Tensor slice(const Tensor& x, std::int64_t axis0, std::int64_t begin, std::int64
 
 Tensor select(const Tensor& x, std::int64_t axis, std::int64_t index) {
   return squeeze(slice(x, axis, index, index + 1), axis);
+}
+
+namespace {
+// The adjoint of unbind: parts stacked along `axis`; an undefined part is zero.
+Tensor unbind_backward(const Grads& parts, const Shape& shape, int axis) {
+  const auto first = std::find_if(parts.begin(), parts.end(), [](const Tensor& t) { return t.defined(); });
+  bool whole = true;
+  for (const auto& t : parts) whole = whole && t.defined();
+  const Tensor dx = whole ? empty(shape, first->dtype(), first->device()) : zeros(shape, first->dtype(), first->device());
+  for (std::size_t i = 0; i < parts.size(); ++i) {
+    if (!parts[i].defined()) continue;
+    const NoGrad off;
+    copy_into(select(dx, axis, static_cast<std::int64_t>(i)), parts[i]);
+  }
+  return record("unbind_backward", dx, parts, Saved(), [axis](const Saved&, const Tensor& g, Needs) -> Grads {
+    return unbind(g, axis);
+  });
+}
+}  // namespace
+
+std::vector<Tensor> unbind(const Tensor& x, std::int64_t axis0) {
+  const int axis = normalize_axis("unbind", axis0, x.rank());
+  Shape shape = x.shape();
+  Dims strides = x.strides();
+  shape.erase(axis);
+  strides.erase(axis);
+  std::vector<Tensor> parts;
+  for (std::int64_t i = 0; i < x.shape()[axis]; ++i)
+    parts.push_back(strided_view(x, shape, strides, x.offset() + i * x.strides()[axis]));
+  const Shape before = x.shape();
+  return record_many("unbind", std::move(parts), {x}, Saved(), [before, axis](const Saved&, const Grads& dys, Needs) -> Grads {
+    return {unbind_backward(dys, before, axis)};
+  });
 }
 
 Tensor squeeze(const Tensor& x, std::int64_t axis0) {

@@ -4,6 +4,8 @@
 
 #include <capo/engine/tensor.h>
 
+#include <vector>
+
 namespace capo {
 
 // Same elements in row-major order; one size may be -1. Copies (recorded) when no strides can describe the result.
@@ -17,6 +19,8 @@ Tensor expand(const Tensor& x, const Shape& shape);
 Tensor slice(const Tensor& x, std::int64_t axis, std::int64_t begin, std::int64_t end, std::int64_t step = 1);
 // slice of width 1 without the axis.
 Tensor select(const Tensor& x, std::int64_t axis, std::int64_t index);
+// x cut along one axis into size(axis) views without that axis. grad: one buffer, filled from the parts.
+std::vector<Tensor> unbind(const Tensor& x, std::int64_t axis);
 Tensor squeeze(const Tensor& x, std::int64_t axis);
 Tensor unsqueeze(const Tensor& x, std::int64_t axis);  // axis of the result
 // Axes first..last (inclusive) become one.
