@@ -1,0 +1,53 @@
+#include <capo/autograd/autograd.h>
+#include <capo/ops/args.h>
+#include <capo/ops/binary.h>
+#include <capo/ops/copy.h>
+#include <capo/ops/dropout.h>
+#include <capo/ops/kernel.h>
+#include <capo/ops/view.h>
+
+#include <algorithm>
+#include <cmath>
+
+namespace capo {
+
+CAPO_KERNEL(dropout, DropoutArgs)
+
+namespace {
+
+// x times the mask that `range` describes; its own gradient.
+Tensor masked(const Tensor& x0, double p, RngRange range) {
+  const Tensor x = contiguous(x0), y = empty_like(x);
+  const auto threshold = static_cast<std::uint32_t>(std::min(std::ceil(p * 0x1p32), 0x1p32 - 1));
+  const DropoutArgs args{x.dtype(), data_or_null(x), data_or_null(y), x.numel(), range, threshold, 1.0 / (1.0 - p)};
+  launch(kernels::dropout, x.device(), args, (x.numel() + 3) / 4, 4096);
+  return record("dropout", y, {x}, Saved(), [p, range](const Saved&, const Tensor& dy, Needs) -> Grads {
+    return {masked(dy, p, range)};
+  });
+}
+
+void check(const char* op, const Tensor& x, double p) {
+  CAPO_CHECK(is_floating(x.dtype()), op, ": x must be floating, got ", describe(x));
+  CAPO_CHECK(p >= 0 && p < 1, op, ": p must be in [0, 1), got ", p);
+}
+
+}  // namespace
+
+Tensor dropout(const Tensor& x, double p, Generator& rng, bool training) {
+  check("dropout", x, p);
+  if (!training || p == 0) return x;
+  if (is_half(x.dtype()) && !x.device().is_cuda()) return cast(dropout(cast(x, f32), p, rng, true), x.dtype());
+  return masked(x, p, rng.reserve(x.numel()));
+}
+
+Tensor drop_path(const Tensor& x, double p, Generator& rng, bool training) {
+  check("drop_path", x, p);
+  CAPO_CHECK(x.rank() >= 1, "drop_path: x must be [B, ...], got a scalar");
+  if (!training || p == 0) return x;
+  if (is_half(x.dtype()) && !x.device().is_cuda()) return cast(drop_path(cast(x, f32), p, rng, true), x.dtype());
+  Shape per_sample = Shape::filled(x.rank(), 1);
+  per_sample[0] = x.size(0);
+  return x * masked(ones(per_sample, x.dtype(), x.device()), p, rng.reserve(x.size(0)));
+}
+
+}  // namespace capo
