@@ -19,7 +19,7 @@ struct AttentionOut {
 };
 
 // q [B, Nq, H, D], k [B, Nk, H, D], v [B, Nk, H, Dv] of any strides (views of one fused qkv are read in place while the
-// last axis has stride 1, else copied). o = softmax(scale q k^T + bias) v per (b, h). A row that sees no key has o = 0,
+// last axis has stride 1, else copied); D and Dv at most 1024. o = softmax(scale q k^T + bias) v per (b, h). A row that sees no key has o = 0,
 // lse = -inf and no gradient.
 // grad  of q, k, v and bias, from the cotangents of o and lse (undefined means zero); keeps q, k, v, o, lse and bias and
 //       recomputes the probabilities: dS = P (do v^T - rowsum(do o) + dlse). Made of ops in a create_graph pass, where
@@ -36,5 +36,33 @@ AttentionOut lse_merge(const Tensor& o1, const Tensor& lse1, const Tensor& o2, c
 // The probabilities [B, H, Nq, Nk] = exp(scale q k^T + bias - lse) that attention() never forms; for looking at. lse as
 // attention() returned it. No gradient. Causal maps: pass the mask as a bias.
 Tensor attention_map(const Tensor& q, const Tensor& k, const Tensor& lse, double scale = 0, const Tensor& bias = {});
+
+// Strides count elements; the last axis has stride 1. Work items: forward (b, h, chunk of queries), backward (b, h).
+struct AttentionArgs {
+  DType dtype;
+  const void *q, *k, *v, *bias;  // bias or null
+  void *o, *lse;
+  std::int64_t heads, nq, nk, d, dv;
+  std::int64_t qs[3], ks[3], vs[3];  // batch, token, head
+  std::int64_t bs[4];                // batch, head, query, key
+  double scale;
+  bool causal;
+  std::int64_t chunk, chunks;  // queries per item, items per (b, h)
+};
+struct AttentionGradArgs {
+  AttentionArgs forward;      // o and lse are read
+  const void *d_o, *dlse;     // contiguous like o and lse; dlse or null
+  void* delta;                // [B, H, Nq] scratch: rowsum(do o) - dlse
+  void *dq, *dk, *dv, *dbias;  // contiguous, each or null; dbias [B, H, Nq, Nk], not yet summed
+};
+// An item is one (b, n, h) row.
+struct LseMergeArgs {
+  DType dtype;
+  std::int64_t heads, n, d;
+  const void *o1, *lse1, *o2, *lse2;
+  void *o, *lse;                     // forward
+  const void *d_o, *dlse;            // backward; dlse or null
+  void *do1, *dlse1, *do2, *dlse2;   // backward
+};
 
 }  // namespace capo

@@ -1,0 +1,341 @@
+#include <capo/ops/attention.h>
+#include <capo/ops/cpu/gemm.h>
+#include <capo/ops/cpu/kernel.h>
+#include <capo/ops/cpu/math.h>
+
+namespace {
+
+using capo::AttentionArgs;
+using capo::AttentionGradArgs;
+using capo::LseMergeArgs;
+using std::int64_t;
+
+// Forward: scores of up to 72 queries x 512 keys stay in L2. Backward holds three such blocks, so they are smaller.
+constexpr int64_t kQueries = 72, kKeys = 512, kMaxChunk = 512;
+constexpr int64_t kGradQueries = 96, kGradKeys = 256;
+template <class T>
+constexpr int64_t kPacked = 262144 / static_cast<int64_t>(sizeof(T));  // elements of a packed block of k or v
+
+inline float infinity(float) { return __builtin_inff(); }
+inline double infinity(double) { return __builtin_inf(); }
+
+// n rows cut into equal blocks of at most `most`.
+inline int64_t even_block(int64_t n, int64_t most) {
+  const int64_t blocks = (n + most - 1) / most;
+  return blocks <= 1 ? n : lesser(most, gemm::round_up((n + blocks - 1) / blocks, 6));
+}
+// Rows of width d that fit in a packed block, whole vectors.
+template <class T>
+inline int64_t fitting(int64_t d, int64_t most) {
+  const int64_t rows = kPacked<T> / gemm::round_up(d > 0 ? d : 1, 16) / 16 * 16;
+  return lesser(most, rows);
+}
+
+// How the kernels multiply by a [rows, n] matrix of row stride ld: in place, or through a packed copy.
+template <class T>
+struct Right {
+  const T* data;
+  int64_t ld;  // 0: packed
+};
+template <class T>
+inline Right<T> right(const T* b, int64_t ld, int64_t rows, int64_t n, T* buffer) {
+  if (n % gemm::kWidth<T> == 0 && ld != 0) return {b, ld};
+  gemm::pack_panels(b, ld, 1, rows, n, buffer);
+  return {buffer, 0};
+}
+// C[m, n] (+)= A[m, k] right[k, n]; a packed right was made of `packed_rows` rows.
+template <class T>
+inline void times(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, Right<T> b, int64_t packed_rows, T* c,
+                  int64_t ldc, bool add) {
+  for (int64_t j = 0; j < n; j += gemm::kPanel<T>) {
+    const T* panel = b.ld ? b.data + j : b.data + j * packed_rows;
+    gemm::panel(m, k, a, lda, panel, b.ld ? b.ld : gemm::panel_width<T>(j, n), c + j, ldc,
+                lesser(int64_t{gemm::kPanel<T>}, n - j), add);
+  }
+}
+
+// s[j] = s[j] * scale + bias[j * stride]
+template <class T>
+inline void scale_row(T* s, int64_t n, T scale, const T* bias, int64_t stride) {
+  if (!bias) {
+#pragma omp simd
+    for (int64_t j = 0; j < n; ++j) s[j] *= scale;
+  } else if (stride == 1) {
+#pragma omp simd
+    for (int64_t j = 0; j < n; ++j) s[j] = s[j] * scale + bias[j];
+  } else {
+    for (int64_t j = 0; j < n; ++j) s[j] = s[j] * scale + bias[j * stride];
+  }
+}
+// Rows are padded to whole vectors.
+template <class T>
+inline T row_max(const T* s, int64_t width) {
+  gemm::Vector<T> best = gemm::load(s);
+  for (int64_t j = gemm::kWidth<T>; j < width; j += gemm::kWidth<T>) {
+    const gemm::Vector<T> x = gemm::load(s + j);
+    best = x > best ? x : best;
+  }
+  T y = best[0];
+  for (int i = 1; i < gemm::kWidth<T>; ++i) y = greater(y, best[i]);
+  return y;
+}
+template <class T>
+inline T row_sum(const T* s, int64_t width) {
+  gemm::Vector<T> sum = gemm::load(s);
+  for (int64_t j = gemm::kWidth<T>; j < width; j += gemm::kWidth<T>) sum += gemm::load(s + j);
+  T y = sum[0];
+  for (int i = 1; i < gemm::kWidth<T>; ++i) y += sum[i];
+  return y;
+}
+template <class T>
+inline void exp_row(T* s, int64_t width, T shift) {
+#pragma omp simd
+  for (int64_t j = 0; j < width; ++j) s[j] = m::exp(s[j] - shift);
+}
+template <class T>
+inline void multiply_row(T* x, int64_t n, T by) {
+#pragma omp simd
+  for (int64_t j = 0; j < n; ++j) x[j] *= by;
+}
+template <class T>
+inline void fill_rows(T* x, int64_t rows, int64_t ld, int64_t n) {
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t j = 0; j < n; ++j) x[i * ld + j] = T(0);
+}
+template <class T>
+inline T dot(const T* a, const T* b, int64_t n) {
+  T lane[16] = {};
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16)
+    for (int j = 0; j < 16; ++j) lane[j] += a[i + j] * b[i + j];
+  for (int j = 0; i < n; ++i, ++j) lane[j] += a[i] * b[i];
+  for (int half = 8; half > 0; half /= 2)
+    for (int j = 0; j < half; ++j) lane[j] += lane[j + half];
+  return lane[0];
+}
+// sum of a (b - c)
+template <class T>
+inline T dot_difference(const T* a, const T* b, const T* c, int64_t n) {
+  T lane[16] = {};
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16)
+    for (int j = 0; j < 16; ++j) lane[j] += a[i + j] * (b[i + j] - c[i + j]);
+  for (int j = 0; i < n; ++i, ++j) lane[j] += a[i] * (b[i] - c[i]);
+  for (int half = 8; half > 0; half /= 2)
+    for (int j = 0; j < half; ++j) lane[j] += lane[j + half];
+  return lane[0];
+}
+
+// Keys before j0 + result are visible to query i (0 .. n).
+inline int64_t visible(const AttentionArgs& p, int64_t i, int64_t j0, int64_t n) {
+  if (!p.causal) return n;
+  const int64_t last = i + p.nk - p.nq - j0 + 1;
+  return last < 0 ? 0 : lesser(last, n);
+}
+
+template <class T>
+struct Head {  // one (b, h)
+  const T *q, *k, *v, *bias;
+  T *o, *lse;
+  int64_t ldo;
+};
+template <class T>
+Head<T> head_of(const AttentionArgs& p, int64_t bh) {
+  const int64_t b = bh / p.heads, h = bh % p.heads;
+  const T* bias = static_cast<const T*>(p.bias);
+  return {static_cast<const T*>(p.q) + b * p.qs[0] + h * p.qs[2], static_cast<const T*>(p.k) + b * p.ks[0] + h * p.ks[2],
+          static_cast<const T*>(p.v) + b * p.vs[0] + h * p.vs[2], bias ? bias + b * p.bs[0] + h * p.bs[1] : nullptr,
+          static_cast<T*>(p.o) + (b * p.nq * p.heads + h) * p.dv, static_cast<T*>(p.lse) + bh * p.nq, p.heads * p.dv};
+}
+
+template <class T>
+void attend(const AttentionArgs& p, int64_t item) {
+  constexpr int W = gemm::kWidth<T>;
+  alignas(64) T kt[kPacked<T>];
+  alignas(64) T vp[kPacked<T>];
+  alignas(64) T scores[kQueries * kKeys];
+  T top[kMaxChunk], total[kMaxChunk];  // the running maximum and sum of exp(score - maximum)
+
+  const Head<T> head = head_of<T>(p, item / p.chunks);
+  const int64_t first = item % p.chunks * p.chunk, rows = lesser(p.chunk, p.nq - first);
+  const T *q = head.q + first * p.qs[1], scale = static_cast<T>(p.scale);
+  T* o = head.o + first * head.ldo;
+  for (int64_t i = 0; i < rows; ++i) top[i] = -infinity(T(0)), total[i] = T(0);
+
+  const int64_t block = fitting<T>(greater(p.d, p.dv), kKeys), query_block = even_block(rows, kQueries);
+  for (int64_t j0 = 0; j0 < p.nk; j0 += block) {
+    const int64_t n = lesser(block, p.nk - j0), ld = gemm::round_up(n, W);
+    if (j0 > 0 && visible(p, first + rows - 1, j0, n) == 0) break;
+    gemm::pack_panels(head.k + j0 * p.ks[1], int64_t{1}, p.ks[1], p.d, n, kt);
+    const Right<T> v = right(head.v + j0 * p.vs[1], p.vs[1], n, p.dv, vp);
+    for (int64_t i0 = 0; i0 < rows; i0 += query_block) {
+      const int64_t m = lesser(query_block, rows - i0), seen = visible(p, first + i0 + m - 1, j0, n);
+      T* ob = o + i0 * head.ldo;
+      if (seen == 0) {
+        if (j0 == 0) fill_rows(ob, m, head.ldo, p.dv);
+        continue;
+      }
+      for (int64_t j = 0; j < seen; j += gemm::kPanel<T>)
+        gemm::panel(m, p.d, q + i0 * p.qs[1], p.qs[1], kt + j * p.d, gemm::panel_width<T>(j, n), scores + j, ld,
+                    lesser(int64_t{gemm::kPanel<T>}, n - j), false);
+      const int64_t width = gemm::round_up(seen, W);
+      for (int64_t i = 0; i < m; ++i) {
+        T* s = scores + i * ld;
+        const int64_t row = first + i0 + i, own = visible(p, row, j0, n);
+        scale_row(s, own, scale, head.bias ? head.bias + row * p.bs[2] + j0 * p.bs[3] : nullptr, p.bs[3]);
+        for (int64_t j = own; j < width; ++j) s[j] = -infinity(T(0));
+        T& t = top[i0 + i];
+        const T now = greater(t, row_max(s, width)), shift = now == -infinity(T(0)) ? T(0) : now;
+        exp_row(s, width, shift);
+        const T shrink = j0 == 0 ? T(0) : m::exp(t - shift);
+        if (j0 > 0 && shrink != T(1)) multiply_row(ob + i * head.ldo, p.dv, shrink);
+        total[i0 + i] = total[i0 + i] * shrink + row_sum(s, width);
+        t = now;
+      }
+      times(m, p.dv, seen, scores, ld, v, n, ob, head.ldo, j0 > 0);
+    }
+  }
+  for (int64_t i = 0; i < rows; ++i) {
+    const bool empty = total[i] == T(0);
+    if (empty)
+      fill_rows(o + i * head.ldo, 1, head.ldo, p.dv);
+    else
+      multiply_row(o + i * head.ldo, p.dv, T(1) / total[i]);
+    head.lse[first + i] = empty ? -infinity(T(0)) : top[i] + m::log(total[i]);
+  }
+}
+
+template <class T>
+void attend_backward(const AttentionGradArgs& g, int64_t bh) {
+  constexpr int W = gemm::kWidth<T>;
+  alignas(64) T kt[kPacked<T>];
+  alignas(64) T vt[kPacked<T>];
+  alignas(64) T kp[kPacked<T>];
+  alignas(64) T qp[kPacked<T>];
+  alignas(64) T dop[kPacked<T>];
+  alignas(64) T prob[kGradQueries * kGradKeys];
+  alignas(64) T ds[kGradQueries * kGradKeys];
+  alignas(64) T flipped[kGradQueries * kGradKeys];  // keys x queries
+
+  const AttentionArgs& p = g.forward;
+  const Head<T> head = head_of<T>(p, bh);
+  const int64_t b = bh / p.heads, h = bh % p.heads;
+  const T scale = static_cast<T>(p.scale);
+  const T* d_o = static_cast<const T*>(g.d_o) + (b * p.nq * p.heads + h) * p.dv;
+  const T* dlse = g.dlse ? static_cast<const T*>(g.dlse) + bh * p.nq : nullptr;
+  T* delta = static_cast<T*>(g.delta) + bh * p.nq;
+  const int64_t ldq = p.heads * p.d, ldo = head.ldo;
+  T* dq = g.dq ? static_cast<T*>(g.dq) + (b * p.nq * p.heads + h) * p.d : nullptr;
+  T* dk = g.dk ? static_cast<T*>(g.dk) + (b * p.nk * p.heads + h) * p.d : nullptr;
+  T* dv = g.dv ? static_cast<T*>(g.dv) + (b * p.nk * p.heads + h) * p.dv : nullptr;
+  T* dbias = g.dbias ? static_cast<T*>(g.dbias) + bh * p.nq * p.nk : nullptr;
+
+  for (int64_t i = 0; i < p.nq; ++i) delta[i] = dot(d_o + i * ldo, head.o + i * ldo, p.dv) - (dlse ? dlse[i] : T(0));
+  // Blocks that a causal mask hides are skipped, so their gradients must be zero beforehand.
+  const bool fresh = !p.causal && p.nq > 0 && p.nk > 0;
+  if (!fresh) {
+    if (dq) fill_rows(dq, p.nq, ldq, p.d);
+    if (dk) fill_rows(dk, p.nk, ldq, p.d);
+    if (dv) fill_rows(dv, p.nk, ldo, p.dv);
+    if (dbias) fill_rows(dbias, p.nq, p.nk, p.nk);
+  }
+  const int64_t widest = greater(p.d, p.dv), block = fitting<T>(widest, kGradKeys);
+  const int64_t query_block = even_block(p.nq, fitting<T>(widest, kGradQueries));
+  for (int64_t j0 = 0; j0 < p.nk; j0 += block) {
+    const int64_t n = lesser(block, p.nk - j0), ld = gemm::round_up(n, W);
+    const T *k = head.k + j0 * p.ks[1], *v = head.v + j0 * p.vs[1];
+    gemm::pack_panels(k, int64_t{1}, p.ks[1], p.d, n, kt);
+    gemm::pack_panels(v, int64_t{1}, p.vs[1], p.dv, n, vt);
+    const Right<T> k_right = dq ? right(k, p.ks[1], n, p.d, kp) : Right<T>{};
+    for (int64_t i0 = 0; i0 < p.nq; i0 += query_block) {
+      const int64_t m = lesser(query_block, p.nq - i0);
+      if (visible(p, i0 + m - 1, j0, n) == 0) continue;
+      const T* q = head.q + i0 * p.qs[1];
+      times(m, n, p.d, q, p.qs[1], {kt, 0}, p.d, prob, ld, false);
+      times(m, n, p.dv, d_o + i0 * ldo, ldo, {vt, 0}, p.dv, ds, ld, false);
+      for (int64_t i = 0; i < m; ++i) {
+        const int64_t row = i0 + i;
+        const T lse = head.lse[row], less = delta[row];
+        const int64_t own = lse == -infinity(T(0)) ? 0 : visible(p, row, j0, n);
+        T *s = prob + i * ld, *d = ds + i * ld;
+        scale_row(s, own, scale, head.bias ? head.bias + row * p.bs[2] + j0 * p.bs[3] : nullptr, p.bs[3]);
+        exp_row(s, own, lse);
+#pragma omp simd
+        for (int64_t j = 0; j < own; ++j) d[j] = s[j] * (d[j] - less);
+        for (int64_t j = own; j < n; ++j) s[j] = d[j] = T(0);
+        if (dbias) __builtin_memcpy(dbias + row * p.nk + j0, d, static_cast<unsigned long>(n) * sizeof(T));
+        multiply_row(d, own, scale);
+      }
+      if (dv) {
+        gemm::transpose(prob, ld, m, n, flipped, kGradQueries);
+        times(n, p.dv, m, flipped, kGradQueries, right(d_o + i0 * ldo, ldo, m, p.dv, dop), m, dv + j0 * ldo, ldo,
+              !fresh || i0 > 0);
+      }
+      if (dk) {
+        gemm::transpose(ds, ld, m, n, flipped, kGradQueries);
+        times(n, p.d, m, flipped, kGradQueries, right(q, p.qs[1], m, p.d, qp), m, dk + j0 * ldq, ldq, !fresh || i0 > 0);
+      }
+      if (dq) times(m, p.d, n, ds, ld, k_right, n, dq + i0 * ldq, ldq, !fresh || j0 > 0);
+    }
+  }
+}
+
+// The weights of both sides; 0 and 0 when neither has keys.
+template <class T>
+struct Weights {
+  T a, b;
+};
+template <class T>
+inline Weights<T> merge_weights(T lse1, T lse2) {
+  const T inf = infinity(T(0));
+  if (lse1 == -inf && lse2 == -inf) return {T(0), T(0)};
+  const T top = greater(lse1, lse2), e1 = m::exp(lse1 - top), e2 = m::exp(lse2 - top);
+  return {e1 / (e1 + e2), e2 / (e1 + e2)};
+}
+
+template <class T>
+void merge(const LseMergeArgs& p, int64_t begin, int64_t end) {
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t h = item % p.heads, n = item / p.heads % p.n, b = item / p.heads / p.n, at = (b * p.heads + h) * p.n + n;
+    const T l1 = static_cast<const T*>(p.lse1)[at], l2 = static_cast<const T*>(p.lse2)[at];
+    const Weights<T> w = merge_weights(l1, l2);
+    const T *o1 = static_cast<const T*>(p.o1) + item * p.d, *o2 = static_cast<const T*>(p.o2) + item * p.d;
+    if (!p.d_o) {
+      T* o = static_cast<T*>(p.o) + item * p.d;
+      // A side without weight may hold anything: it is not read.
+      const T *x1 = w.a == T(0) ? o2 : o1, *x2 = w.b == T(0) ? o1 : o2;
+      if (w.a == T(0) && w.b == T(0)) {
+        for (int64_t i = 0; i < p.d; ++i) o[i] = T(0);
+      } else {
+        for (int64_t i = 0; i < p.d; ++i) o[i] = x1[i] + w.b * (x2[i] - x1[i]);
+      }
+      const T top = greater(l1, l2);
+      static_cast<T*>(p.lse)[at] = top == -infinity(T(0)) ? top : top + m::log(m::exp(l1 - top) + m::exp(l2 - top));
+      continue;
+    }
+    const T* d_o = static_cast<const T*>(p.d_o) + item * p.d;
+    T *do1 = static_cast<T*>(p.do1) + item * p.d, *do2 = static_cast<T*>(p.do2) + item * p.d;
+    T slope = w.a * w.b, gain = T(0);
+    if (slope != T(0)) gain = dot_difference(d_o, o2, o1, p.d);
+    for (int64_t i = 0; i < p.d; ++i) do1[i] = w.a * d_o[i], do2[i] = w.b * d_o[i];
+    const T g = p.dlse ? static_cast<const T*>(p.dlse)[at] : T(0);
+    static_cast<T*>(p.dlse1)[at] = w.a * g - slope * gain;
+    static_cast<T*>(p.dlse2)[at] = w.b * g + slope * gain;
+  }
+}
+
+}  // namespace
+
+CAPO_CPU_KERNEL(attention, capo::AttentionArgs) {
+  for (std::int64_t item = begin; item < end; ++item)
+    args.dtype == capo::DType::f32 ? attend<float>(args, item) : attend<double>(args, item);
+}
+
+CAPO_CPU_KERNEL(attention_backward, capo::AttentionGradArgs) {
+  for (std::int64_t item = begin; item < end; ++item)
+    args.forward.dtype == capo::DType::f32 ? attend_backward<float>(args, item) : attend_backward<double>(args, item);
+}
+
+CAPO_CPU_KERNEL(lse_merge, capo::LseMergeArgs) {
+  args.dtype == capo::DType::f32 ? merge<float>(args, begin, end) : merge<double>(args, begin, end);
+}
