@@ -1,0 +1,89 @@
+// In-place kernels of the optimisers, and what a step asks of its gradients. One launch covers up to 32 tensors.
+//
+// Every list call takes lists of one length; entry i of each belongs together and has one shape, dtype and device. Entries
+// whose gradient is undefined are skipped. Hyper-parameters are f64, and so are the bias corrections.
+// Written tensors: f32 or f64 (keep f32 masters for 16-bit weights), contiguous, not made by an op; a version bump each.
+// Gradients of any strides, same dtype. No gradients, nothing is recorded, no NoGrad scope needed. Order of tensors and number of
+// threads do not change any bit.
+#pragma once
+
+#include <capo/engine/tensor.h>
+
+#include <vector>
+
+namespace capo {
+
+using TensorList = std::vector<Tensor>;
+
+// torch.optim.SGD: g = grad_scale * grad + weight_decay * param; buffer = first ? g : momentum * buffer + (1 - dampening) g;
+// param -= lr * (nesterov ? g + momentum * buffer : buffer). Without momentum (0) the buffer is not used and may be undefined.
+struct SgdOptions {
+  double lr = 1e-3, momentum = 0, dampening = 0, weight_decay = 0, grad_scale = 1;
+  bool nesterov = false;
+  bool first = false;  // the buffer holds nothing yet
+};
+void sgd_(const TensorList& params, const TensorList& grads, const TensorList& buffers, const SgdOptions& options);
+void sgd_(const Tensor& param, const Tensor& grad, const Tensor& buffer, const SgdOptions& options);
+
+// torch.optim.AdamW (Loshchilov and Hutter 2019), with g = grad_scale * grad:
+//   param *= 1 - lr weight_decay;  m += (1 - beta1) (g - m);  v = beta2 v + (1 - beta2) g^2;
+//   param -= lr / (1 - beta1^step) * m / (sqrt(v) / sqrt(1 - beta2^step) + eps)
+struct AdamwOptions {
+  double lr = 1e-3, beta1 = 0.9, beta2 = 0.999, eps = 1e-8, weight_decay = 0.01, grad_scale = 1;
+  std::int64_t step = 1;  // 1 for the first
+};
+void adamw_(const TensorList& params, const TensorList& grads, const TensorList& m, const TensorList& v,
+            const AdamwOptions& options);
+void adamw_(const Tensor& param, const Tensor& grad, const Tensor& m, const Tensor& v, const AdamwOptions& options);
+
+// average += (1 - decay) (value - average); decay in [0, 1]. Values of another floating dtype are cast.
+void ema_(const TensorList& averages, const TensorList& values, double decay);
+void ema_(const Tensor& average, const Tensor& value, double decay);
+
+// t *= scale
+void scale_(const TensorList& tensors, double scale);
+void scale_(const Tensor& t, double scale);
+
+// The 2-norm of all elements of all tensors (undefined ones count nothing), summed in f64 over fixed chunks. Any floating
+// dtype. 0 on the meta device.
+double global_norm(const TensorList& tensors);
+// No NaN, no infinity. True on the meta device.
+bool all_finite(const TensorList& tensors);
+bool all_finite(const Tensor& t);
+
+// Work item of all kernels: one chunk of one tensor.
+inline constexpr std::int64_t kOptimChunk = 16384;
+struct TensorTable {
+  static constexpr int kMax = 32;
+  DType dtype;
+  int count;
+  void* data[4][kMax];             // sgd: param, grad, buffer; adamw: param, grad, m, v; ema: average, value; else: tensor
+  std::int64_t size[kMax];
+  std::int64_t first[kMax + 1];    // index of the tensor's first chunk
+};
+struct SgdArgs {
+  TensorTable table;
+  SgdOptions options;
+};
+struct AdamwArgs {
+  TensorTable table;
+  double decay;                    // 1 - lr weight_decay
+  double beta1, beta2, eps, grad_scale;
+  double step_size;                // lr / (1 - beta1^step)
+  double root_correction;          // sqrt(1 - beta2^step)
+};
+struct EmaArgs {
+  TensorTable table;
+  double weight;                   // of the value
+};
+struct ScaleArgs {
+  TensorTable table;
+  double scale;
+};
+struct GradStatArgs {
+  TensorTable table;
+  bool count_non_finite;           // else the sum of squares
+  double* out;                     // one per chunk
+};
+
+}  // namespace capo
