@@ -1,0 +1,106 @@
+#include <capo/models/vit/vit.h>
+#include <capo/ops/binary.h>
+#include <capo/ops/copy.h>
+#include <capo/ops/join.h>
+#include <capo/ops/reduce.h>
+#include <capo/ops/view.h>
+
+#include <cmath>
+
+namespace capo::vit {
+namespace {
+
+std::unique_ptr<nn::Parameter> token(nn::Module* up, const char* name, bool wanted, std::int64_t n, std::int64_t dim, double std) {
+  return wanted ? std::make_unique<nn::Parameter>(up, name, Shape{1, n, dim}, nn::Init::normal(std)) : nullptr;
+}
+
+Tensor for_each(const Tensor& t, std::int64_t batch) { return expand(t, {batch, t.size(1), t.size(2)}); }
+
+VitConfig checked(const VitConfig& c) {
+  CAPO_CHECK(c.image > 0 && c.patch > 0 && c.image % c.patch == 0, "vit: image must be a multiple of patch, got ", c.image,
+             " and ", c.patch);
+  CAPO_CHECK(c.dim > 0 && c.depth >= 0 && c.heads > 0 && c.dim % c.heads == 0, "vit: dim must be a multiple of heads, got ",
+             c.dim, " and ", c.heads);
+  CAPO_CHECK(c.class_token || c.pool == Pool::mean, "vit: without a class token the pool must be mean");
+  CAPO_CHECK(!c.distilled || c.class_token, "vit: a distillation token needs a class token");
+  return c;
+}
+
+}  // namespace
+
+Block::Block(nn::Module* up, std::string_view name, const VitConfig& c, double drop)
+    : Layer(up, name), norm1(this, "norm1", c.dim, c.norm_eps),
+      attn(this, "attn", {c.dim, c.heads, c.qkv_bias, c.qk_norm, c.drop, c.norm_eps}),
+      ls1(c.layer_scale ? std::make_unique<nn::LayerScale>(this, "ls1", c.dim, c.layer_scale) : nullptr),
+      drop_path1(this, "drop_path1", drop), norm2(this, "norm2", c.dim, c.norm_eps),
+      mlp(this, "mlp", c.dim, static_cast<std::int64_t>(std::llround(static_cast<double>(c.dim) * c.mlp_ratio)), Activation::gelu, c.drop),
+      ls2(c.layer_scale ? std::make_unique<nn::LayerScale>(this, "ls2", c.dim, c.layer_scale) : nullptr),
+      drop_path2(this, "drop_path2", drop) {
+  attn.set_pre_norm(&norm1);
+}
+
+Tensor Block::forward(const Tensor& x) {
+  const Tensor a = attn.call(x, norm1(x));
+  const Tensor h = x + drop_path1(ls1 ? (*ls1)(a) : a);
+  const Tensor f = mlp.call(h, norm2(h));
+  return h + drop_path2(ls2 ? (*ls2)(f) : f);
+}
+
+Head::Head(nn::Module* up, std::string_view name, std::int64_t dim, int classes)
+    : Layer(up, name, nn::Kind::head), weight(this, "weight", {classes, dim}, nn::Init::trunc_normal(0.02)),
+      bias(this, "bias", {classes}, nn::Init::zero()) {}
+
+Vit::Vit(const VitConfig& c, const nn::Build& build)
+    : Layer(build), config(checked(c)), patch_embed(this, "patch_embed", c.patch, c.channels, c.dim),
+      cls_token(token(this, "cls_token", c.class_token, 1, c.dim, 1e-6)), dist_token(token(this, "dist_token", c.distilled, 1, c.dim, 0.02)),
+      reg_token(token(this, "reg_token", c.registers > 0, c.registers, c.dim, 1e-6)),
+      pos_embed(this, "pos_embed", {1, c.tokens() + c.placed_prefix(), c.dim}, nn::Init::trunc_normal(0.02)),
+      pos_drop(this, "pos_drop", c.drop), blocks(this, "blocks") {
+  for (int i = 0; i < c.depth; ++i) blocks.add(c, c.depth > 1 ? c.drop_path * i / (c.depth - 1) : 0.0);
+  (c.pool == Pool::mean ? fc_norm : norm) =
+      std::make_unique<nn::LayerNorm>(this, c.pool == Pool::mean ? "fc_norm" : "norm", c.dim, c.norm_eps);
+  if (c.classes > 0) head = std::make_unique<Head>(this, "head", c.dim, c.classes);
+  if (c.classes > 0 && c.distilled) head_dist = std::make_unique<Head>(this, "head_dist", c.dim, c.classes);
+}
+
+Tensor Vit::tokens(const Tensor& image) {
+  CAPO_CHECK(image.rank() == 4 && image.size(1) == config.image && image.size(2) == config.image && image.size(3) == config.channels,
+             "vit: image must be [B, ", config.image, ", ", config.image, ", ", config.channels, "], got ", image.shape());
+  const std::int64_t batch = image.size(0);
+  Tensor x = patch_embed(image);
+  if (config.no_embed_class) x = x + pos_embed.value();
+  std::vector<Tensor> parts;
+  for (const auto* t : {&cls_token, &dist_token, &reg_token})
+    if (*t) parts.push_back(for_each(**t, batch));
+  parts.push_back(x);
+  if (parts.size() > 1) x = concat(parts, 1);
+  if (!config.no_embed_class) x = x + pos_embed.value();
+  x = pos_drop(x);
+  for (auto& block : blocks) {
+    if (config.checkpoint && grad_enabled()) {
+      std::vector<Tensor> trainable;
+      for (nn::Parameter* p : block->parameters())
+        if (p->trainable()) trainable.push_back(p->value());
+      Block* b = block.get();
+      x = checkpoint([b](const std::vector<Tensor>& in) { return std::vector<Tensor>{(*b)(in[0])}; }, {x}, trainable)[0];
+    } else {
+      x = (*block)(x);
+    }
+  }
+  return norm ? (*norm)(x) : x;
+}
+
+Tensor Vit::features(const Tensor& image) {
+  const Tensor x = tokens(image);
+  if (config.pool == Pool::mean) return (*fc_norm)(mean(slice(x, 1, config.prefix_tokens(), x.size(1)), {1}));
+  return config.distilled ? slice(x, 1, 0, 2) : select(x, 1, 0);
+}
+
+Tensor Vit::classify(const Tensor& f) {
+  if (!head) return f;
+  if (!head_dist) return (*head)(f);
+  const Tensor a = (*head)(select(f, 1, 0)), b = (*head_dist)(select(f, 1, 1));
+  return (a + b) * 0.5;
+}
+
+}  // namespace capo::vit

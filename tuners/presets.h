@@ -1,0 +1,40 @@
+// Named tuning methods with the settings we found on validation splits (docs/results.md says how and where).
+#pragma once
+
+#include <string_view>
+
+namespace capo::tuners {
+
+struct Method {
+  const char* name;
+  const char* spec;  // tuners/spec.h
+  double lr;         // AdamW, cosine after one epoch of warm-up, batch 64
+  double weight_decay;
+};
+
+inline constexpr Method kMethods[] = {
+    {"linear", "head: train", 1e-2, 1e-4},
+    {"bitfit", "**.bias: train; head: train", 4e-3, 0},
+    {"lora", "blocks.*.attn: lora(rank=8, slices=qv); head: train", 4e-3, 1e-4},
+    {"adapter-attn", "blocks.*.attn: u_adapter(dim=32); head: train", 2e-3, 1e-4},
+    {"adapter-ffn", "blocks.*.mlp: u_adapter(dim=32); head: train", 2e-3, 1e-4},
+    {"adapter-block", "blocks.*: u_adapter(dim=32); head: train", 2e-3, 1e-4},
+    {"prefix-attn", "blocks.*.attn: u_prefix(length=10); head: train", 4e-3, 1e-4},
+    {"prefix-ffn", "blocks.*.mlp: u_prefix(length=10); head: train", 4e-3, 1e-4},
+    {"prefix-block", "blocks.*: u_prefix(length=10); head: train", 4e-3, 1e-4},
+    {"prompt-attn", "blocks.*.attn: u_prompt(length=10); head: train", 4e-3, 1e-4},
+    {"prompt-ffn", "blocks.*.mlp: u_prompt(length=10); head: train", 4e-3, 1e-4},
+    {"prompt-block", "blocks.*: u_prompt(length=10); head: train", 4e-3, 1e-4},
+    // The flagship: a prefix beside each attention and an adapter beside each FFN.
+    {"u-tuning", "blocks.*.attn: u_prefix(length=10); blocks.*.mlp: u_adapter(dim=32); head: train", 2e-3, 1e-4},
+    {"full", "**: train", 5e-4, 0.05},
+};
+
+// Null when there is no method of that name: then the text is a spec.
+constexpr const Method* find_method(std::string_view name) {
+  for (const Method& m : kMethods)
+    if (name == m.name) return &m;
+  return nullptr;
+}
+
+}  // namespace capo::tuners

@@ -1,0 +1,111 @@
+#include <capo/ops/binary.h>
+#include <capo/ops/copy.h>
+#include <capo/ops/join.h>
+#include <capo/ops/view.h>
+#include <capo/tuners/tuner.h>
+
+#include <cmath>
+
+namespace capo::tuners {
+
+void Tuner::merge() { detail::fail(path(), ": this tuner does not fold into weights"); }
+void Tuner::unmerge() { detail::fail(path(), ": this tuner does not fold into weights"); }
+
+namespace {
+
+std::int64_t width_of(nn::Module* target, std::string_view name) {
+  CAPO_CHECK(target->width() > 0, name, ": ", target->path(), " is no module that maps tokens to tokens");
+  return target->width();
+}
+int heads_of(nn::Module* target, std::string_view name) {
+  CAPO_CHECK(target->heads() > 0, name, ": ", target->path(), " belongs to no model with attention heads");
+  return target->heads();
+}
+std::int64_t input_width_of(nn::Module* target, Reads reads) {
+  return reads == Reads::y ? width_of(target, "u_adapter") : width_of(target, "u_adapter") ? target->input_width() : 0;
+}
+// Learned tokens beside an OP are compared with its input and added to its output.
+std::int64_t square_width_of(nn::Module* target, std::string_view name) {
+  const std::int64_t d = width_of(target, name);
+  CAPO_CHECK(target->input_width() == d, name, ": ", target->path(), " maps width ", target->input_width(), " to ", d,
+             "; tokens beside it need equal widths");
+  CAPO_CHECK(d % heads_of(target, name) == 0, name, ": width ", d, " of ", target->path(), " is no multiple of ",
+             target->heads(), " heads");
+  return d;
+}
+std::int64_t positive(std::int64_t n, const char* what) {
+  CAPO_CHECK(n > 0, what, " must be positive, got ", n);
+  return n;
+}
+
+// [p, d] -> [B, p, H, d / H], shared by the batch.
+Tensor split_heads(const Tensor& t, std::int64_t batch, int heads) {
+  const std::int64_t p = t.size(-2), d = t.size(-1);
+  return expand(reshape(t, {1, p, heads, d / heads}), {batch, p, heads, d / heads});
+}
+
+// concat_heads Attn(split(z), k, v) for z [B, N, d] and learned k, v [p, d].
+Tensor attend_to(const Tensor& z, const Tensor& k, const Tensor& v, int heads) {
+  CAPO_CHECK(z.rank() == 3, "u_tuner: tokens must be [B, N, C], got ", z.shape());
+  const std::int64_t b = z.size(0), n = z.size(1), d = z.size(2);
+  const Tensor q = reshape(z, {b, n, heads, d / heads});
+  return reshape(attention(q, split_heads(k, b, heads), split_heads(v, b, heads)).o, {b, n, d});
+}
+
+}  // namespace
+
+UAdapter::UAdapter(nn::Module* target, std::string_view name, const AdapterOptions& o)
+    : Tuner(target, name), options(o),
+      down(this, "down", input_width_of(target, o.reads), positive(o.dim, "u_adapter: dim"), true,
+           o.zero_up ? nn::Init::kaiming(std::sqrt(5.0)) : nn::Init::xavier()),
+      up(this, "up", o.dim, width_of(target, "u_adapter"), true, o.zero_up ? nn::Init::zero() : nn::Init::xavier()) {}
+
+Tensor UAdapter::apply(const nn::Site& site) {
+  const Tensor& t = options.reads == Reads::x ? site.x : options.reads == Reads::z ? site.z : site.y;
+  const Tensor tau = up(down.with_activation(t, options.act));
+  return site.y + (options.scale == 1.0 ? tau : tau * options.scale);
+}
+
+UPrefix::UPrefix(nn::Module* core, std::string_view name, const nn::AttentionPlace& place, const TokenOptions& o)
+    : Tuner(core, name), k(this, "k", {positive(o.length, "u_prefix: length"), place.qkv->in()}, nn::Init::xavier()),
+      v(this, "v", {o.length, place.qkv->in()}, nn::Init::xavier()), heads_(place.heads) {}
+
+AttentionOut UPrefix::apply(const nn::CoreSite& site) {
+  AttentionOptions options;
+  options.scale = site.scale;
+  const std::int64_t batch = site.q.size(0);
+  const AttentionOut pre = attention(site.q, split_heads(k, batch, heads_), split_heads(v, batch, heads_), options);
+  return lse_merge(site.out.o, site.out.lse, pre.o, pre.lse);
+}
+
+UPrompt::UPrompt(nn::Module* core, std::string_view name, const nn::AttentionPlace& place, const TokenOptions& o)
+    : Tuner(core, name), tokens(this, "tokens", {positive(o.length, "u_prompt: length"), place.qkv->in()}, nn::Init::xavier()),
+      place_(place) {}
+
+AttentionOut UPrompt::apply(const nn::CoreSite& site) {
+  AttentionOptions options;
+  options.scale = site.scale;
+  const std::int64_t p = tokens.value().size(0), d = tokens.value().size(1), batch = site.q.size(0);
+  const Tensor placed = reshape(tokens, {1, p, d});
+  const Tensor normed = place_.pre_norm ? place_.pre_norm->reapply(placed) : placed;
+  const auto parts = unbind(reshape((*place_.qkv)(normed), {1, p, 3, place_.heads, d / place_.heads}), 2);
+  const Tensor k = place_.k_norm ? place_.k_norm->reapply(parts[1]) : parts[1];
+  const Shape shape{batch, p, place_.heads, d / place_.heads};
+  const AttentionOut pro = attention(site.q, expand(k, shape), expand(parts[2], shape), options);
+  return lse_merge(site.out.o, site.out.lse, pro.o, pro.lse);
+}
+
+UPrefixBeside::UPrefixBeside(nn::Module* target, std::string_view name, const TokenOptions& o)
+    : Tuner(target, name), k(this, "k", {positive(o.length, "u_prefix: length"), square_width_of(target, "u_prefix")}, nn::Init::xavier()),
+      v(this, "v", {o.length, k.value().size(1)}, nn::Init::zero()) {}
+Tensor UPrefixBeside::apply(const nn::Site& site) { return site.y + attend_to(site.z, k, v, target().heads()); }
+
+UPromptBeside::UPromptBeside(nn::Module* target, std::string_view name, const TokenOptions& o)
+    : Tuner(target, name),
+      tokens(this, "tokens", {positive(o.length, "u_prompt: length"), square_width_of(target, "u_prompt")}, nn::Init::xavier()),
+      scale(this, "scale", {1}, nn::Init::zero()) {}
+Tensor UPromptBeside::apply(const nn::Site& site) {
+  return site.y + attend_to(site.z, tokens, tokens, target().heads()) * scale.value();
+}
+
+}  // namespace capo::tuners
