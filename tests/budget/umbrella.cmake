@@ -1,0 +1,20 @@
+# capo.h includes every public header. Run by ctest; `cmake -DUPDATE=ON -P tests/budget/umbrella.cmake` rewrites it.
+get_filename_component(root ${CMAKE_CURRENT_LIST_DIR}/../.. ABSOLUTE)
+file(GLOB headers RELATIVE ${root} ${root}/engine/*.h ${root}/autograd/*.h ${root}/ops/*.h ${root}/models/*/*.h
+     ${root}/tuners/*.h ${root}/datasets/*.h)
+# What only .cpp files of the library include.
+list(FILTER headers EXCLUDE REGEX "_functors\\.h$|^ops/(kernel|args)\\.h$|^datasets/(stb|font)\\.h$|_internal\\.h$")
+list(SORT headers)
+set(text "// Everything public in one include. Smaller headers compile faster: <capo/engine/tensor.h>, <capo/ops/unary.h>, ...\n")
+string(APPEND text "#pragma once\n\n")
+foreach(header IN LISTS headers)
+  string(APPEND text "#include <capo/${header}>\n")
+endforeach()
+if(UPDATE)
+  file(WRITE ${root}/capo.h "${text}")
+  return()
+endif()
+file(READ ${root}/capo.h found)
+if(NOT found STREQUAL text)
+  message(FATAL_ERROR "capo.h does not list every public header: run cmake -DUPDATE=ON -P tests/budget/umbrella.cmake")
+endif()
