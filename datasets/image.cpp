@@ -7,7 +7,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <memory>
 
 namespace capo {
 namespace {
@@ -43,11 +42,41 @@ void check_png_chunks(std::string_view bytes, const std::string& name) {
   }
 }
 
-// stb fills what is missing of a JPEG with grey. In entropy-coded data 0xFF is always followed by 0x00 or a marker, so
-// the last start-of-scan must be followed by an end-of-image.
-void check_jpeg_end(std::string_view bytes, const std::string& name) {
+// A Huffman table's 16 counts may not add up to more than 256 symbols: stb 2.27 writes beyond its table then.
+void check_huffman(std::string_view segment, const std::string& name) {
+  while (!segment.empty()) {
+    CAPO_CHECK(segment.size() >= 17, name, ": JPEG is damaged, a Huffman table is cut off");
+    std::size_t sum = 0;
+    for (std::size_t i = 1; i <= 16; ++i) sum += static_cast<unsigned char>(segment[i]);
+    CAPO_CHECK(sum <= 256 && sum <= segment.size() - 17, name, ": JPEG is damaged, a Huffman table has ", sum, " symbols");
+    segment.remove_prefix(17 + sum);
+  }
+}
+
+// What stb leaves unchecked: Huffman tables, and the end (what is missing of a file it fills with grey).
+void check_jpeg(std::string_view bytes, const std::string& name) {
+  const auto segment_at = [&](std::size_t at) {  // at: the marker's second byte
+    CAPO_CHECK(bytes.size() - at >= 3, name, ": JPEG is truncated in a header segment");
+    const std::size_t length = static_cast<unsigned char>(bytes[at + 1]) * 256u + static_cast<unsigned char>(bytes[at + 2]);
+    CAPO_CHECK(length >= 2 && length <= bytes.size() - at - 1, name, ": JPEG is truncated in a header segment of ", length, " bytes");
+    return bytes.substr(at + 3, length - 2);
+  };
+  // Segments up to the first scan; like stb, skip padding between them.
+  std::size_t at = 2;
+  for (;;) {
+    at = bytes.find('\xff', at);
+    if (at != bytes.npos) at = bytes.find_first_not_of('\xff', at);
+    CAPO_CHECK(at != bytes.npos, name, ": JPEG is truncated, it has no image data");
+    if (bytes[at] == '\xda') break;
+    const std::string_view segment = segment_at(at);
+    if (bytes[at] == '\xc4') check_huffman(segment, name);
+    at += 3 + segment.size();
+  }
+  // From there on, entropy-coded data: 0xFF is followed by 0x00 or a marker. Any further table is checked wherever it
+  // may be, and the last scan must be followed by an end-of-image.
+  for (std::size_t t = at; (t = bytes.find("\xff\xc4", t)) != bytes.npos; t += 2) check_huffman(segment_at(t + 1), name);
   const auto scan = bytes.rfind("\xff\xda"), end = bytes.rfind("\xff\xd9");
-  CAPO_CHECK(scan != bytes.npos && end != bytes.npos && end > scan, name, ": JPEG is truncated, its end marker is missing");
+  CAPO_CHECK(end != bytes.npos && end > scan, name, ": JPEG is truncated, its end marker is missing");
 }
 
 void check_image(const char* op, const Image& im) {
@@ -164,6 +193,7 @@ Image decode_image(std::string_view bytes, const std::string& name) {
   const bool png = bytes.substr(0, 8) == std::string_view("\x89PNG\r\n\x1a\n", 8);
   const bool jpeg = bytes.substr(0, 3) == "\xff\xd8\xff";
   CAPO_CHECK(png || jpeg, name, ": must be a PNG or JPEG image, got ", bytes.empty() ? "an empty file" : "other content");
+  if (jpeg) check_jpeg(bytes, name);  // before stb sees any of it
   const auto* data = reinterpret_cast<const unsigned char*>(bytes.data());
   const int size = static_cast<int>(bytes.size());
   const char* reason = "";
@@ -176,18 +206,18 @@ Image decode_image(std::string_view bytes, const std::string& name) {
              " x ", info.width, " x ", info.channels);
   CAPO_CHECK(!info.sixteen_bit, name, ": 16-bit images are not supported, convert to 8 bits per channel");
   if (png) check_png_chunks(bytes, name);
-  if (jpeg) check_jpeg_end(bytes, name);
 
   // Room for the decoder's largest honest buffer: the doubled inflate buffer, JPEG planes padded to whole blocks.
   const std::size_t max_alloc = 2 * bytes.size() + 16 * static_cast<std::size_t>(info.width + 32) * (info.height + 32) + 65536;
-  int w = 0, h = 0;
-  const std::unique_ptr<unsigned char, void (*)(unsigned char*)> pixels(
-      detail::stb_load_rgb(data, size, max_alloc, &w, &h, &reason), detail::stb_free);
-  CAPO_CHECK(pixels, name, ": image is damaged, ", reason);
-  CAPO_CHECK(w == info.width && h == info.height, name, ": image is damaged, header says ", info.height, " x ",
-             info.width, ", got ", h, " x ", w);
-  Image out(h, w, 3);
-  std::memcpy(out.pixels.data(), pixels.get(), out.pixels.size());
+  Image out;
+  const auto take = [](void* user, const unsigned char* rgb, int w, int h) {
+    Image& im = *static_cast<Image*>(user);
+    im = Image(h, w, 3);
+    std::memcpy(im.pixels.data(), rgb, im.pixels.size());
+  };
+  CAPO_CHECK(detail::stb_load_rgb(data, size, max_alloc, take, &out, &reason), name, ": image is damaged, ", reason);
+  CAPO_CHECK(out.width == info.width && out.height == info.height, name, ": image is damaged, its header says ", info.height,
+             " x ", info.width, ", got ", out.height, " x ", out.width);
   return out;
 }
 

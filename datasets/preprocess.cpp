@@ -45,7 +45,7 @@ float number_of(const Json& v, const char* what, const std::string& name) {
   CAPO_CHECK(v.is_number(), name, ": ", what, " must be a number, got ", v.type_name());
   const double d = v.get<double>();
   CAPO_CHECK(std::abs(d) <= 1e6, name, ": ", what, " must be a moderate number, got ", d);
-  return static_cast<float>(d);
+  return static_cast<float>(d) + 0.0f;  // -0 becomes 0: JSON would not keep the difference
 }
 
 void three_of(const Json& v, const char* what, const std::string& name, float out[3]) {

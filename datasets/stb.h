@@ -10,11 +10,12 @@ struct StbInfo {
   bool sixteen_bit;
 };
 
-// False: `reason` tells why. Neither function throws.
+// False: `reason` tells why.
 bool stb_info(const unsigned char* data, int size, StbInfo* info, const char** reason);
-// RGB pixels, to be freed with stb_free; null: `reason` tells why. No single allocation exceeds max_alloc bytes.
-unsigned char* stb_load_rgb(const unsigned char* data, int size, std::size_t max_alloc, int* width, int* height,
-                            const char** reason);
-void stb_free(unsigned char* pixels);
+
+// Hands RGB pixels to `take`, which copies them (they are gone afterwards). False: `reason` tells why.
+// No single allocation exceeds max_alloc bytes.
+using StbPixels = void (*)(void* user, const unsigned char* rgb, int width, int height);
+bool stb_load_rgb(const unsigned char* data, int size, std::size_t max_alloc, StbPixels take, void* user, const char** reason);
 
 }  // namespace capo::detail

@@ -224,10 +224,18 @@ TEST_CASE("bad files: images") {
   bad_image(png_file(1, 1, 8, 2, std::string("\7\1\1\1", 4)), "image is damaged");               // unknown row filter
   bad_image(png_file(1, 1, 8, 3, std::string(2, '\0')), "header is not readable");               // palette missing
   bad_image(std::string(view(kPng16)), "16-bit images are not supported");
-  bad_image(jpeg.substr(0, 3), "header is not readable");
-  bad_image(jpeg.substr(0, 100), "header is not readable");
+  bad_image(jpeg.substr(0, 3), "JPEG is truncated, it has no image data");
+  bad_image(jpeg.substr(0, 100), "JPEG is truncated in a header segment");
   bad_image(jpeg.substr(0, jpeg.size() - 2), "JPEG is truncated");
   bad_image(jpeg.substr(0, jpeg.size() - 10), "JPEG is truncated");
+  std::string table = jpeg;
+  const auto dht = table.find("\xff\xc4");
+  REQUIRE(dht != table.npos);
+  table[dht + 5] = '\xff';  // codes of length 1
+  bad_image(table, "Huffman table has");
+  table = jpeg;
+  table[dht + 3] = '\7';  // a shorter segment
+  bad_image(table, "Huffman table is cut off");
   bad(std::string(view(kJpeg)).replace(2, 2, "\xff\xd9"), "header is not readable", [](const std::string& p) { load_image(p); });
 }
 

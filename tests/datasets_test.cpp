@@ -147,6 +147,9 @@ TEST_CASE("image: JPEG, progressive JPEG, PNG with alpha") {
   CHECK(grey.at(2, 2)[0] == grey.at(2, 2)[2]);
   CHECK(std::abs(grey.at(1, 1)[0] - 81) < 6);
   CHECK(red(decode_image(view(kPngRgba), "mem")) == std::vector<int>{10, 50});
+  CHECK(decode_image(view(kJpeg420), "mem").width == 37);
+  CHECK(std::abs(decode_image(view(kJpeg420), "mem").at(9, 20)[1] - 120) < 16);
+  CHECK(decode_image(view(kPngPalette), "mem").width == 9);
 }
 
 TEST_CASE("resize: equal to Pillow 11 in every byte") {
