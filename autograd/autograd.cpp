@@ -61,6 +61,8 @@ class Pass {
 
   void run(const std::vector<Tensor>& outputs, const std::vector<Tensor>& cotangents) {
     explore();
+    for (const auto& t : outputs)  // an output that is itself a leaf: its seed is one more use
+      if (const Edge e = detail::edge_of(t); e.leaf && wants(e)) ++leaves_[e.leaf.get()].uses;
     for (std::size_t i = 0; i < outputs.size(); ++i) {
       Tensor seed = cotangents.empty() ? Tensor() : cotangents[i];
       if (!seed.defined()) {

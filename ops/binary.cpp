@@ -132,6 +132,8 @@ Tensor operator-(const Tensor& a) { return neg(a); }
 Tensor where(const Tensor& condition, const Tensor& a, const Tensor& b) {
   CAPO_CHECK(condition.dtype() == boolean, "where: condition must be bool, got ", describe(condition));
   CAPO_CHECK(a.dtype() == b.dtype(), "where: a and b must have one dtype, got ", a.dtype(), " and ", b.dtype());
+  CAPO_CHECK(condition.device() == a.device() && a.device() == b.device(), "where: devices must be equal, got ",
+             condition.device(), ", ", a.device(), " and ", b.device());
   const Shape shape = broadcast_shapes("where", broadcast_shapes("where", condition.shape(), a.shape()), b.shape());
   const Tensor y = empty(shape, a.dtype(), a.device());
   {  // b everywhere, then a under the mask; both are strided copies
@@ -150,8 +152,11 @@ Tensor sum_to(const Tensor& x, const Shape& shape) {
   const int lead = x.rank() - shape.size();
   CAPO_CHECK(lead >= 0, "sum_to: ", shape, " has more axes than ", x.shape());
   Dims axes;
-  for (int i = 0; i < x.rank(); ++i)
+  for (int i = 0; i < x.rank(); ++i) {
+    CAPO_CHECK(i < lead || shape[i - lead] == x.shape()[i] || shape[i - lead] == 1, "sum_to: ", x.shape(),
+               " does not come from broadcasting ", shape);
     if (i < lead || (shape[i - lead] == 1 && x.shape()[i] != 1)) axes.push_back(i);
+  }
   return reshape(sum(x, axes, true), shape);
 }
 
@@ -161,19 +166,17 @@ void axpy(const char* name, const Tensor& a, const Tensor& b, double scale) {
   CAPO_CHECK(a.is_contiguous(), name, ": the written tensor must be contiguous, got ", describe(a));
   write_in_place(name, a);
   if (a.device().is_meta()) return;
-  const Tensor bb = b.defined() ? contiguous(b) : b;
+  const Tensor bb = b.defined() ? contiguous(b.detach()) : b;
   const AxpyArgs p{a.dtype(), a.data(), bb.defined() ? bb.data() : nullptr, scale};
   launch(kernels::axpy, a.device(), p, a.numel(), kGrain);
 }
 }  // namespace
 
 void add_(const Tensor& a, const Tensor& b, double scale) {
-  CAPO_CHECK(a.shape() == b.shape() && a.dtype() == b.dtype(), "add_: tensors must be alike, got ", describe(a), " and ", describe(b));
-  const NoGrad off;
+  CAPO_CHECK(a.shape() == b.shape() && a.dtype() == b.dtype() && a.device() == b.device(), "add_: tensors must be alike, got ", describe(a), " and ", describe(b));
   axpy("add_", a, b, scale);
 }
 void mul_(const Tensor& a, double scale) {
-  const NoGrad off;
   axpy("mul_", a, Tensor(), scale);
 }
 

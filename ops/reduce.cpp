@@ -5,6 +5,8 @@
 #include <capo/ops/reduce.h>
 #include <capo/ops/view.h>
 
+#include <algorithm>
+
 namespace capo {
 
 CAPO_KERNEL(reduce, ReduceArgs)
@@ -61,14 +63,23 @@ bool split_in_two(ReduceKind kind, const Tensor& x, const Tensor& y, const Axes&
 }
 
 void run(ReduceKind kind, const Tensor& x, const Tensor& y, const Axes& axes) {
-  if (x.device().is_meta() || split_in_two(kind, x, y, axes)) return;
+  if (split_in_two(kind, x, y, axes) || x.device().is_meta()) return;
   ReduceArgs p{};
   p.kind = kind;
   p.dtype = x.dtype();
   p.x = x.data();
   p.y = y.data();
   p.count = 1;
-  for (int i = 0; i < x.rank(); ++i) {
+  // Kept axes stay in order; reduced ones are walked with the smallest stride innermost.
+  int order[kMaxDims], next = 0;
+  for (int i = 0; i < x.rank(); ++i)
+    if (!axes.reduced[i]) order[next++] = i;
+  const int first_reduced = next;
+  for (int i = 0; i < x.rank(); ++i)
+    if (axes.reduced[i]) order[next++] = i;
+  std::stable_sort(order + first_reduced, order + next, [&](int a, int b) { return x.strides()[a] > x.strides()[b]; });
+  for (int o = 0; o < x.rank(); ++o) {
+    const int i = order[o];
     const std::int64_t n = x.shape()[i], s = x.strides()[i];
     if (axes.reduced[i]) p.count *= n;
     if (n == 1) continue;
@@ -107,6 +118,7 @@ Tensor sum(const Tensor& x, const Dims& axes, bool keepdim) {
 Tensor mean(const Tensor& x, const Dims& axes, bool keepdim) {
   CAPO_CHECK(is_floating(x.dtype()), "mean: needs a floating tensor, got ", describe(x));
   if (is_half(x.dtype()) && !x.device().is_cuda()) return cast(mean(cast(x, f32), axes, keepdim), x.dtype());
+  resolve("mean", x, axes);  // errors in its own name
   const Tensor s = sum(x, axes, keepdim);
   const double n = s.numel() ? static_cast<double>(x.numel()) / static_cast<double>(s.numel()) : 0;
   return s * (1.0 / n);

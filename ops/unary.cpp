@@ -58,7 +58,7 @@ Tensor composite_gradient(UnaryKind kind, const Tensor& dy, const Tensor& s, dou
     case K::cos: return neg(dy * sin(s));
     case K::tanh: return dy * (1.0 - square(s));
     case K::sigmoid: return dy * s * (1.0 - s);
-    case K::relu: return dy * cast(greater(s, 0.0), s.dtype());
+    case K::relu: return dy * (1.0 - cast(less_equal(s, 0.0), s.dtype()));
     case K::leaky_relu: { const Tensor pos = cast(greater(s, 0.0), s.dtype()); return dy * (pos + (1.0 - pos) * p); }
     case K::gelu: return dy * ((erf(s * 0.70710678118654752440) + 1.0) * 0.5 + s * normal_pdf(s));
     case K::gelu_tanh: {
@@ -71,7 +71,7 @@ Tensor composite_gradient(UnaryKind kind, const Tensor& dy, const Tensor& s, dou
     case K::softplus: return dy * sigmoid(s);
     case K::erf: return dy * exp(neg(square(s))) * 1.12837916709551257390;
     case K::clamp: return dy * cast(logical_and(greater_equal(s, p), less_equal(s, q)), s.dtype());
-    case K::pow: return dy * pow(s, p - 1) * p;
+    case K::pow: return p == 0 ? dy * 0.0 : dy * pow(s, p - 1) * p;
   }
   return {};
 }
@@ -85,6 +85,7 @@ Tensor unary_backward(UnaryKind kind, const Tensor& dy, const Tensor& saved, dou
 Tensor unary(UnaryKind kind, const Tensor& x0, double p, double q) {
   const char* name = name_of(kind);
   CAPO_CHECK(is_floating(x0.dtype()), name, ": x must be floating, got ", describe(x0));
+  CAPO_CHECK(kind != UnaryKind::clamp || p <= q, "clamp: low must be at most high, got ", p, " and ", q);
   if (is_half(x0.dtype()) && !x0.device().is_cuda()) return cast(unary(kind, cast(x0, f32), p, q), x0.dtype());
   const Tensor x = contiguous(x0);
   const Tensor y = apply(kind, x, {}, p, q);

@@ -31,7 +31,7 @@ inline Tensor sin(const Tensor& x) { return unary(UnaryKind::sin, x); }
 inline Tensor cos(const Tensor& x) { return unary(UnaryKind::cos, x); }
 inline Tensor tanh(const Tensor& x) { return unary(UnaryKind::tanh, x); }
 inline Tensor sigmoid(const Tensor& x) { return unary(UnaryKind::sigmoid, x); }
-inline Tensor relu(const Tensor& x) { return unary(UnaryKind::relu, x); }  // slope 0 at 0; NaN stays NaN
+inline Tensor relu(const Tensor& x) { return unary(UnaryKind::relu, x); }  // slope 0 at 0; NaN stays NaN, with slope 1
 inline Tensor leaky_relu(const Tensor& x, double slope = 0.01) { return unary(UnaryKind::leaky_relu, x, slope); }
 inline Tensor gelu(const Tensor& x) { return unary(UnaryKind::gelu, x); }             // x Phi(x), exact
 inline Tensor gelu_tanh(const Tensor& x) { return unary(UnaryKind::gelu_tanh, x); }   // Hendrycks and Gimpel's tanh form

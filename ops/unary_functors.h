@@ -55,7 +55,7 @@ CAPO_HD inline T scaled_sigmoid_slope(T x, T a) {  // of x * sigmoid(a x)
   return s + a * x * s * (T(1) - s);
 }
 
-CAPO_UNARY(Abs, x < T(0) ? -x : x, x > T(0) ? T(1) : (x < T(0) ? T(-1) : T(0)))
+CAPO_UNARY(Abs, (x < T(0) ? -x : x) + T(0), x > T(0) ? T(1) : (x < T(0) ? T(-1) : T(0)))
 CAPO_UNARY(Neg, -x, T(-1))
 CAPO_UNARY(Sign, x > T(0) ? T(1) : (x < T(0) ? T(-1) : x), T(0))
 CAPO_UNARY(Floor, m::floor(x), T(0))
@@ -69,7 +69,7 @@ CAPO_UNARY(Sin, m::sin(x), m::cos(x))
 CAPO_UNARY(Cos, m::cos(x), -m::sin(x))
 CAPO_UNARY(Tanh, m::tanh(x), T(1) - y * y)
 CAPO_UNARY(Sigmoid, sigmoid_of(x), y * (T(1) - y))
-CAPO_UNARY(Relu, x < T(0) ? T(0) : x, y > T(0) ? T(1) : T(0))
+CAPO_UNARY(Relu, x <= T(0) ? T(0) : x, y <= T(0) ? T(0) : T(1))  // NaN passes both ways
 CAPO_UNARY(LeakyRelu, x > T(0) ? x : p * x, x > T(0) ? T(1) : p)
 CAPO_UNARY(Gelu, x * normal_cdf(x), normal_cdf(x) + x * normal_pdf(x))
 CAPO_UNARY(GeluTanh, T(0.5) * x * (T(1) + tanh_gelu_inner(x)), tanh_gelu_slope(x))
@@ -78,7 +78,7 @@ CAPO_UNARY(Silu, x * sigmoid_of(x), scaled_sigmoid_slope(x, T(1)))
 CAPO_UNARY(Softplus, softplus_of(x), sigmoid_of(x))
 CAPO_UNARY(Erf, m::erf(x), T(1.12837916709551257390) * m::exp(-x * x))
 CAPO_UNARY(Clamp, x < p ? p : (x > q ? q : x), x >= p && x <= q ? T(1) : T(0))
-CAPO_UNARY(Pow, m::pow(x, p), p * m::pow(x, p - T(1)))
+CAPO_UNARY(Pow, m::pow(x, p), p == T(0) ? T(0) : p * m::pow(x, p - T(1)))
 CAPO_UNARY(Affine, p * x + q, p)
 
 #undef CAPO_UNARY

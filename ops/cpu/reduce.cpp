@@ -101,9 +101,12 @@ void reduce(const ReduceArgs& p, std::int64_t begin, std::int64_t end) {
       if (stride == 1) {
         for (std::int64_t i = 0; i < inner; i += kBlock) total = R::join(total, row<R>(x + at + i, lesser(kBlock, inner - i)));
       } else {
-        T part = R::template start<T>();
-        for (std::int64_t i = 0; i < inner; ++i) part = R::join(part, x[at + i * stride]);
-        total = R::join(total, part);
+        for (std::int64_t i = 0; i < inner; i += kBlock) {
+          T part = R::template start<T>();
+          const std::int64_t stop = lesser(inner, i + kBlock);
+          for (std::int64_t j = i; j < stop; ++j) part = R::join(part, x[at + j * stride]);
+          total = R::join(total, part);
+        }
       }
     }
     y[k] = total;

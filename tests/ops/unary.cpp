@@ -19,6 +19,8 @@ struct Entry {
   bool kink = false;  // at zero (or at p, q): keep inputs away from it
 };
 
+const double kInf = std::numeric_limits<double>::infinity();
+
 double normal_cdf(double x) { return 0.5 * std::erfc(-x / std::sqrt(2.0)); }
 double logistic(double x) { return 1 / (1 + std::exp(-x)); }
 
@@ -37,7 +39,7 @@ const Entry kEntries[] = {
     {UnaryKind::cos, [](double x, double, double) { return std::cos(x); }, -7, 7},
     {UnaryKind::tanh, [](double x, double, double) { return std::tanh(x); }, -4, 4},
     {UnaryKind::sigmoid, [](double x, double, double) { return logistic(x); }, -6, 6},
-    {UnaryKind::relu, [](double x, double, double) { return x > 0 ? x : 0; }, -3, 3, 0, 0, 2e-6, true},
+    {UnaryKind::relu, [](double x, double, double) { return x <= 0 ? 0 : x; }, -3, 3, 0, 0, 2e-6, true},
     {UnaryKind::leaky_relu, [](double x, double p, double) { return x > 0 ? x : p * x; }, -3, 3, 0.2, 0, 2e-6, true},
     {UnaryKind::gelu, [](double x, double, double) { return x * normal_cdf(x); }, -5, 5},
     {UnaryKind::gelu_tanh,
@@ -75,10 +77,18 @@ Sample make(const Entry& e, const std::string& label, const Tensor& x) {
 OpCase make_case(const Entry& e) {
   const std::string name = name_of(e.kind);
   OpCase c{name, {}, {}};
-  for (const Shape& shape : {Shape{2, 3, 5}, Shape{}, Shape{1, 7, 1}, Shape{0, 4}, Shape{3, 11117}}) {
+  for (const Shape& shape : {Shape{2, 3, 5}, Shape{}, Shape{1, 7, 1}, Shape{0, 4}, Shape{2, 8209}}) {
     const Tensor x = uniform(shape, name + to_string(shape), e.low, e.high);
     c.samples.push_back(make(e, to_string(shape), e.kink ? away_from_kinks(x, e) : x));
   }
+  c.samples.push_back(make(e, "special values", values({0.0, -0.0, 1, -1, 2, 30, -30, kInf, -kInf, std::nan("")}, {2, 5})));
+  c.samples.back().gradient = false;
+  const auto run = [e](const Tensor& x) { unary(e.kind, x, e.p, e.q); };
+  c.errors = {{"integers", [run] { run(ones({2}, i64)); }, "x must be floating, got i64 [2] cpu"},
+              {"bool", [run] { run(ones({2}, boolean)); }, "x must be floating, got bool"},
+              {"undefined", [run] { run(Tensor()); }, "tensor: used while undefined"}};
+  if (e.kind == UnaryKind::clamp)
+    c.errors.push_back({"bounds", [] { clamp(ones({2}), 1, 0); }, "low must be at most high, got 1 and 0"});
   return c;
 }
 
