@@ -54,7 +54,7 @@ Sample sample(const std::string& label, const Tensors& inputs, const Settings& o
 
 Tensors inputs_of(const Shape& shape, double mean = 0.3, double std = 1.5) {
   const std::int64_t c = shape.back();
-  return {normal(shape, "x" + to_string(shape), mean, std), normal({c}, "weight", 1, 0.3), normal({c}, "bias", -0.2, 0.5),
+  return {normal(shape, cat("x", shape), mean, std), normal({c}, "weight", 1, 0.3), normal({c}, "bias", -0.2, 0.5),
           normal({c}, "running mean", 0.1, 0.5), uniform({c}, "running var", 0.5, 2)};
 }
 Tensors without(Tensors inputs, std::initializer_list<int> which) {

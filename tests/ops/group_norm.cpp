@@ -37,7 +37,7 @@ Sample instance_sample(const std::string& label, const Tensors& inputs) {
   return s;
 }
 
-Tensor x_of(const Shape& shape, double mean = 0.3, double std = 1.5) { return normal(shape, "x" + to_string(shape), mean, std); }
+Tensor x_of(const Shape& shape, double mean = 0.3, double std = 1.5) { return normal(shape, cat("x", shape), mean, std); }
 Tensor weight_of(std::int64_t c) { return normal({c}, "weight", 1, 0.3); }
 Tensor bias_of(std::int64_t c) { return normal({c}, "bias", -0.2, 0.5); }
 

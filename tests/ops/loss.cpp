@@ -114,7 +114,7 @@ OpCase simple_case(const std::string& name, F f, Pointwise point, double p) {
 OpCase kl_case() {
   OpCase c{"kl_div", {}, {}};
   const auto with = [](R r, bool log) { return [r, log](const Tensor& x, const Tensor& t) { return kl_div(x, t, r, log); }; };
-  const auto target = [](const Shape& s) { return uniform(s, "t" + to_string(s), 0.05, 1); };
+  const auto target = [](const Shape& s) { return uniform(s, cat("t", s), 0.05, 1); };
   c.samples = {
       sample("batchmean", normal({3, 5}, "a", -2), target({3, 5}), with(R::batchmean, false), divergence, R::batchmean),
       sample("mean", normal({2, 1, 7}, "b", -2), target({2, 1, 7}), with(R::mean, false), divergence, R::mean),
