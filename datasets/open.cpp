@@ -43,12 +43,12 @@ DatasetPtr open_dataset(const std::string& name, const std::string& root_or_empt
   }
   if (name == "tinyimagenet32") {
     const std::string folder = root + "/tinyimagenet32";
-    check_present(folder + (split == "train" ? "/train.bin" : "/val.bin"), name, get);
+    check_present(folder + (split == "train" ? "/train.bin" : "/val.bin"), name, get + " --from FOLDER");
     return open_tinyimagenet32(folder, split);
   }
   if (name == "flowers64") {
     const std::string folder = root + "/flowers64";
-    check_present(folder + (split == "test" ? "/test.bin" : "/train.bin"), name, get);
+    check_present(folder + (split == "test" ? "/test.bin" : "/train.bin"), name, get + " --from FOLDER");
     return open_flowers64(folder, split);
   }
   if (name == "fashion-mnist" || name == "mnist") {
