@@ -1,4 +1,3 @@
-#if __has_include(<capo/ops/resize.h>)  // TMP
 #include <capo/models/nn/state.h>
 #include <capo/models/vit/load.h>
 #include <capo/ops/binary.h>
@@ -64,4 +63,3 @@ void save_vit(Vit& model, const std::string& path, DType dtype, const std::strin
 }
 
 }  // namespace capo::vit
-#endif  // TMP
