@@ -43,7 +43,8 @@ void interpolate_row(Taps& t, const AxisFilter& f, std::int64_t i) {
   const auto in = static_cast<double>(f.in), out = static_cast<double>(f.out);
   const double scale = !f.align_corners ? in / out : f.out > 1 ? (in - 1) / (out - 1) : 0;
   if (f.antialias) {
-    const double stretch = scale > 1 ? scale : 1, support = (is_cubic ? 2 : 1) * stretch, centre = scale * (static_cast<double>(i) + 0.5);
+    const double stretch = scale > 1 ? scale : 1, support = (is_cubic ? 2 : 1) * stretch,
+                 centre = scale * (static_cast<double>(i) + 0.5);
     const auto first = std::max(static_cast<std::int64_t>(centre - support + 0.5), std::int64_t{0});
     const auto last = std::min(static_cast<std::int64_t>(centre + support + 0.5), f.in);
     const auto weight = [&](std::int64_t j) {
@@ -78,7 +79,9 @@ Taps taps_of(const AxisFilter& f) {
         break;
       }
       case FilterKind::linear:
-      case FilterKind::cubic: interpolate_row(t, f, i); break;
+      case FilterKind::cubic:
+        interpolate_row(t, f, i);
+        break;
       case FilterKind::window:
       case FilterKind::bins: {
         const bool window = f.kind == FilterKind::window;
@@ -119,12 +122,14 @@ Tensor axis_filter(const Tensor& x0, std::int64_t axis0, const AxisFilter& f) {
   CAPO_CHECK(is_floating(x0.dtype()), "axis_filter: needs a floating tensor, got ", describe(x0));
   const int axis = normalize_axis("axis_filter", axis0, x0.rank());
   const std::int64_t columns = f.transposed ? f.out : f.in, rows = f.transposed ? f.in : f.out;
-  CAPO_CHECK(x0.shape()[axis] == columns, "axis_filter: axis ", axis, " must have size ", columns, ", got ", x0.shape());
+  CAPO_CHECK(x0.shape()[axis] == columns, "axis_filter: axis ", axis, " must have size ", columns, ", got ",
+             x0.shape());
   CAPO_CHECK(f.in > 0 && f.out > 0, "axis_filter: sizes must be positive, got ", f.in, " to ", f.out);
   if (f.kind == FilterKind::window)
     CAPO_CHECK(f.kernel >= 1 && f.stride >= 1 && f.padding >= 0 && f.padding < f.kernel &&
                    (f.out - 1) * f.stride + f.kernel <= f.in + 2 * f.padding,
-               "axis_filter: windows of ", f.kernel, " stride ", f.stride, " padding ", f.padding, " do not fit ", f.in, " to ", f.out);
+               "axis_filter: windows of ", f.kernel, " stride ", f.stride, " padding ", f.padding, " do not fit ", f.in,
+               " to ", f.out);
   if (is_half(x0.dtype()) && !x0.device().is_cuda()) return cast(axis_filter(cast(x0, f32), axis, f), x0.dtype());
   const Tensor x = contiguous(x0);
   Shape shape = x.shape();

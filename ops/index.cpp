@@ -60,12 +60,13 @@ Split around(const Shape& shape, int axis) {
 }
 
 void check_summable(const char* op, const Tensor& x) {
-  CAPO_CHECK(is_floating(x.dtype()) || x.dtype() == i32 || x.dtype() == i64, op, ": needs floating, i32 or i64 tensors, got ",
-             describe(x));
+  CAPO_CHECK(is_floating(x.dtype()) || x.dtype() == i32 || x.dtype() == i64, op,
+             ": needs floating, i32 or i64 tensors, got ", describe(x));
 }
 bool through_f32(const Tensor& x) { return is_half(x.dtype()) && !x.device().is_cuda(); }
 
-Tensor add_rows(const char* op, const Tensor& base, const Shape& shape, int axis, const Tensor& index, const Tensor& src);
+Tensor add_rows(const char* op, const Tensor& base, const Shape& shape, int axis, const Tensor& index,
+                const Tensor& src);
 
 // index: checked and contiguous.
 Tensor take_rows(const char* op, const Tensor& x0, int axis, const Tensor& index) {
@@ -75,8 +76,13 @@ Tensor take_rows(const char* op, const Tensor& x0, int axis, const Tensor& index
   const Tensor y = empty(shape, x.dtype(), x.device());
   if (!x.device().is_meta() && y.numel() > 0) {
     const Split s = around(shape, axis);
-    const IndexSelectArgs p{static_cast<std::int64_t>(size_of(x.dtype())), x.data(), index.data<std::int64_t>(), y.data(),
-                            x.shape()[axis], index.numel(), s.inner};
+    const IndexSelectArgs p{static_cast<std::int64_t>(size_of(x.dtype())),
+                            x.data(),
+                            index.data<std::int64_t>(),
+                            y.data(),
+                            x.shape()[axis],
+                            index.numel(),
+                            s.inner};
     launch(kernels::index_select, x.device(), p, s.outer * p.count, grain(s.inner));
   }
   const Shape before = x.shape();
@@ -86,7 +92,8 @@ Tensor take_rows(const char* op, const Tensor& x0, int axis, const Tensor& index
 }
 
 // base (undefined: zeros) with rows of src added.
-Tensor add_rows(const char* op, const Tensor& base, const Shape& shape, int axis, const Tensor& index, const Tensor& src0) {
+Tensor add_rows(const char* op, const Tensor& base, const Shape& shape, int axis, const Tensor& index,
+                const Tensor& src0) {
   if (through_f32(src0)) {
     const Tensor wide = base.defined() ? cast(base, f32) : base;
     return cast(add_rows(op, wide, shape, axis, index, cast(src0, f32)), src0.dtype());
@@ -99,7 +106,8 @@ Tensor add_rows(const char* op, const Tensor& base, const Shape& shape, int axis
   }
   if (!src.device().is_meta() && src.numel() > 0) {
     const Split s = around(shape, axis);
-    const IndexAddArgs p{src.dtype(), src.data(), index.data<std::int64_t>(), y.data(), shape[axis], index.numel(), s.inner};
+    const IndexAddArgs p{src.dtype(),   src.data(), index.data<std::int64_t>(), y.data(), shape[axis],
+                         index.numel(), s.inner};
     launch(kernels::index_add, src.device(), p, s.outer * ((s.inner + 63) / 64), grain(64 * p.count));
   }
   return record(op, y, {base, src}, Saved({index}), [op, axis](const Saved& s, const Tensor& dy, Needs need) -> Grads {
@@ -107,12 +115,20 @@ Tensor add_rows(const char* op, const Tensor& base, const Shape& shape, int axis
   });
 }
 
-Tensor scatter(const char* op, const Tensor& base, const Shape& shape, int axis, const Tensor& index, const Tensor& src);
+Tensor scatter(const char* op, const Tensor& base, const Shape& shape, int axis, const Tensor& index,
+               const Tensor& src);
 
 Tensor take(const char* op, const Tensor& x, int axis, const Tensor& index) {
   const Tensor y = empty(index.shape(), x.dtype(), x.device());
   if (!x.device().is_meta() && y.numel() > 0) {
-    GatherArgs p{static_cast<std::int64_t>(size_of(x.dtype())), x.data(), index.data<std::int64_t>(), y.data(), x.rank(), axis, {}, {}};
+    GatherArgs p{static_cast<std::int64_t>(size_of(x.dtype())),
+                 x.data(),
+                 index.data<std::int64_t>(),
+                 y.data(),
+                 x.rank(),
+                 axis,
+                 {},
+                 {}};
     for (int i = 0; i < x.rank(); ++i) {
       p.shape[i] = index.shape()[i];
       p.sx[i] = x.strides()[i];
@@ -125,7 +141,8 @@ Tensor take(const char* op, const Tensor& x, int axis, const Tensor& index) {
   });
 }
 
-Tensor scatter(const char* op, const Tensor& base, const Shape& shape, int axis, const Tensor& index, const Tensor& src0) {
+Tensor scatter(const char* op, const Tensor& base, const Shape& shape, int axis, const Tensor& index,
+               const Tensor& src0) {
   if (through_f32(src0)) {
     const Tensor wide = base.defined() ? cast(base, f32) : base;
     return cast(scatter(op, wide, shape, axis, index, cast(src0, f32)), src0.dtype());
@@ -163,8 +180,8 @@ Tensor scatter(const char* op, const Tensor& base, const Shape& shape, int axis,
 void check_fits(const char* op, const char* what, const Tensor& index, const Shape& shape, int axis) {
   bool fits = index.rank() == shape.size();
   for (int i = 0; fits && i < shape.size(); ++i) fits = i == axis || index.shape()[i] <= shape[i];
-  CAPO_CHECK(fits, op, ": index must have the rank of ", what, " ", shape, " and fit into it except on axis ", axis, ", got ",
-             index.shape());
+  CAPO_CHECK(fits, op, ": index must have the rank of ", what, " ", shape, " and fit into it except on axis ", axis,
+             ", got ", index.shape());
 }
 
 Tensor arg_extreme(const char* op, const Tensor& x0, std::int64_t axis0, bool keepdim, bool largest) {
@@ -182,7 +199,8 @@ Tensor arg_extreme(const char* op, const Tensor& x0, std::int64_t axis0, bool ke
   if (x.device().is_meta()) return y;
   const Split s = around(x.shape(), axis);
   const ArgExtremeArgs p{x.dtype(), x.data(), y.data<std::int64_t>(), x.shape()[axis], s.inner, largest};
-  launch(kernels::arg_extreme, x.device(), p, s.outer * ((s.inner + 63) / 64), grain(p.size * (s.inner < 64 ? s.inner : 64)));
+  launch(kernels::arg_extreme, x.device(), p, s.outer * ((s.inner + 63) / 64),
+         grain(p.size * (s.inner < 64 ? s.inner : 64)));
   return y;
 }
 
@@ -200,8 +218,9 @@ Tensor index_add(const Tensor& base, std::int64_t axis0, const Tensor& index, co
   CAPO_CHECK(index.rank() == 1, "index_add: index must have one axis, got ", index.shape());
   Shape shape = base.shape();
   shape[axis] = index.numel();
-  CAPO_CHECK(src.shape() == shape && src.dtype() == base.dtype() && src.device() == base.device(), "index_add: src must be ",
-             shape, " to match base ", describe(base), " and index ", index.shape(), ", got ", describe(src));
+  CAPO_CHECK(src.shape() == shape && src.dtype() == base.dtype() && src.device() == base.device(),
+             "index_add: src must be ", shape, " to match base ", describe(base), " and index ", index.shape(),
+             ", got ", describe(src));
   const Tensor checked = checked_index("index_add", "index", index, base.shape()[axis], base.device());
   return add_rows("index_add", base, base.shape(), axis, checked, src);
 }
@@ -217,8 +236,8 @@ Tensor scatter_add(const Tensor& base, std::int64_t axis0, const Tensor& index, 
   check_summable("scatter_add", base);
   check_fits("scatter_add", "base", index, base.shape(), axis);
   CAPO_CHECK(src.shape() == index.shape() && src.dtype() == base.dtype() && src.device() == base.device(),
-             "scatter_add: src must have the shape of index ", index.shape(), " and base's dtype ", base.dtype(), ", got ",
-             describe(src));
+             "scatter_add: src must have the shape of index ", index.shape(), " and base's dtype ", base.dtype(),
+             ", got ", describe(src));
   const Tensor checked = checked_index("scatter_add", "index", index, base.shape()[axis], base.device());
   return scatter("scatter_add", base, base.shape(), axis, checked, src);
 }
@@ -240,8 +259,8 @@ Tensor one_hot(const Tensor& ids, std::int64_t classes, DType dtype) {
 TopK topk(const Tensor& x, std::int64_t k, std::int64_t axis0, bool largest) {
   check_summable("topk", x);
   const int axis = normalize_axis("topk", axis0, x.rank());
-  CAPO_CHECK(k >= 0 && k <= x.shape()[axis], "topk: k must be in [0, ", x.shape()[axis], "] for axis ", axis, " of ", x.shape(),
-             ", got ", k);
+  CAPO_CHECK(k >= 0 && k <= x.shape()[axis], "topk: k must be in [0, ", x.shape()[axis], "] for axis ", axis, " of ",
+             x.shape(), ", got ", k);
   Tensor indices;
   {
     const NoGrad off;
@@ -259,7 +278,11 @@ TopK topk(const Tensor& x, std::int64_t k, std::int64_t axis0, bool largest) {
   return {take("topk", x, axis, indices), indices};
 }
 
-Tensor argmax(const Tensor& x, std::int64_t axis, bool keepdim) { return arg_extreme("argmax", x, axis, keepdim, true); }
-Tensor argmin(const Tensor& x, std::int64_t axis, bool keepdim) { return arg_extreme("argmin", x, axis, keepdim, false); }
+Tensor argmax(const Tensor& x, std::int64_t axis, bool keepdim) {
+  return arg_extreme("argmax", x, axis, keepdim, true);
+}
+Tensor argmin(const Tensor& x, std::int64_t axis, bool keepdim) {
+  return arg_extreme("argmin", x, axis, keepdim, false);
+}
 
 }  // namespace capo

@@ -11,8 +11,8 @@ namespace capo {
 
 // y[.., k, ..] = x[.., index[k], ..] on one axis; index [K]. Any dtype. grad: index_add into zeros.
 Tensor index_select(const Tensor& x, std::int64_t axis, const Tensor& index);
-// base with src[.., k, ..] added at [.., index[k], ..]; src has base's shape but K on the axis. f32, f64, i32, i64 (bf16
-// and f16 through f32 on the CPU). grad: dy to base, index_select to src.
+// base with src[.., k, ..] added at [.., index[k], ..]; src has base's shape but K on the axis. f32, f64, i32, i64
+// (bf16 and f16 through f32 on the CPU). grad: dy to base, index_select to src.
 Tensor index_add(const Tensor& base, std::int64_t axis, const Tensor& index, const Tensor& src);
 
 // y[i, j, k] = x[i, index[i, j, k], k] (axis 1 of 3): index and y have one shape, at most x's on the other axes
@@ -70,16 +70,16 @@ struct ScatterAddArgs {
   DType dtype;
   const void* src;  // contiguous, like index
   const std::int64_t* index;
-  void* y;  // contiguous, holds base
-  int rank;                                                    // without the axis, >= 1
-  std::int64_t shape[kMaxDims], ss[kMaxDims], sy[kMaxDims];    // without the axis
-  std::int64_t count, src_step, y_step;                        // along the axis
+  void* y;                                                   // contiguous, holds base
+  int rank;                                                  // without the axis, >= 1
+  std::int64_t shape[kMaxDims], ss[kMaxDims], sy[kMaxDims];  // without the axis
+  std::int64_t count, src_step, y_step;                      // along the axis
 };
 // One item per row.
 struct TopKArgs {
   DType dtype;
-  const void* x;            // [rows, size]
-  std::int64_t* indices;    // [rows, k]
+  const void* x;          // [rows, size]
+  std::int64_t* indices;  // [rows, k]
   std::int64_t size, k;
   bool largest;
 };

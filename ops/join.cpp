@@ -50,12 +50,13 @@ Tensor concat(const std::vector<Tensor>& xs, std::int64_t axis0) {
   shape[axis] = 0;
   for (std::size_t k = 0; k < xs.size(); ++k) {
     const Tensor& x = xs[k];
-    CAPO_CHECK(x.dtype() == first.dtype() && x.device() == first.device(), "concat: tensors must have one dtype and device, got ",
-               describe(first), " and, at ", k, ", ", describe(x));
+    CAPO_CHECK(x.dtype() == first.dtype() && x.device() == first.device(),
+               "concat: tensors must have one dtype and device, got ", describe(first), " and, at ", k, ", ",
+               describe(x));
     Shape rest = x.shape();
     if (rest.size() == shape.size()) rest[axis] = shape[axis];
-    CAPO_CHECK(rest == shape, "concat: shapes must be equal except on axis ", axis, ", got ", first.shape(), " and, at ", k,
-               ", ", x.shape());
+    CAPO_CHECK(rest == shape, "concat: shapes must be equal except on axis ", axis, ", got ", first.shape(),
+               " and, at ", k, ", ", x.shape());
     sizes.push_back(x.shape()[axis]);
   }
   for (auto s : sizes) shape[axis] += s;
@@ -70,15 +71,16 @@ Tensor concat(const std::vector<Tensor>& xs, std::int64_t axis0) {
   }
   if (!needs_of(xs).any()) return y;
   const Dims few = inline_sizes(sizes);
-  return record("concat", y, xs, saved_sizes(sizes), [axis, few](const Saved& s, const Tensor& dy, Needs need) -> Grads {
-    Grads grads;
-    std::int64_t at = 0;
-    for (auto n : sizes_of(few, s)) {
-      grads.push_back(need[static_cast<int>(grads.size())] ? slice(dy, axis, at, at + n) : Tensor());
-      at += n;
-    }
-    return grads;
-  });
+  return record("concat", y, xs, saved_sizes(sizes),
+                [axis, few](const Saved& s, const Tensor& dy, Needs need) -> Grads {
+                  Grads grads;
+                  std::int64_t at = 0;
+                  for (auto n : sizes_of(few, s)) {
+                    grads.push_back(need[static_cast<int>(grads.size())] ? slice(dy, axis, at, at + n) : Tensor());
+                    at += n;
+                  }
+                  return grads;
+                });
 }
 
 Tensor stack(const std::vector<Tensor>& xs, std::int64_t axis0) {
@@ -87,8 +89,8 @@ Tensor stack(const std::vector<Tensor>& xs, std::int64_t axis0) {
   std::vector<Tensor> parts;
   parts.reserve(xs.size());
   for (const auto& x : xs) {
-    CAPO_CHECK(x.shape() == xs[0].shape() && x.dtype() == xs[0].dtype(), "stack: tensors must be alike, got ", describe(xs[0]),
-               " and ", describe(x));
+    CAPO_CHECK(x.shape() == xs[0].shape() && x.dtype() == xs[0].dtype(), "stack: tensors must be alike, got ",
+               describe(xs[0]), " and ", describe(x));
     parts.push_back(unsqueeze(x, axis));
   }
   return concat(parts, axis);
@@ -101,8 +103,8 @@ std::vector<Tensor> split(const Tensor& x, const std::vector<std::int64_t>& size
     CAPO_CHECK(s >= 0, "split: sizes must not be negative, got ", s);
     total += s;
   }
-  CAPO_CHECK(!sizes.empty() && total == x.shape()[axis], "split: sizes must add up to axis ", axis, " of ", x.shape(), ", got ",
-             total);
+  CAPO_CHECK(!sizes.empty() && total == x.shape()[axis], "split: sizes must add up to axis ", axis, " of ", x.shape(),
+             ", got ", total);
   std::vector<Tensor> parts;
   parts.reserve(sizes.size());
   std::int64_t at = 0;
@@ -113,31 +115,33 @@ std::vector<Tensor> split(const Tensor& x, const std::vector<std::int64_t>& size
   if (!needs_of({x}).any()) return parts;
   const Dims few = inline_sizes(sizes);
   const Shape before = x.shape();
-  return record_many("split", std::move(parts), {x}, saved_sizes(sizes),
-                     [axis, few, before](const Saved& s, const Grads& dys, Needs) -> Grads {
-                       const auto parts_sizes = sizes_of(few, s);
-                       const Tensor* some = &dys[0];
-                       while (!some->defined()) ++some;  // a node runs only when a cotangent reached it
-                       Grads all;
-                       for (std::size_t k = 0; k < dys.size(); ++k) {
-                         Shape shape = before;
-                         shape[axis] = parts_sizes[k];
-                         all.push_back(dys[k].defined() ? dys[k] : expand(full({}, 0, some->dtype(), some->device()), shape));
-                       }
-                       return {concat(all, axis)};
-                     });
+  return record_many(
+      "split", std::move(parts), {x}, saved_sizes(sizes),
+      [axis, few, before](const Saved& s, const Grads& dys, Needs) -> Grads {
+        const auto parts_sizes = sizes_of(few, s);
+        const Tensor* some = &dys[0];
+        while (!some->defined()) ++some;  // a node runs only when a cotangent reached it
+        Grads all;
+        for (std::size_t k = 0; k < dys.size(); ++k) {
+          Shape shape = before;
+          shape[axis] = parts_sizes[k];
+          all.push_back(dys[k].defined() ? dys[k] : expand(full({}, 0, some->dtype(), some->device()), shape));
+        }
+        return {concat(all, axis)};
+      });
 }
 
 std::vector<Tensor> chunk(const Tensor& x, std::int64_t chunks, std::int64_t axis0) {
   const int axis = normalize_axis("chunk", axis0, x.rank());
   const std::int64_t n = x.shape()[axis];
-  CAPO_CHECK(chunks >= 1 && n % chunks == 0, "chunk: axis ", axis, " of ", x.shape(), " must divide into ", chunks, " parts");
+  CAPO_CHECK(chunks >= 1 && n % chunks == 0, "chunk: axis ", axis, " of ", x.shape(), " must divide into ", chunks,
+             " parts");
   return split(x, std::vector<std::int64_t>(static_cast<std::size_t>(chunks), n / chunks), axis);
 }
 
 Tensor pad(const Tensor& x, const Dims& before, const Dims& after, double value) {
-  CAPO_CHECK(before.size() == x.rank() && after.size() == x.rank(), "pad: before and after must name every axis of ", x.shape(),
-             ", got ", before, " and ", after);
+  CAPO_CHECK(before.size() == x.rank() && after.size() == x.rank(), "pad: before and after must name every axis of ",
+             x.shape(), ", got ", before, " and ", after);
   const Shape inner = x.shape();
   Shape shape = inner;
   for (int i = 0; i < x.rank(); ++i) {
@@ -179,7 +183,8 @@ Tensor flip(const Tensor& x, const Dims& axes) {
     p.src = static_cast<const char*>(x.data()) + start * static_cast<std::int64_t>(size_of(x.dtype()));
     launch(kernels::copy, x.device(), p, y.numel(), 16384);
   }
-  return record("flip", y, {x}, Saved(), [axes](const Saved&, const Tensor& dy, Needs) -> Grads { return {flip(dy, axes)}; });
+  return record("flip", y, {x}, Saved(),
+                [axes](const Saved&, const Tensor& dy, Needs) -> Grads { return {flip(dy, axes)}; });
 }
 
 Tensor roll(const Tensor& x, const Dims& shifts, const Dims& axes) {
@@ -220,8 +225,8 @@ Tensor roll(const Tensor& x, const Dims& shifts, const Dims& axes) {
 }
 
 Tensor repeat(const Tensor& x, const Dims& counts) {
-  CAPO_CHECK(counts.size() >= x.rank() && counts.size() < kMaxDims, "repeat: counts must name every axis of ", x.shape(),
-             " and at most 7, got ", counts);
+  CAPO_CHECK(counts.size() >= x.rank() && counts.size() < kMaxDims, "repeat: counts must name every axis of ",
+             x.shape(), " and at most 7, got ", counts);
   Shape shape = x.shape();
   while (shape.size() < counts.size()) shape.insert(0, 1);
   Tensor y = reshape(x, shape);

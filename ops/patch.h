@@ -15,8 +15,8 @@ Tensor unpatchify(const Tensor& tokens, std::int64_t height, std::int64_t width,
 // The same for volumes: [B, D, H, W, C] -> [B, (D/pd)(H/ph)(W/pw), pd ph pw C].
 Tensor patchify3d(const Tensor& x, std::int64_t pd, std::int64_t ph, std::int64_t pw);
 
-// x [B, H, W, C r r] -> [B, H r, W r, C]; channel c r r + dy r + dx goes to (dy, dx) of its block (PyTorch's order, here
-// in NHWC).
+// x [B, H, W, C r r] -> [B, H r, W r, C]; channel c r r + dy r + dx goes to (dy, dx) of its block (PyTorch's order,
+// here in NHWC).
 Tensor pixel_shuffle(const Tensor& x, std::int64_t r);
 // The inverse: [B, H, W, C] -> [B, H/r, W/r, C r r].
 Tensor pixel_unshuffle(const Tensor& x, std::int64_t r);

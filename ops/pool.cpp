@@ -21,16 +21,20 @@ struct Windows {
 Windows windows_of(const char* op, const Tensor& x, const Dims& kernel, const Dims& stride, const Dims& padding) {
   const int space = x.rank() - 2;
   CAPO_CHECK(is_floating(x.dtype()), op, ": needs a floating tensor, got ", describe(x));
-  CAPO_CHECK(space >= 1 && space <= 3, op, ": x must be [B, spatial.., C] with one to three spatial axes, got ", x.shape());
-  Windows w{kernel, stride.empty() ? kernel : stride, padding.empty() ? Dims::filled(space, 0) : padding, {}, {}, x.shape()};
+  CAPO_CHECK(space >= 1 && space <= 3, op, ": x must be [B, spatial.., C] with one to three spatial axes, got ",
+             x.shape());
+  Windows w{kernel,   stride.empty() ? kernel : stride, padding.empty() ? Dims::filled(space, 0) : padding, {}, {},
+            x.shape()};
   CAPO_CHECK(w.kernel.size() == space && w.stride.size() == space && w.padding.size() == space, op,
-             ": kernel, stride and padding must name the ", space, " spatial axes of ", x.shape(), ", got ", w.kernel, ", ",
-             w.stride, ", ", w.padding);
+             ": kernel, stride and padding must name the ", space, " spatial axes of ", x.shape(), ", got ", w.kernel,
+             ", ", w.stride, ", ", w.padding);
   for (int i = 0; i < space; ++i) {
     const std::int64_t n = x.shape()[1 + i], k = w.kernel[i], s = w.stride[i], p = w.padding[i];
-    CAPO_CHECK(k >= 1 && s >= 1 && p >= 0 && 2 * p <= k, op, ": needs kernel and stride >= 1 and padding in [0, kernel / 2], got ",
-               w.kernel, ", ", w.stride, ", ", w.padding);
-    CAPO_CHECK(n + 2 * p >= k && n >= 1, op, ": kernel ", w.kernel, " does not fit into ", x.shape(), " with padding ", w.padding);
+    CAPO_CHECK(k >= 1 && s >= 1 && p >= 0 && 2 * p <= k, op,
+               ": needs kernel and stride >= 1 and padding in [0, kernel / 2], got ", w.kernel, ", ", w.stride, ", ",
+               w.padding);
+    CAPO_CHECK(n + 2 * p >= k && n >= 1, op, ": kernel ", w.kernel, " does not fit into ", x.shape(), " with padding ",
+               w.padding);
     w.in.push_back(n);
     w.out.push_back((n + 2 * p - k) / s + 1);
     w.shape[1 + i] = w.out[i];
@@ -80,8 +84,10 @@ Tensor max_pool_backward(const Tensor& dy0, const Tensor& index, const Windows& 
 
 Tensor max_pool(const Tensor& x0, const Dims& kernel, const Dims& stride, const Dims& padding) {
   const Windows w = windows_of("max_pool", x0, kernel, stride, padding);
-  if (is_half(x0.dtype()) && !x0.device().is_cuda()) return cast(max_pool(cast(x0, f32), kernel, stride, padding), x0.dtype());
-  CAPO_CHECK(numel(w.in) < std::int64_t{1} << 31, "max_pool: an image must have fewer than 2^31 pixels, got ", x0.shape());
+  if (is_half(x0.dtype()) && !x0.device().is_cuda())
+    return cast(max_pool(cast(x0, f32), kernel, stride, padding), x0.dtype());
+  CAPO_CHECK(numel(w.in) < std::int64_t{1} << 31, "max_pool: an image must have fewer than 2^31 pixels, got ",
+             x0.shape());
   const Tensor x = contiguous(x0);
   const bool need = needs_of({x}).any();
   const Tensor y = empty(w.shape, x.dtype(), x.device());
@@ -121,12 +127,14 @@ Tensor avg_pool(const Tensor& x, const Dims& kernel, const Dims& stride, const D
 Tensor adaptive_avg_pool(const Tensor& x, const Dims& size) {
   const int space = x.rank() - 2;
   CAPO_CHECK(is_floating(x.dtype()), "adaptive_avg_pool: needs a floating tensor, got ", describe(x));
-  CAPO_CHECK(space >= 1 && size.size() == space, "adaptive_avg_pool: size must name the spatial axes of x [B, spatial.., C], got ",
-             size, " for ", x.shape());
+  CAPO_CHECK(space >= 1 && size.size() == space,
+             "adaptive_avg_pool: size must name the spatial axes of x [B, spatial.., C], got ", size, " for ",
+             x.shape());
   if (is_half(x.dtype()) && !x.device().is_cuda()) return cast(adaptive_avg_pool(cast(x, f32), size), x.dtype());
   Tensor y = x;
   for (int i = 0; i < space; ++i) {
-    CAPO_CHECK(size[i] >= 1 && x.shape()[1 + i] >= 1, "adaptive_avg_pool: sizes must be positive, got ", size, " for ", x.shape());
+    CAPO_CHECK(size[i] >= 1 && x.shape()[1 + i] >= 1, "adaptive_avg_pool: sizes must be positive, got ", size, " for ",
+               x.shape());
     if (size[i] == x.shape()[1 + i]) continue;
     AxisFilter f;
     f.kind = FilterKind::bins;

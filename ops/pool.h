@@ -24,7 +24,8 @@ inline Tensor max_pool2d(const Tensor& x, std::int64_t kernel, std::int64_t stri
 }
 inline Tensor avg_pool2d(const Tensor& x, std::int64_t kernel, std::int64_t stride = 0, std::int64_t padding = 0,
                          bool count_include_pad = true) {
-  return avg_pool(x, {kernel, kernel}, Dims::filled(2, stride ? stride : kernel), {padding, padding}, count_include_pad);
+  return avg_pool(x, {kernel, kernel}, Dims::filled(2, stride ? stride : kernel), {padding, padding},
+                  count_include_pad);
 }
 inline Tensor adaptive_avg_pool2d(const Tensor& x, std::int64_t out_h, std::int64_t out_w) {
   return adaptive_avg_pool(x, {out_h, out_w});
@@ -33,9 +34,9 @@ inline Tensor adaptive_avg_pool2d(const Tensor& x, std::int64_t out_h, std::int6
 // Missing space axes lead with size 1. One item per output pixel (forward) or input pixel (backward).
 struct MaxPoolArgs {
   DType dtype;
-  const void* x;       // forward: x; backward: dy
-  void* y;             // forward: y; backward: dx
-  std::int32_t* index; // position of the winner within its image, [B, out.., C]; forward: may be null
+  const void* x;        // forward: x; backward: dy
+  void* y;              // forward: y; backward: dx
+  std::int32_t* index;  // position of the winner within its image, [B, out.., C]; forward: may be null
   std::int64_t in[3], out[3], kernel[3], stride[3], padding[3], channels;
 };
 

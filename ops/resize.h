@@ -14,7 +14,11 @@ enum class ResizeMode : int { nearest, bilinear, bicubic };  // on three axes bi
 //         axis that keeps its size is skipped, and x itself comes back when all do.
 // grad    the transposed filters: any order, nothing kept.
 //
-//   Tensor small = resize(images, {224, 224}, ResizeMode::bicubic, true);
+//   Tensor small = resize(images, 224, 224, ResizeMode::bicubic, true);
 Tensor resize(const Tensor& x, const Dims& size, ResizeMode mode, bool antialias = false, bool align_corners = false);
+inline Tensor resize(const Tensor& x, std::int64_t out_h, std::int64_t out_w, ResizeMode mode, bool antialias = false,
+                     bool align_corners = false) {
+  return resize(x, Dims{out_h, out_w}, mode, antialias, align_corners);
+}
 
 }  // namespace capo

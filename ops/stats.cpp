@@ -21,7 +21,8 @@ void check_floating(const char* op, const Tensor& x) {
   CAPO_CHECK(is_floating(x.dtype()), op, ": needs a floating tensor, got ", describe(x));
 }
 void check_summable(const char* op, const Tensor& x) {
-  CAPO_CHECK(is_floating(x.dtype()) || x.dtype() == i32 || x.dtype() == i64, op, ": needs floating, i32 or i64, got ", describe(x));
+  CAPO_CHECK(is_floating(x.dtype()) || x.dtype() == i32 || x.dtype() == i64, op, ": needs floating, i32 or i64, got ",
+             describe(x));
 }
 bool through_f32(const Tensor& x) { return is_half(x.dtype()) && !x.device().is_cuda(); }
 
@@ -70,15 +71,20 @@ Tensor extreme(const char* op, ReduceKind kind, const Tensor& x, const Dims& axe
 
 }  // namespace
 
-Tensor max(const Tensor& x, const Dims& axes, bool keepdim) { return extreme("max", ReduceKind::max, x, axes, keepdim); }
-Tensor min(const Tensor& x, const Dims& axes, bool keepdim) { return extreme("min", ReduceKind::min, x, axes, keepdim); }
+Tensor max(const Tensor& x, const Dims& axes, bool keepdim) {
+  return extreme("max", ReduceKind::max, x, axes, keepdim);
+}
+Tensor min(const Tensor& x, const Dims& axes, bool keepdim) {
+  return extreme("min", ReduceKind::min, x, axes, keepdim);
+}
 
 Tensor var(const Tensor& x, const Dims& axes, bool keepdim, double correction) {
   check_floating("var", x);
   if (through_f32(x)) return cast(var(cast(x, f32), axes, keepdim, correction), x.dtype());
   check_once("var", x, axes);
   const Reduced r = reduced("var", x, axes);
-  const double scale = 1.0 / (static_cast<double>(r.count) > correction ? static_cast<double>(r.count) - correction : 0.0);
+  const double scale =
+      1.0 / (static_cast<double>(r.count) > correction ? static_cast<double>(r.count) - correction : 0.0);
   Tensor y;
   {
     const NoGrad off;
@@ -120,7 +126,8 @@ Tensor norm(const Tensor& x, double p, const Dims& axes, bool keepdim) {
   const Shape ones = reduced("norm", x, axes).ones;
   if (p == 1) return sum(abs(x), axes, keepdim);
   if (p == kInfinity) {
-    CAPO_CHECK(x.numel() > 0 || numel(ones) == 0, "norm: the reduced axes must not be empty for p = infinity, got ", x.shape());
+    CAPO_CHECK(x.numel() > 0 || numel(ones) == 0, "norm: the reduced axes must not be empty for p = infinity, got ",
+               x.shape());
     return max(abs(x), axes, keepdim);
   }
   Tensor y;

@@ -146,58 +146,86 @@ void arg_extreme(const capo::ArgExtremeArgs& p, std::int64_t begin, std::int64_t
 
 CAPO_CPU_KERNEL(index_select, capo::IndexSelectArgs) {
   switch (args.element_bytes) {
-    case 8: return select_rows<std::int64_t>(args, begin, end);
-    case 4: return select_rows<std::int32_t>(args, begin, end);
-    case 2: return select_rows<std::int16_t>(args, begin, end);
-    default: return select_rows<std::int8_t>(args, begin, end);
+    case 8:
+      return select_rows<std::int64_t>(args, begin, end);
+    case 4:
+      return select_rows<std::int32_t>(args, begin, end);
+    case 2:
+      return select_rows<std::int16_t>(args, begin, end);
+    default:
+      return select_rows<std::int8_t>(args, begin, end);
   }
 }
 
 CAPO_CPU_KERNEL(index_add, capo::IndexAddArgs) {
   switch (args.dtype) {
-    case DType::f32: return add_rows<float>(args, begin, end);
-    case DType::f64: return add_rows<double>(args, begin, end);
-    case DType::i32: return add_rows<std::int32_t>(args, begin, end);
-    case DType::i64: return add_rows<std::int64_t>(args, begin, end);
-    default: return;
+    case DType::f32:
+      return add_rows<float>(args, begin, end);
+    case DType::f64:
+      return add_rows<double>(args, begin, end);
+    case DType::i32:
+      return add_rows<std::int32_t>(args, begin, end);
+    case DType::i64:
+      return add_rows<std::int64_t>(args, begin, end);
+    default:
+      return;
   }
 }
 
 CAPO_CPU_KERNEL(gather, capo::GatherArgs) {
   switch (args.element_bytes) {
-    case 8: return take<std::int64_t>(args, begin, end);
-    case 4: return take<std::int32_t>(args, begin, end);
-    case 2: return take<std::int16_t>(args, begin, end);
-    default: return take<std::int8_t>(args, begin, end);
+    case 8:
+      return take<std::int64_t>(args, begin, end);
+    case 4:
+      return take<std::int32_t>(args, begin, end);
+    case 2:
+      return take<std::int16_t>(args, begin, end);
+    default:
+      return take<std::int8_t>(args, begin, end);
   }
 }
 
 CAPO_CPU_KERNEL(scatter_add, capo::ScatterAddArgs) {
   switch (args.dtype) {
-    case DType::f32: return scatter_columns<float>(args, begin, end);
-    case DType::f64: return scatter_columns<double>(args, begin, end);
-    case DType::i32: return scatter_columns<std::int32_t>(args, begin, end);
-    case DType::i64: return scatter_columns<std::int64_t>(args, begin, end);
-    default: return;
+    case DType::f32:
+      return scatter_columns<float>(args, begin, end);
+    case DType::f64:
+      return scatter_columns<double>(args, begin, end);
+    case DType::i32:
+      return scatter_columns<std::int32_t>(args, begin, end);
+    case DType::i64:
+      return scatter_columns<std::int64_t>(args, begin, end);
+    default:
+      return;
   }
 }
 
 CAPO_CPU_KERNEL(topk, capo::TopKArgs) {
   switch (args.dtype) {
-    case DType::f32: return best_k<float>(args, begin, end);
-    case DType::f64: return best_k<double>(args, begin, end);
-    case DType::i32: return best_k<std::int32_t>(args, begin, end);
-    case DType::i64: return best_k<std::int64_t>(args, begin, end);
-    default: return;
+    case DType::f32:
+      return best_k<float>(args, begin, end);
+    case DType::f64:
+      return best_k<double>(args, begin, end);
+    case DType::i32:
+      return best_k<std::int32_t>(args, begin, end);
+    case DType::i64:
+      return best_k<std::int64_t>(args, begin, end);
+    default:
+      return;
   }
 }
 
 CAPO_CPU_KERNEL(arg_extreme, capo::ArgExtremeArgs) {
   switch (args.dtype) {
-    case DType::f32: return arg_extreme<float>(args, begin, end);
-    case DType::f64: return arg_extreme<double>(args, begin, end);
-    case DType::i32: return arg_extreme<std::int32_t>(args, begin, end);
-    case DType::i64: return arg_extreme<std::int64_t>(args, begin, end);
-    default: return;
+    case DType::f32:
+      return arg_extreme<float>(args, begin, end);
+    case DType::f64:
+      return arg_extreme<double>(args, begin, end);
+    case DType::i32:
+      return arg_extreme<std::int32_t>(args, begin, end);
+    case DType::i64:
+      return arg_extreme<std::int64_t>(args, begin, end);
+    default:
+      return;
   }
 }

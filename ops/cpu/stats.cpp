@@ -25,10 +25,15 @@ void running_sums(const capo::CumsumArgs& p, std::int64_t begin, std::int64_t en
 
 CAPO_CPU_KERNEL(cumsum, capo::CumsumArgs) {
   switch (args.dtype) {
-    case capo::DType::f32: return running_sums<float, double>(args, begin, end);
-    case capo::DType::f64: return running_sums<double, double>(args, begin, end);
-    case capo::DType::i32: return running_sums<std::int32_t, std::int32_t>(args, begin, end);
-    case capo::DType::i64: return running_sums<std::int64_t, std::int64_t>(args, begin, end);
-    default: return;
+    case capo::DType::f32:
+      return running_sums<float, double>(args, begin, end);
+    case capo::DType::f64:
+      return running_sums<double, double>(args, begin, end);
+    case capo::DType::i32:
+      return running_sums<std::int32_t, std::int32_t>(args, begin, end);
+    case capo::DType::i64:
+      return running_sums<std::int64_t, std::int64_t>(args, begin, end);
+    default:
+      return;
   }
 }

@@ -1,4 +1,5 @@
-// Reference: the dense matrix A, entry by entry from the definitions, times x. PyTorch's own numbers: resize.cpp, pool.cpp.
+// Reference: the dense matrix A, entry by entry from the definitions, times x. PyTorch's own numbers: resize.cpp,
+// pool.cpp.
 #include <capo/tests/op_test.h>
 
 #include <capo/ops/axis_filter.h>
@@ -11,15 +12,20 @@ namespace {
 
 double keys(double x, double a) {
   x = std::fabs(x);
-  return x < 1 ? (a + 2) * x * x * x - (a + 3) * x * x + 1 : x < 2 ? a * x * x * x - 5 * a * x * x + 8 * a * x - 4 * a : 0;
+  return x < 1   ? (a + 2) * x * x * x - (a + 3) * x * x + 1
+         : x < 2 ? a * x * x * x - 5 * a * x * x + 8 * a * x - 4 * a
+                 : 0;
 }
 
 // A[i][j]: the weight of input j in output i.
 double entry(const AxisFilter& f, std::int64_t i, std::int64_t j) {
-  const double in = static_cast<double>(f.in), out = static_cast<double>(f.out), x = static_cast<double>(i), z = static_cast<double>(j);
+  const double in = static_cast<double>(f.in), out = static_cast<double>(f.out), x = static_cast<double>(i),
+               z = static_cast<double>(j);
   const double scale = f.align_corners ? (f.out > 1 ? (in - 1) / (out - 1) : 0) : in / out;
   switch (f.kind) {
-    case FilterKind::nearest: return static_cast<std::int64_t>(static_cast<float>(i) * (static_cast<float>(f.in) / static_cast<float>(f.out))) == j;
+    case FilterKind::nearest:
+      return static_cast<std::int64_t>(static_cast<float>(i) *
+                                       (static_cast<float>(f.in) / static_cast<float>(f.out))) == j;
     case FilterKind::linear:
     case FilterKind::cubic: {
       const bool cubic = f.kind == FilterKind::cubic;
@@ -28,7 +34,9 @@ double entry(const AxisFilter& f, std::int64_t i, std::int64_t j) {
         double total = 0, mine = 0;
         for (std::int64_t k = 0; k < f.in; ++k) {
           const double place = static_cast<double>(k);
-          if (std::trunc(place) < std::trunc(std::max(centre - reach + 0.5, 0.0)) || place >= std::trunc(centre + reach + 0.5)) continue;
+          if (std::trunc(place) < std::trunc(std::max(centre - reach + 0.5, 0.0)) ||
+              place >= std::trunc(centre + reach + 0.5))
+            continue;
           const double d = (place + 0.5 - centre) / s, w = cubic ? keys(d, -0.5) : std::max(0.0, 1 - std::fabs(d));
           total += w;
           if (k == j) mine = w;
@@ -71,7 +79,8 @@ Tensor reference(const Tensor& x, int axis, const AxisFilter& f) {
   for (std::size_t k = 0; k < out.size(); ++k) {
     const auto at = static_cast<std::int64_t>(k), outer = at / inner / rows, row = at / inner % rows;
     for (std::int64_t c = 0; c < columns; ++c)
-      out[k] += (f.transposed ? entry(f, c, row) : entry(f, row, c)) * v[static_cast<std::size_t>((outer * columns + c) * inner + at % inner)];
+      out[k] += (f.transposed ? entry(f, c, row) : entry(f, row, c)) *
+                v[static_cast<std::size_t>((outer * columns + c) * inner + at % inner)];
   }
   return values(out, shape);
 }
@@ -85,7 +94,8 @@ AxisFilter filter(FilterKind kind, std::int64_t in, std::int64_t out, bool antia
   f.align_corners = align;
   return f;
 }
-AxisFilter window(std::int64_t in, std::int64_t out, std::int64_t kernel, std::int64_t stride, std::int64_t padding, bool count) {
+AxisFilter window(std::int64_t in, std::int64_t out, std::int64_t kernel, std::int64_t stride, std::int64_t padding,
+                  bool count) {
   AxisFilter f = filter(FilterKind::window, in, out);
   f.kernel = kernel;
   f.stride = stride;
@@ -98,7 +108,9 @@ AxisFilter window(std::int64_t in, std::int64_t out, std::int64_t kernel, std::i
 
 std::vector<OpCase> op_cases() {
   const auto one = [](const std::string& label, const Tensor& x, int axis, std::int64_t given, const AxisFilter& f) {
-    Sample s{label, {x}, [=](const Tensors& t) { return Tensors{axis_filter(t[0], given, f)}; },
+    Sample s{label,
+             {x},
+             [=](const Tensors& t) { return Tensors{axis_filter(t[0], given, f)}; },
              [=](const Tensors& t) { return Tensors{reference(t[0], axis, f)}; }};
     s.second_order = true;
     return s;
@@ -130,7 +142,11 @@ std::vector<OpCase> op_cases() {
       one("empty", normal({0, 5, 3}, "a"), 1, 1, filter(K::linear, 5, 8)),
   };
   c.errors = {
-      {"size", [] { axis_filter(normal({2, 5}, "a"), 1, filter(K::linear, 4, 8)); }, "must have size 4"},
+      {"size",
+       [] {
+         axis_filter(normal({2, 5}, "a"), 1, filter(K::linear, 4, 8));
+       },
+       "must have size 4"},
       {"windows", [] { axis_filter(normal({5}, "a"), 0, window(5, 4, 3, 2, 1, true)); }, "do not fit"},
       {"empty row", [] { axis_filter(normal({0}, "a"), 0, filter(K::linear, 0, 3)); }, "positive"},
       {"dtype", [] { axis_filter(integers({5}, "a", 0, 3), 0, filter(K::linear, 5, 3)); }, "floating"},

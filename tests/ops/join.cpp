@@ -50,8 +50,9 @@ Sample sample(const std::string& label, const Tensors& in, Fn run, Fn reference)
 
 OpCase concat_case() {
   const auto one = [](const std::string& label, const Tensors& in, int axis, std::int64_t given) {
-    return sample(label, in, [given](const Tensors& t) { return Tensors{concat(t, given)}; },
-                  [axis](const Tensors& t) { return Tensors{concat_reference(t, axis)}; });
+    return sample(
+        label, in, [given](const Tensors& t) { return Tensors{concat(t, given)}; },
+        [axis](const Tensors& t) { return Tensors{concat_reference(t, axis)}; });
   };
   Tensors many;
   for (int i = 0; i < 11; ++i) many.push_back(normal({2, i % 3}, "many" + std::to_string(i)));
@@ -66,9 +67,21 @@ OpCase concat_case() {
   };
   c.errors = {
       {"none", [] { concat({}, 0); }, "at least one"},
-      {"shapes", [] { concat({normal({2, 3}, "a"), normal({3, 2}, "b")}, 0); }, "[3, 2]"},
-      {"ranks", [] { concat({normal({2, 3}, "a"), normal({2}, "b")}, 0); }, "[2]"},
-      {"dtypes", [] { concat({normal({2}, "a"), zeros({2})}, 0); }, "one dtype"},
+      {"shapes",
+       [] {
+         concat({normal({2, 3}, "a"), normal({3, 2}, "b")}, 0);
+       },
+       "[3, 2]"},
+      {"ranks",
+       [] {
+         concat({normal({2, 3}, "a"), normal({2}, "b")}, 0);
+       },
+       "[2]"},
+      {"dtypes",
+       [] {
+         concat({normal({2}, "a"), zeros({2})}, 0);
+       },
+       "one dtype"},
       {"axis", [] { concat({normal({2}, "a")}, 1); }, "axis"},
   };
   return c;
@@ -76,16 +89,17 @@ OpCase concat_case() {
 
 OpCase stack_case() {
   const auto one = [](const std::string& label, const Tensors& in, int axis, std::int64_t given) {
-    return sample(label, in, [given](const Tensors& t) { return Tensors{stack(t, given)}; },
-                  [axis](const Tensors& t) {
-                    Shape shape = t[0].shape();
-                    shape.insert(axis, static_cast<std::int64_t>(t.size()));
-                    return Tensors{fill_by(shape, [&](Dims at) {
-                      const auto k = static_cast<std::size_t>(at[axis]);
-                      at.erase(axis);
-                      return get(t[k], at);
-                    })};
-                  });
+    return sample(
+        label, in, [given](const Tensors& t) { return Tensors{stack(t, given)}; },
+        [axis](const Tensors& t) {
+          Shape shape = t[0].shape();
+          shape.insert(axis, static_cast<std::int64_t>(t.size()));
+          return Tensors{fill_by(shape, [&](Dims at) {
+            const auto k = static_cast<std::size_t>(at[axis]);
+            at.erase(axis);
+            return get(t[k], at);
+          })};
+        });
   };
   OpCase c{"stack", {}, {}};
   c.samples = {
@@ -96,7 +110,11 @@ OpCase stack_case() {
   };
   c.errors = {
       {"none", [] { stack({}, 0); }, "at least one"},
-      {"shapes", [] { stack({normal({2}, "a"), normal({3}, "b")}, 0); }, "alike"},
+      {"shapes",
+       [] {
+         stack({normal({2}, "a"), normal({3}, "b")}, 0);
+       },
+       "alike"},
       {"axis", [] { stack({normal({2}, "a")}, 2); }, "axis"},
   };
   return c;
@@ -118,9 +136,11 @@ Tensors split_reference(const Tensor& x, const std::vector<std::int64_t>& sizes,
 }
 
 OpCase split_case() {
-  const auto one = [](const std::string& label, const Tensor& x, std::vector<std::int64_t> sizes, int axis, std::int64_t given) {
-    return sample(label, {x}, [sizes, given](const Tensors& t) { return split(t[0], sizes, given); },
-                  [sizes, axis](const Tensors& t) { return split_reference(t[0], sizes, axis); });
+  const auto one = [](const std::string& label, const Tensor& x, std::vector<std::int64_t> sizes, int axis,
+                      std::int64_t given) {
+    return sample(
+        label, {x}, [sizes, given](const Tensors& t) { return split(t[0], sizes, given); },
+        [sizes, axis](const Tensors& t) { return split_reference(t[0], sizes, axis); });
   };
   OpCase c{"split", {}, {}};
   c.samples = {
@@ -129,13 +149,26 @@ OpCase split_case() {
       one("nine parts", normal({2, 12}, "a"), {1, 2, 1, 1, 1, 1, 2, 2, 1}, 1, -1),
       one("empty", normal({3, 0}, "a"), {1, 2}, 0, 0),
       // Only one part is used: the other cotangents are missing and mean zero.
-      sample("one part used", {normal({2, 5}, "a")},
-             [](const Tensors& t) { return Tensors{split(t[0], {2, 3}, 1)[1]}; },
-             [](const Tensors& t) { return Tensors{split_reference(t[0], {2, 3}, 1)[1]}; }),
+      sample(
+          "one part used", {normal({2, 5}, "a")},
+          [](const Tensors& t) {
+            return Tensors{split(t[0], {2, 3}, 1)[1]};
+          },
+          [](const Tensors& t) {
+            return Tensors{split_reference(t[0], {2, 3}, 1)[1]};
+          }),
   };
   c.errors = {
-      {"sum", [] { split(normal({5}, "a"), {2, 2}, 0); }, "add up"},
-      {"negative", [] { split(normal({5}, "a"), {6, -1}, 0); }, "negative"},
+      {"sum",
+       [] {
+         split(normal({5}, "a"), {2, 2}, 0);
+       },
+       "add up"},
+      {"negative",
+       [] {
+         split(normal({5}, "a"), {6, -1}, 0);
+       },
+       "negative"},
       {"axis", [] { split(normal({5}, "a"), {5}, 3); }, "axis"},
   };
   return c;
@@ -143,36 +176,46 @@ OpCase split_case() {
 
 OpCase chunk_case() {
   const auto one = [](const std::string& label, const Tensor& x, std::int64_t n, int axis, std::int64_t given) {
-    return sample(label, {x}, [n, given](const Tensors& t) { return chunk(t[0], n, given); },
-                  [n, axis](const Tensors& t) {
-                    const std::vector<std::int64_t> sizes(static_cast<std::size_t>(n), t[0].shape()[axis] / n);
-                    return split_reference(t[0], sizes, axis);
-                  });
+    return sample(
+        label, {x}, [n, given](const Tensors& t) { return chunk(t[0], n, given); },
+        [n, axis](const Tensors& t) {
+          const std::vector<std::int64_t> sizes(static_cast<std::size_t>(n), t[0].shape()[axis] / n);
+          return split_reference(t[0], sizes, axis);
+        });
   };
   OpCase c{"chunk", {}, {}};
   c.samples = {one("qkv", normal({2, 3, 12}, "a"), 3, 2, -1), one("first axis", normal({4, 3}, "a"), 2, 0, 0),
                one("one", normal({4, 1}, "a"), 1, 1, 1), one("empty", normal({0, 4}, "a"), 2, 1, 1)};
   c.errors = {
-      {"does not divide", [] { chunk(normal({2, 5}, "a"), 2, 1); }, "divide"},
-      {"zero parts", [] { chunk(normal({2, 5}, "a"), 0, 1); }, "divide"},
+      {"does not divide",
+       [] {
+         chunk(normal({2, 5}, "a"), 2, 1);
+       },
+       "divide"},
+      {"zero parts",
+       [] {
+         chunk(normal({2, 5}, "a"), 0, 1);
+       },
+       "divide"},
   };
   return c;
 }
 
 OpCase pad_case() {
   const auto one = [](const std::string& label, const Tensor& x, Dims before, Dims after, double value) {
-    return sample(label, {x}, [=](const Tensors& t) { return Tensors{pad(t[0], before, after, value)}; },
-                  [=](const Tensors& t) {
-                    Shape shape = t[0].shape();
-                    for (int i = 0; i < shape.size(); ++i) shape[i] += before[i] + after[i];
-                    return Tensors{fill_by(shape, [&](Dims at) {
-                      for (int i = 0; i < at.size(); ++i) {
-                        at[i] -= before[i];
-                        if (at[i] < 0 || at[i] >= t[0].shape()[i]) return value;
-                      }
-                      return get(t[0], at);
-                    })};
-                  });
+    return sample(
+        label, {x}, [=](const Tensors& t) { return Tensors{pad(t[0], before, after, value)}; },
+        [=](const Tensors& t) {
+          Shape shape = t[0].shape();
+          for (int i = 0; i < shape.size(); ++i) shape[i] += before[i] + after[i];
+          return Tensors{fill_by(shape, [&](Dims at) {
+            for (int i = 0; i < at.size(); ++i) {
+              at[i] -= before[i];
+              if (at[i] < 0 || at[i] >= t[0].shape()[i]) return value;
+            }
+            return get(t[0], at);
+          })};
+        });
   };
   OpCase c{"pad", {}, {}};
   c.samples = {
@@ -183,44 +226,59 @@ OpCase pad_case() {
       one("scalar", normal({}, "a"), {}, {}, 1),
   };
   c.errors = {
-      {"too few", [] { pad(normal({3, 2}, "a"), {1}, {1, 1}); }, "every axis"},
-      {"negative", [] { pad(normal({3, 2}, "a"), {1, 0}, {-1, 0}); }, "negative"},
+      {"too few",
+       [] {
+         pad(normal({3, 2}, "a"), {1}, {1, 1});
+       },
+       "every axis"},
+      {"negative",
+       [] {
+         pad(normal({3, 2}, "a"), {1, 0}, {-1, 0});
+       },
+       "negative"},
   };
   return c;
 }
 
 OpCase flip_case() {
   const auto one = [](const std::string& label, const Tensor& x, Dims given, Dims axes) {
-    return sample(label, {x}, [=](const Tensors& t) { return Tensors{flip(t[0], given)}; },
-                  [=](const Tensors& t) {
-                    return Tensors{fill_by(t[0].shape(), [&](Dims at) {
-                      for (auto a : axes) at[static_cast<int>(a)] = t[0].shape()[static_cast<int>(a)] - 1 - at[static_cast<int>(a)];
-                      return get(t[0], at);
-                    })};
-                  });
+    return sample(
+        label, {x}, [=](const Tensors& t) { return Tensors{flip(t[0], given)}; },
+        [=](const Tensors& t) {
+          return Tensors{fill_by(t[0].shape(), [&](Dims at) {
+            for (auto a : axes)
+              at[static_cast<int>(a)] = t[0].shape()[static_cast<int>(a)] - 1 - at[static_cast<int>(a)];
+            return get(t[0], at);
+          })};
+        });
   };
   OpCase c{"flip", {}, {}};
-  c.samples = {one("width", normal({2, 3, 5, 3}, "a"), {2}, {2}), one("two axes", normal({3, 4, 2}, "a"), {0, -1}, {0, 2}),
-               one("size 1", normal({1, 3}, "a"), {0}, {0}),       one("none", normal({3}, "a"), {}, {}),
-               one("empty", normal({2, 0}, "a"), {0, 1}, {0, 1})};
+  c.samples = {one("width", normal({2, 3, 5, 3}, "a"), {2}, {2}),
+               one("two axes", normal({3, 4, 2}, "a"), {0, -1}, {0, 2}), one("size 1", normal({1, 3}, "a"), {0}, {0}),
+               one("none", normal({3}, "a"), {}, {}), one("empty", normal({2, 0}, "a"), {0, 1}, {0, 1})};
   c.errors = {{"axis", [] { flip(normal({3}, "a"), {1}); }, "axis"},
-              {"twice", [] { flip(normal({3, 2}, "a"), {0, -2}); }, "twice"}};
+              {"twice",
+               [] {
+                 flip(normal({3, 2}, "a"), {0, -2});
+               },
+               "twice"}};
   return c;
 }
 
 OpCase roll_case() {
   const auto one = [](const std::string& label, const Tensor& x, Dims shifts, Dims given, Dims axes) {
-    return sample(label, {x}, [=](const Tensors& t) { return Tensors{roll(t[0], shifts, given)}; },
-                  [=](const Tensors& t) {
-                    return Tensors{fill_by(t[0].shape(), [&](Dims at) {
-                      for (int k = 0; k < axes.size(); ++k) {
-                        const int a = static_cast<int>(axes[k]);
-                        const std::int64_t n = t[0].shape()[a];
-                        at[a] = ((at[a] - shifts[k]) % n + n) % n;
-                      }
-                      return get(t[0], at);
-                    })};
-                  });
+    return sample(
+        label, {x}, [=](const Tensors& t) { return Tensors{roll(t[0], shifts, given)}; },
+        [=](const Tensors& t) {
+          return Tensors{fill_by(t[0].shape(), [&](Dims at) {
+            for (int k = 0; k < axes.size(); ++k) {
+              const int a = static_cast<int>(axes[k]);
+              const std::int64_t n = t[0].shape()[a];
+              at[a] = ((at[a] - shifts[k]) % n + n) % n;
+            }
+            return get(t[0], at);
+          })};
+        });
   };
   OpCase c{"roll", {}, {}};
   c.samples = {one("shifted windows", normal({2, 5, 4, 3}, "a"), {-2, 3}, {1, 2}, {1, 2}),
@@ -228,30 +286,39 @@ OpCase roll_case() {
                one("one axis twice", normal({5}, "a"), {1, 1}, {0, 0}, {0, 0}),
                one("none", normal({5, 1}, "a"), {0, 4}, {0, 1}, {0, 1}),
                one("empty", normal({0, 3}, "a"), {1, 1}, {0, 1}, {1, 1})};
-  c.errors = {{"counts", [] { roll(normal({3}, "a"), {1, 2}, {0}); }, "one shift per axis"},
+  c.errors = {{"counts",
+               [] {
+                 roll(normal({3}, "a"), {1, 2}, {0});
+               },
+               "one shift per axis"},
               {"axis", [] { roll(normal({3}, "a"), {1}, {1}); }, "axis"}};
   return c;
 }
 
 OpCase repeat_case() {
   const auto one = [](const std::string& label, const Tensor& x, Dims counts) {
-    return sample(label, {x}, [=](const Tensors& t) { return Tensors{repeat(t[0], counts)}; },
-                  [=](const Tensors& t) {
-                    const int lead = counts.size() - t[0].rank();
-                    Shape shape = counts;
-                    for (int i = 0; i < t[0].rank(); ++i) shape[lead + i] *= t[0].shape()[i];
-                    return Tensors{fill_by(shape, [&](const Dims& at) {
-                      Dims from;
-                      for (int i = 0; i < t[0].rank(); ++i) from.push_back(at[lead + i] % t[0].shape()[i]);
-                      return get(t[0], from);
-                    })};
-                  });
+    return sample(
+        label, {x}, [=](const Tensors& t) { return Tensors{repeat(t[0], counts)}; },
+        [=](const Tensors& t) {
+          const int lead = counts.size() - t[0].rank();
+          Shape shape = counts;
+          for (int i = 0; i < t[0].rank(); ++i) shape[lead + i] *= t[0].shape()[i];
+          return Tensors{fill_by(shape, [&](const Dims& at) {
+            Dims from;
+            for (int i = 0; i < t[0].rank(); ++i) from.push_back(at[lead + i] % t[0].shape()[i]);
+            return get(t[0], from);
+          })};
+        });
   };
   OpCase c{"repeat", {}, {}};
-  c.samples = {one("both axes", normal({2, 3}, "a"), {3, 2}), one("new leading axes", normal({3}, "a"), {2, 1, 2}),
+  c.samples = {one("both axes", normal({2, 3}, "a"), {3, 2}),  one("new leading axes", normal({3}, "a"), {2, 1, 2}),
                one("size 1", normal({1, 2}, "a"), {4, 1}),     one("once", normal({3, 2}, "a"), {1, 1}),
                one("zero times", normal({2, 2}, "a"), {1, 0}), one("scalar", normal({}, "a"), {3})};
-  c.errors = {{"too few", [] { repeat(normal({2, 3}, "a"), {2}); }, "every axis"},
+  c.errors = {{"too few",
+               [] {
+                 repeat(normal({2, 3}, "a"), {2});
+               },
+               "every axis"},
               {"negative", [] { repeat(normal({2}, "a"), {-1}); }, "negative"}};
   return c;
 }

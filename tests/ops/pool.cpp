@@ -57,13 +57,15 @@ Tensor by_window(const Tensor& x, const Dims& out, BoxOf box_of, F f) {
 template <class F>
 Tensor windows(const Tensor& x, const Dims& kernel, const Dims& stride, const Dims& padding, F f) {
   Dims out;
-  for (int i = 0; i < kernel.size(); ++i) out.push_back((x.shape()[1 + i] + 2 * padding[i] - kernel[i]) / stride[i] + 1);
-  return by_window(x, out,
-                   [&](int axis, std::int64_t o, std::int64_t, std::int64_t& from, std::int64_t& to) {
-                     from = o * stride[axis] - padding[axis];
-                     to = from + kernel[axis];
-                   },
-                   f);
+  for (int i = 0; i < kernel.size(); ++i)
+    out.push_back((x.shape()[1 + i] + 2 * padding[i] - kernel[i]) / stride[i] + 1);
+  return by_window(
+      x, out,
+      [&](int axis, std::int64_t o, std::int64_t, std::int64_t& from, std::int64_t& to) {
+        from = o * stride[axis] - padding[axis];
+        to = from + kernel[axis];
+      },
+      f);
 }
 
 double max_of(const std::vector<double>& s, double) {
@@ -85,7 +87,9 @@ Tensor image() {
 }
 template <class Run>
 Sample pytorch(const std::string& label, Run run, const std::vector<double>& expected, const Shape& shape) {
-  Sample s{"PyTorch 2.x: " + label, {image()}, [=](const Tensors& t) { return Tensors{run(t[0])}; },
+  Sample s{"PyTorch 2.x: " + label,
+           {image()},
+           [=](const Tensors& t) { return Tensors{run(t[0])}; },
            [=](const Tensors&) { return Tensors{values(expected, shape)}; }};
   s.tol = s.tol_f32 = 1e-6;
   s.second_order = true;
@@ -94,7 +98,9 @@ Sample pytorch(const std::string& label, Run run, const std::vector<double>& exp
 
 OpCase max_pool_case() {
   const auto one = [](const std::string& label, const Tensor& x, Dims k, Dims s, Dims p) {
-    Sample sample{label, {x}, [=](const Tensors& t) { return Tensors{max_pool(t[0], k, s, p)}; },
+    Sample sample{label,
+                  {x},
+                  [=](const Tensors& t) { return Tensors{max_pool(t[0], k, s, p)}; },
                   [=](const Tensors& t) { return Tensors{windows(t[0], k, s, p, max_of)}; }};
     sample.second_order = true;
     return sample;
@@ -110,22 +116,41 @@ OpCase max_pool_case() {
       one("size 1", normal({2, 1, 1, 3}, "a"), {1, 1}, {1, 1}, {0, 0}),
       one("empty", normal({0, 4, 4, 3}, "a"), {2, 2}, {2, 2}, {0, 0}),
       one("NaN and infinities", values({1, nan, 3, -inf, -inf, -inf, inf, 2}, {1, 8, 1}), {2}, {2}, {0}),
-      pytorch("3, 2, 1", [](const Tensor& x) { return max_pool2d(x, 3, 2, 1); }, {5.5, 11, 11, 10, 15.5, 15.5}, {1, 2, 3, 1}),
+      pytorch("3, 2, 1", [](const Tensor& x) { return max_pool2d(x, 3, 2, 1); }, {5.5, 11, 11, 10, 15.5, 15.5},
+              {1, 2, 3, 1}),
       pytorch("2", [](const Tensor& x) { return max_pool2d(x, 2); }, {5.5, 11, 10, 15.5}, {1, 2, 2, 1}),
   };
   c.samples[7].gradient = false;
   c.errors = {
-      {"does not fit", [] { max_pool2d(normal({1, 3, 3, 2}, "a"), 4); }, "does not fit"},
-      {"padding", [] { max_pool2d(normal({1, 6, 6, 2}, "a"), 2, 2, 2); }, "padding"},
-      {"axes", [] { max_pool(normal({1, 6, 6, 2}, "a"), {2}); }, "spatial axes"},
-      {"rank", [] { max_pool(normal({6, 2}, "a"), {2}); }, "[B, spatial.., C]"},
+      {"does not fit",
+       [] {
+         max_pool2d(normal({1, 3, 3, 2}, "a"), 4);
+       },
+       "does not fit"},
+      {"padding",
+       [] {
+         max_pool2d(normal({1, 6, 6, 2}, "a"), 2, 2, 2);
+       },
+       "padding"},
+      {"axes",
+       [] {
+         max_pool(normal({1, 6, 6, 2}, "a"), {2});
+       },
+       "spatial axes"},
+      {"rank",
+       [] {
+         max_pool(normal({6, 2}, "a"), {2});
+       },
+       "[B, spatial.., C]"},
   };
   return c;
 }
 
 OpCase avg_pool_case() {
   const auto one = [](const std::string& label, const Tensor& x, Dims k, Dims s, Dims p, bool count) {
-    Sample sample{label, {x}, [=](const Tensors& t) { return Tensors{avg_pool(t[0], k, s, p, count)}; },
+    Sample sample{label,
+                  {x},
+                  [=](const Tensors& t) { return Tensors{avg_pool(t[0], k, s, p, count)}; },
                   [=](const Tensors& t) {
                     return Tensors{windows(t[0], k, s, p, [=](const std::vector<double>& in, double all) {
                       return sum_of(in) / (count ? all : static_cast<double>(in.size()));
@@ -148,35 +173,62 @@ OpCase avg_pool_case() {
               {-2.75, 3.291667, 5.5, 0.625, 6.666667, 8.875}, {1, 2, 3, 1}),
   };
   c.errors = {
-      {"does not fit", [] { avg_pool2d(normal({1, 3, 3, 2}, "a"), 4); }, "does not fit"},
-      {"stride", [] { avg_pool(normal({1, 6, 6, 2}, "a"), {2, 2}, {0, 1}); }, "stride >= 1"},
-      {"dtype", [] { avg_pool2d(integers({1, 4, 4, 1}, "a", 0, 3), 2); }, "floating"},
+      {"does not fit",
+       [] {
+         avg_pool2d(normal({1, 3, 3, 2}, "a"), 4);
+       },
+       "does not fit"},
+      {"stride",
+       [] {
+         avg_pool(normal({1, 6, 6, 2}, "a"), {2, 2}, {0, 1});
+       },
+       "stride >= 1"},
+      {"dtype",
+       [] {
+         avg_pool2d(integers({1, 4, 4, 1}, "a", 0, 3), 2);
+       },
+       "floating"},
   };
   return c;
 }
 
 OpCase adaptive_avg_pool_case() {
   const auto one = [](const std::string& label, const Tensor& x, Dims size) {
-    Sample sample{label, {x}, [=](const Tensors& t) { return Tensors{adaptive_avg_pool(t[0], size)}; },
-                  [=](const Tensors& t) {
-                    return Tensors{by_window(t[0], size,
-                                             [&](int axis, std::int64_t o, std::int64_t n, std::int64_t& from, std::int64_t& to) {
-                                               from = o * n / size[axis];
-                                               to = ((o + 1) * n + size[axis] - 1) / size[axis];
-                                             },
-                                             [](const std::vector<double>& in, double) { return sum_of(in) / static_cast<double>(in.size()); })};
-                  }};
+    Sample sample{
+        label,
+        {x},
+        [=](const Tensors& t) { return Tensors{adaptive_avg_pool(t[0], size)}; },
+        [=](const Tensors& t) {
+          return Tensors{by_window(
+              t[0], size,
+              [&](int axis, std::int64_t o, std::int64_t n, std::int64_t& from, std::int64_t& to) {
+                from = o * n / size[axis];
+                to = ((o + 1) * n + size[axis] - 1) / size[axis];
+              },
+              [](const std::vector<double>& in, double) { return sum_of(in) / static_cast<double>(in.size()); })};
+        }};
     sample.second_order = true;
     return sample;
   };
   OpCase c{"adaptive_avg_pool", {}, {}};
-  c.samples = {one("uneven bins", normal({2, 7, 10, 3}, "a"), {3, 4}), one("global", normal({2, 7, 5, 66}, "a", 5), {1, 1}),
-               one("up", normal({1, 3, 2, 2}, "a"), {5, 3}),           one("same", normal({1, 3, 2, 2}, "a"), {3, 2}),
-               one("one axis", normal({2, 9, 2}, "a"), {4}),           one("empty", normal({0, 4, 4, 3}, "a"), {2, 2}),
+  c.samples = {one("uneven bins", normal({2, 7, 10, 3}, "a"), {3, 4}),
+               one("global", normal({2, 7, 5, 66}, "a", 5), {1, 1}),
+               one("up", normal({1, 3, 2, 2}, "a"), {5, 3}),
+               one("same", normal({1, 3, 2, 2}, "a"), {3, 2}),
+               one("one axis", normal({2, 9, 2}, "a"), {4}),
+               one("empty", normal({0, 4, 4, 3}, "a"), {2, 2}),
                pytorch("3 x 2", [](const Tensor& x) { return adaptive_avg_pool2d(x, 3, 2); },
                        {-3.291667, 2.208333, -1.041667, 4.458333, 1.208333, 6.708333}, {1, 3, 2, 1})};
-  c.errors = {{"size", [] { adaptive_avg_pool2d(normal({1, 4, 4, 2}, "a"), 0, 2); }, "positive"},
-              {"axes", [] { adaptive_avg_pool(normal({1, 4, 4, 2}, "a"), {2}); }, "spatial axes"}};
+  c.errors = {{"size",
+               [] {
+                 adaptive_avg_pool2d(normal({1, 4, 4, 2}, "a"), 0, 2);
+               },
+               "positive"},
+              {"axes",
+               [] {
+                 adaptive_avg_pool(normal({1, 4, 4, 2}, "a"), {2});
+               },
+               "spatial axes"}};
   return c;
 }
 

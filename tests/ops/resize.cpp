@@ -1,5 +1,5 @@
-// References: interpolation between neighbours, pixel by pixel, from the definition. The "PyTorch 2.x" samples hold that
-// library's own numbers.
+// References: interpolation between neighbours, pixel by pixel, from the definition. The "PyTorch 2.x" samples hold
+// that library's own numbers.
 #include <capo/tests/op_test.h>
 
 #include <capo/ops/resize.h>
@@ -17,13 +17,16 @@ Tensor image() {
   return values(v, {1, 4, 5, 1});
 }
 
-Sample pytorch(const Dims& size, ResizeMode mode, bool antialias, bool align_corners, const std::vector<double>& expected) {
+Sample pytorch(const Dims& size, ResizeMode mode, bool antialias, bool align_corners,
+               const std::vector<double>& expected) {
   const char* names[] = {"nearest", "bilinear", "bicubic"};
   Sample s{std::string("PyTorch 2.x: ") + names[static_cast<int>(mode)] + (antialias ? ", antialias" : "") +
                (align_corners ? ", corners " : " ") + to_string(size),
            {image()},
            [=](const Tensors& t) { return Tensors{resize(t[0], size, mode, antialias, align_corners)}; },
-           [=](const Tensors&) { return Tensors{values(expected, {1, size[0], size[1], 1})}; }};
+           [=](const Tensors&) {
+             return Tensors{values(expected, {1, size[0], size[1], 1})};
+           }};
   s.tol = 1e-8;
   s.second_order = true;
   return s;
@@ -49,8 +52,9 @@ Tensor linear_reference(const Tensor& x, const Dims& size) {
       std::int64_t from = at[0];
       for (int i = 0; i < space; ++i) {
         const std::int64_t in = x.shape()[1 + i];
-        const double place = std::clamp((static_cast<double>(at[1 + i]) + 0.5) * static_cast<double>(in) / static_cast<double>(size[i]) - 0.5,
-                                        0.0, static_cast<double>(in - 1));
+        const double place = std::clamp(
+            (static_cast<double>(at[1 + i]) + 0.5) * static_cast<double>(in) / static_cast<double>(size[i]) - 0.5, 0.0,
+            static_cast<double>(in - 1));
         const double low = std::floor(place);
         const bool high = corner >> i & 1;
         weight *= high ? place - low : 1 - (place - low);
@@ -87,10 +91,13 @@ Tensor nearest_reference(const Tensor& x, const Dims& size) {
 
 std::vector<OpCase> op_cases() {
   const auto one = [](const std::string& label, const Tensor& x, Dims size, ResizeMode mode) {
-    Sample s{label, {x}, [=](const Tensors& t) { return Tensors{resize(t[0], size, mode)}; },
-             [=](const Tensors& t) {
-               return Tensors{mode == ResizeMode::nearest ? nearest_reference(t[0], size) : linear_reference(t[0], size)};
-             }};
+    Sample s{
+        label,
+        {x},
+        [=](const Tensors& t) { return Tensors{resize(t[0], size, mode)}; },
+        [=](const Tensors& t) {
+          return Tensors{mode == ResizeMode::nearest ? nearest_reference(t[0], size) : linear_reference(t[0], size)};
+        }};
     s.second_order = true;
     return s;
   };
@@ -107,65 +114,81 @@ std::vector<OpCase> op_cases() {
       one("from one pixel", normal({1, 1, 1, 3}, "a"), {2, 3}, ResizeMode::bilinear),
       one("empty", normal({0, 4, 4, 3}, "a"), {2, 6}, ResizeMode::bilinear),
       pytorch({3, 7}, ResizeMode::nearest, false, false,
-              {-11, -11, 3.25, -5.5, -5.5, 8.75, 0, -8.75, -8.75, 5.5, -3.25, -3.25, 11, 2.25, -6.5, -6.5, 7.75, -1,
-               -1, 13.25, 4.5}),
+              {-11,   -11, 3.25, -5.5, -5.5, 8.75, 0,  -8.75, -8.75, 5.5, -3.25,
+               -3.25, 11,  2.25, -6.5, -6.5, 7.75, -1, -1,    13.25, 4.5}),
       pytorch({6, 2}, ResizeMode::nearest, false, false,
               {-11, -5.5, -11, -5.5, -8.75, -3.25, -6.5, -1, -6.5, -1, -4.25, 1.25}),
       pytorch({3, 7}, ResizeMode::bilinear, false, false,
-              {-10.625, -2.48214286, 1.125, -5.125, 5.05357143, 5.375, 0.375, -7.625, 0.517857143, 4.125, -2.125,
-               8.05357143, 8.375, 3.375, -4.625, 3.51785714, 7.125, 0.875, 11.0535714, 11.375, 6.375}),
+              {-10.625,    -2.48214286, 1.125, -5.125, 5.05357143, 5.375, 0.375, -7.625,     0.517857143, 4.125, -2.125,
+               8.05357143, 8.375,       3.375, -4.625, 3.51785714, 7.125, 0.875, 11.0535714, 11.375,      6.375}),
       pytorch({6, 2}, ResizeMode::bilinear, false, false,
               {-0.3125, 6.5625, 0.8125, 7.6875, 2.3125, 9.1875, 3.8125, 10.6875, 5.3125, 12.1875, 6.4375, 13.3125}),
       pytorch({3, 7}, ResizeMode::bilinear, false, true,
-              {-11, -1.5, 0.333333333, -5.5, 4, 5.83333333, 0, -7.625, 1.875, 3.70833333, -2.125, 7.375, 9.20833333,
-               3.375, -4.25, 5.25, 7.08333333, 1.25, 10.75, 12.5833333, 6.75}),
+              {-11,   -1.5,       0.333333333, -5.5,  4,    5.83333333, 0,    -7.625, 1.875,      3.70833333, -2.125,
+               7.375, 9.20833333, 3.375,       -4.25, 5.25, 7.08333333, 1.25, 10.75,  12.5833333, 6.75}),
       pytorch({6, 2}, ResizeMode::bilinear, false, true,
               {-11, 0, -9.65, 1.35, -8.3, 2.7, -6.95, 4.05, -5.6, 5.4, -4.25, 6.75}),
       pytorch({3, 7}, ResizeMode::bicubic, false, false,
-              {-11.8378659, -1.53028578, 2.15994746, -5.21614583, 5.84799411, 6.8560116, -0.404921344, -8.74672012,
-               1.56086006, 5.25109329, -2.125, 8.93913994, 9.94715743, 2.68622449, -5.65557428, 4.65200589, 8.34223913,
-               0.966145833, 12.0302858, 13.0383033, 5.77737032}),
+              {-11.8378659, -1.53028578, 2.15994746, -5.21614583, 5.84799411, 6.8560116,  -0.404921344,
+               -8.74672012, 1.56086006,  5.25109329, -2.125,      8.93913994, 9.94715743, 2.68622449,
+               -5.65557428, 4.65200589,  8.34223913, 0.966145833, 12.0302858, 13.0383033, 5.77737032}),
       pytorch({6, 2}, ResizeMode::bicubic, false, false,
               {0.749023438, 8.07519531, 1.85839844, 9.18457031, 3.6735026, 10.9996745, 4.96516927, 12.2913411,
                6.78027344, 14.1064453, 7.88964844, 15.2158203}),
-      pytorch({3, 7}, ResizeMode::bicubic, false, true,
-              {-11, -0.263888889, 1.28703704, -5.5, 4.75, 7.5787037, 0, -7.625, 3.11111111, 4.66203704, -2.125, 8.125,
-               10.9537037, 3.375, -4.25, 6.48611111, 8.03703704, 1.25, 11.5, 14.3287037, 6.75}),
+      pytorch(
+          {3, 7}, ResizeMode::bicubic, false, true,
+          {-11,   -0.263888889, 1.28703704, -5.5,  4.75,       7.5787037,  0,    -7.625, 3.11111111, 4.66203704, -2.125,
+           8.125, 10.9537037,   3.375,      -4.25, 6.48611111, 8.03703704, 1.25, 11.5,   14.3287037, 6.75}),
       pytorch({6, 2}, ResizeMode::bicubic, false, true,
               {-11, 0, -9.866, 1.134, -8.192, 2.808, -7.058, 3.942, -5.384, 5.616, -4.25, 6.75}),
       pytorch({3, 7}, ResizeMode::bilinear, true, false,
-              {-10.325, -2.18214286, 1.425, -4.825, 5.35357143, 5.675, 0.675, -7.625, 0.517857143, 4.125, -2.125,
-               8.05357143, 8.375, 3.375, -4.925, 3.21785714, 6.825, 0.575, 10.7535714, 11.075, 6.075}),
+              {-10.325,    -2.18214286, 1.425, -4.825, 5.35357143, 5.675, 0.675, -7.625,     0.517857143, 4.125, -2.125,
+               8.05357143, 8.375,       3.375, -4.925, 3.21785714, 6.825, 0.575, 10.7535714, 11.075,      6.075}),
       pytorch({6, 2}, ResizeMode::bilinear, true, false,
               {-3.02272727, 2.47727273, -1.89772727, 3.60227273, -0.397727273, 5.10227273, 1.10227273, 6.60227273,
                2.60227273, 8.10227273, 3.72727273, 9.22727273}),
       pytorch({3, 7}, ResizeMode::bicubic, true, false,
-              {-11.4027515, -2.0172528, 2.18317644, -5.07265446, 6.11174787, 6.27083584, -0.0823632001, -8.45509709,
-               0.930401662, 5.1308309, -2.125, 9.05940233, 9.2184903, 2.86529126, -5.50744263, 3.87805612, 8.07848537,
-               0.822654462, 12.0070568, 12.1661448, 5.81294572}),
+              {-11.4027515, -2.0172528,  2.18317644, -5.07265446, 6.11174787, 6.27083584, -0.0823632001,
+               -8.45509709, 0.930401662, 5.1308309,  -2.125,      9.05940233, 9.2184903,  2.86529126,
+               -5.50744263, 3.87805612,  8.07848537, 0.822654462, 12.0070568, 12.1661448, 5.81294572}),
       pytorch({6, 2}, ResizeMode::bicubic, true, false,
               {-3.67696864, 2.61075215, -2.60247174, 3.68524905, -0.903942328, 5.38377846, 0.596057672, 6.88377846,
                2.29458708, 8.58230788, 3.36908399, 9.65680478}),
       pytorch({3, 7}, ResizeMode::bilinear, true, true,
-              {-10.15625, -3.03125, 2.63541667, -3.19791667, 2.46875, 8.13541667, 2.30208333, -7, 0.125, 5.79166667,
-               -0.0416666667, 5.625, 11.2916667, 5.45833333, -4.625, 2.5, 8.16666667, 2.33333333, 8, 13.6666667,
-               7.83333333}),
+              {-10.15625, -3.03125, 2.63541667, -3.19791667,   2.46875, 8.13541667, 2.30208333,
+               -7,        0.125,    5.79166667, -0.0416666667, 5.625,   11.2916667, 5.45833333,
+               -4.625,    2.5,      8.16666667, 2.33333333,    8,       13.6666667, 7.83333333}),
       pytorch({6, 2}, ResizeMode::bilinear, true, true,
-              {-1, 2.30555556, -0.1, 3.20555556, 1.25, 4.55555556, 2.6, 5.90555556, 3.95, 7.25555556, 5.3,
-               8.60555556}),
+              {-1, 2.30555556, -0.1, 3.20555556, 1.25, 4.55555556, 2.6, 5.90555556, 3.95, 7.25555556, 5.3, 8.60555556}),
       pytorch({3, 7}, ResizeMode::bicubic, true, true,
-              {-11.2894417, -3.13135351, 3.50453973, -4.45842323, 2.27305825, 9.0719713, 1.79958998, -7.8875,
-               0.270588235, 6.90648148, -1.05648148, 5.675, 12.473913, 5.20153173, -5.20301724, 2.95507099, 9.59096424,
-               1.62800128, 8.35948276, 15.1583958, 7.88601449}),
+              {-11.2894417, -3.13135351, 3.50453973, -4.45842323, 2.27305825, 9.0719713,  1.79958998,
+               -7.8875,     0.270588235, 6.90648148, -1.05648148, 5.675,      12.473913,  5.20153173,
+               -5.20301724, 2.95507099,  9.59096424, 1.62800128,  8.35948276, 15.1583958, 7.88601449}),
       pytorch({6, 2}, ResizeMode::bicubic, true, true,
               {-1.17861277, 3.10557053, -0.320368614, 3.96381469, 1.24119855, 5.52538185, 2.59119855, 6.87538185,
                4.00497808, 8.28916138, 5.45360457, 9.73778787}),
   };
   c.errors = {
-      {"size", [] { resize(normal({1, 4, 4, 2}, "a"), {0, 2}, ResizeMode::bilinear); }, "positive"},
-      {"axes", [] { resize(normal({1, 4, 4, 2}, "a"), {2}, ResizeMode::bilinear); }, "spatial axes"},
-      {"nearest, antialias", [] { resize(normal({1, 4, 4, 2}, "a"), {2, 2}, ResizeMode::nearest, true); }, "antialias"},
-      {"dtype", [] { resize(integers({1, 4, 4, 1}, "a", 0, 3), {2, 2}, ResizeMode::bilinear); }, "floating"},
+      {"size",
+       [] {
+         resize(normal({1, 4, 4, 2}, "a"), {0, 2}, ResizeMode::bilinear);
+       },
+       "positive"},
+      {"axes",
+       [] {
+         resize(normal({1, 4, 4, 2}, "a"), {2}, ResizeMode::bilinear);
+       },
+       "spatial axes"},
+      {"nearest, antialias",
+       [] {
+         resize(normal({1, 4, 4, 2}, "a"), {2, 2}, ResizeMode::nearest, true);
+       },
+       "antialias"},
+      {"dtype",
+       [] {
+         resize(integers({1, 4, 4, 1}, "a", 0, 3), {2, 2}, ResizeMode::bilinear);
+       },
+       "floating"},
   };
   return {c};
 }

@@ -78,7 +78,9 @@ struct Where {
 
 template <class Run, class F>
 Sample sample(const std::string& label, const Tensor& x, const Where& w, Run run, F f) {
-  Sample s{label, {x}, [=](const Tensors& t) { return Tensors{run(t[0], w.given, w.keepdim)}; },
+  Sample s{label,
+           {x},
+           [=](const Tensors& t) { return Tensors{run(t[0], w.given, w.keepdim)}; },
            [=](const Tensors& t) { return Tensors{by_set(t[0], w.axes, w.keepdim, f)}; }};
   s.second_order = true;
   return s;
@@ -101,14 +103,27 @@ OpCase extreme_case(bool largest) {
   const auto f = [=](const Set& s) { return largest ? max_of(s) : min_of(s); };
   OpCase c{largest ? "max" : "min", common(run, f), {}};
   c.samples.push_back(sample("size 1", normal({3, 1}, "a"), {{1}, {1}, false}, run, f));
-  c.samples.push_back(sample("NaN and infinities", values({1, kNan, 3, kInf, 5, -kInf}, {3, 2}), {{1}, {1}, false}, run, f));
+  c.samples.push_back(
+      sample("NaN and infinities", values({1, kNan, 3, kInf, 5, -kInf}, {3, 2}), {{1}, {1}, false}, run, f));
   c.samples.back().gradient = false;
   if (largest)
-    c.errors = {{"empty set", [] { max(normal({3, 0}, "a"), {1}); }, "not be empty"},
+    c.errors = {{"empty set",
+                 [] {
+                   max(normal({3, 0}, "a"), {1});
+                 },
+                 "not be empty"},
                 {"axis", [] { max(normal({3}, "a"), {1}); }, "axis"},
-                {"twice", [] { max(normal({3, 2}, "a"), {1, -1}); }, "twice"}};
+                {"twice",
+                 [] {
+                   max(normal({3, 2}, "a"), {1, -1});
+                 },
+                 "twice"}};
   else
-    c.errors = {{"empty set", [] { min(normal({3, 0}, "a"), {1}); }, "not be empty"},
+    c.errors = {{"empty set",
+                 [] {
+                   min(normal({3, 0}, "a"), {1});
+                 },
+                 "not be empty"},
                 {"axis", [] { min(normal({3}, "a"), {1}); }, "axis"},
                 {"bool", [] { min(cast(normal({3}, "a"), boolean)); }, "needs"}};
   return c;
@@ -118,51 +133,72 @@ OpCase var_case() {
   const auto run = [](const Tensor& x, const Dims& a, bool k) { return var(x, a, k); };
   const auto f = [](const Set& s) { return var_of(s, 1); };
   OpCase c{"var", common(run, f), {}};
-  c.samples.push_back(sample("biased", normal({4, 9}, "a"), {{0}, {0}, false}, [](const Tensor& x, const Dims& a, bool k) { return var(x, a, k, 0); },
-                             [](const Set& s) { return var_of(s, 0); }));
+  c.samples.push_back(sample(
+      "biased", normal({4, 9}, "a"), {{0}, {0}, false},
+      [](const Tensor& x, const Dims& a, bool k) { return var(x, a, k, 0); },
+      [](const Set& s) { return var_of(s, 0); }));
   // One pass would lose every digit here in f32.
-  c.samples.push_back(sample("mean 10,000", values({10000, 10001, 10002, 9999, 9998, 10000}, {6}), {{}, {}, false}, run, f));
+  c.samples.push_back(
+      sample("mean 10,000", values({10000, 10001, 10002, 9999, 9998, 10000}, {6}), {{}, {}, false}, run, f));
   c.samples.back().grad_tol = 1e-5;
-  c.samples.push_back(sample("one value", normal({3, 1}, "a"), {{1}, {1}, false}, run, [](const Set&) { return kNan; }));
+  c.samples.push_back(
+      sample("one value", normal({3, 1}, "a"), {{1}, {1}, false}, run, [](const Set&) { return kNan; }));
   c.samples.back().gradient = false;
   c.errors = {{"dtype", [] { var(integers({3}, "a", 0, 5)); }, "floating"},
               {"axis", [] { var(normal({3}, "a"), {2}); }, "axis"},
-              {"twice", [] { var(normal({3, 2}, "a"), {0, -2}); }, "twice"}};
+              {"twice",
+               [] {
+                 var(normal({3, 2}, "a"), {0, -2});
+               },
+               "twice"}};
   return c;
 }
 
 OpCase logsumexp_case() {
   const auto run = [](const Tensor& x, const Dims& a, bool k) { return logsumexp(x, a, k); };
   OpCase c{"logsumexp", common(run, logsumexp_of), {}};
-  c.samples.push_back(sample("huge and tiny", values({1000, 1001, -1000, -1001}, {2, 2}), {{1}, {1}, false}, run, logsumexp_of));
+  c.samples.push_back(
+      sample("huge and tiny", values({1000, 1001, -1000, -1001}, {2, 2}), {{1}, {1}, false}, run, logsumexp_of));
   c.samples.push_back(sample("one -inf", values({-kInf, 1, 2}, {3}), {{}, {}, false}, run, logsumexp_of));
   c.samples.back().gradient = false;
-  c.samples.push_back(sample("all -inf, +inf, NaN", values({-kInf, -kInf, kInf, 1, kNan, 2}, {3, 2}), {{1}, {1}, false}, run,
-                             [](const Set& s) { return std::isnan(s[0]) ? kNan : std::isinf(s[0]) ? s[0] : logsumexp_of(s); }));
+  c.samples.push_back(sample("all -inf, +inf, NaN", values({-kInf, -kInf, kInf, 1, kNan, 2}, {3, 2}), {{1}, {1}, false},
+                             run, [](const Set& s) {
+                               return std::isnan(s[0]) ? kNan : std::isinf(s[0]) ? s[0] : logsumexp_of(s);
+                             }));
   c.samples.back().gradient = false;
-  c.samples.push_back(sample("empty set", normal({2, 0}, "a"), {{1}, {1}, false}, run, [](const Set&) { return -kInf; }));
+  c.samples.push_back(
+      sample("empty set", normal({2, 0}, "a"), {{1}, {1}, false}, run, [](const Set&) { return -kInf; }));
   c.samples.back().gradient = false;
-  c.errors = {{"dtype", [] { logsumexp(integers({3}, "a", 0, 5)); }, "floating"}, {"axis", [] { logsumexp(normal({3}, "a"), {-2}); }, "axis"}};
+  c.errors = {{"dtype", [] { logsumexp(integers({3}, "a", 0, 5)); }, "floating"},
+              {"axis", [] { logsumexp(normal({3}, "a"), {-2}); }, "axis"}};
   return c;
 }
 
 OpCase norm_case() {
   OpCase c{"norm", {}, {}};
   for (double p : {1.0, 2.0, kInf}) {
-    auto more = common([p](const Tensor& x, const Dims& a, bool k) { return norm(x, p, a, k); }, [p](const Set& s) { return norm_of(s, p); });
+    auto more = common([p](const Tensor& x, const Dims& a, bool k) { return norm(x, p, a, k); },
+                       [p](const Set& s) { return norm_of(s, p); });
     for (auto& s : more) {
       s.label += p == 1 ? ", p = 1" : p == 2 ? ", p = 2" : ", p = infinity";
       c.samples.push_back(s);
     }
   }
-  c.errors = {{"p", [] { norm(normal({3}, "a"), 3); }, "p must be"}, {"dtype", [] { norm(integers({3}, "a", 0, 5)); }, "floating"},
-              {"empty set", [] { norm(normal({3, 0}, "a"), kInf, {1}); }, "not be empty"}};
+  c.errors = {{"p", [] { norm(normal({3}, "a"), 3); }, "p must be"},
+              {"dtype", [] { norm(integers({3}, "a", 0, 5)); }, "floating"},
+              {"empty set",
+               [] {
+                 norm(normal({3, 0}, "a"), kInf, {1});
+               },
+               "not be empty"}};
   return c;
 }
 
 OpCase cumsum_case() {
   const auto one = [](const std::string& label, const Tensor& x, int axis, std::int64_t given, bool reverse) {
-    Sample s{label, {x}, [=](const Tensors& t) { return Tensors{cumsum(t[0], given, reverse)}; },
+    Sample s{label,
+             {x},
+             [=](const Tensors& t) { return Tensors{cumsum(t[0], given, reverse)}; },
              [=](const Tensors& t) {
                auto v = to_vector<double>(t[0]);
                std::int64_t inner = 1;
@@ -179,11 +215,15 @@ OpCase cumsum_case() {
     return s;
   };
   OpCase c{"cumsum", {}, {}};
-  c.samples = {one("last axis", normal({3, 50}, "a"), 1, -1, false),      one("middle axis, wide", normal({2, 5, 67}, "a", 3), 1, 1, false),
-               one("reversed", normal({4, 3}, "a"), 0, 0, true),          one("size 1", normal({1, 3}, "a"), 0, 0, false),
-               one("empty", normal({3, 0}, "a"), 1, 1, false),            one("long, shifted mean", normal({5000}, "a", 100), 0, 0, false)};
+  c.samples = {one("last axis", normal({3, 50}, "a"), 1, -1, false),
+               one("middle axis, wide", normal({2, 5, 67}, "a", 3), 1, 1, false),
+               one("reversed", normal({4, 3}, "a"), 0, 0, true),
+               one("size 1", normal({1, 3}, "a"), 0, 0, false),
+               one("empty", normal({3, 0}, "a"), 1, 1, false),
+               one("long, shifted mean", normal({5000}, "a", 100), 0, 0, false)};
   c.samples.back().gradient = false;  // differences of sums near 250,000 say little
-  c.errors = {{"axis", [] { cumsum(normal({3}, "a"), 1); }, "axis"}, {"dtype", [] { cumsum(cast(normal({3}, "a"), boolean), 0); }, "needs"}};
+  c.errors = {{"axis", [] { cumsum(normal({3}, "a"), 1); }, "axis"},
+              {"dtype", [] { cumsum(cast(normal({3}, "a"), boolean), 0); }, "needs"}};
   return c;
 }
 
