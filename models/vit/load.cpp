@@ -12,7 +12,7 @@ Tensor resize_patch_embed(const Tensor& weight, int patch) {
   const std::int64_t before = weight.size(2);
   if (before == patch) return weight;
   const Tensor images = contiguous(permute(weight, {0, 2, 3, 1}));  // [O, p, p, I]
-  const Tensor resized = resize(images, patch, patch, ResizeMode::bicubic, true);
+  const Tensor resized = resize(images, {patch, patch}, ResizeMode::bicubic, true);
   const double share = static_cast<double>(before * before) / static_cast<double>(patch * patch);
   return contiguous(permute(resized * share, {0, 3, 1, 2}));
 }

@@ -14,7 +14,7 @@ Tensor resize_pos_embed(const Tensor& pos, int prefix, int grid) {
   CAPO_CHECK(side * side == n, "resize_pos_embed: ", n, " positions are no square grid");
   if (side == grid) return pos;
   const Tensor image = reshape(slice(pos, 1, prefix, pos.size(1)), {1, side, side, c});
-  const Tensor resized = reshape(resize(image, grid, grid, ResizeMode::bicubic, true), {1, static_cast<std::int64_t>(grid) * grid, c});
+  const Tensor resized = reshape(resize(image, {grid, grid}, ResizeMode::bicubic, true), {1, static_cast<std::int64_t>(grid) * grid, c});
   return prefix ? concat({slice(pos, 1, 0, prefix), resized}, 1) : resized;
 }
 
