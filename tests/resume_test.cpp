@@ -20,7 +20,7 @@ namespace {
 struct Run {
   std::vector<double> losses;  // by step
   std::string weights, ema;
-  std::vector<double> scores;
+  std::vector<double> scores;  // validation loss, training loss and "best" by epoch
   train::TrainResult result;
   std::string csv;
 };
@@ -71,7 +71,8 @@ Run run(const std::string& folder, std::int64_t max_steps, train::OptimizerKind 
   r.result = trainer.run();
   r.weights = bytes_of(nn::state_dict(model, nn::Part::all)) + bytes_of(trainer.optimizer().state());
   r.ema = bytes_of(trainer.ema()->state());
-  for (const auto& e : r.result.epochs) r.scores.push_back(e.validation.loss);
+  for (const auto& e : r.result.epochs)
+    for (const double v : {e.validation.loss, e.train_loss, e.best ? 1.0 : 0.0}) r.scores.push_back(v);
   r.csv = without_speed(read_file(o.csv, 1 << 20));
   return r;
 }

@@ -1,4 +1,3 @@
-#if __has_include(<capo/ops/optim.h>)  // TMP
 #include <capo/models/train/ema.h>
 #include <capo/ops/copy.h>
 #include <capo/ops/optim.h>
@@ -22,7 +21,17 @@ void Ema::update() {
   const NoGrad off;
   const auto n = static_cast<double>((*counter_.data<std::int64_t>())++);
   const double d = warm_up_ ? std::min(decay_, (1 + n) / (10 + n)) : decay_;
-  for (auto& e : entries_) ema_(e.shadow, cast(e.parameter->value().detach(), e.shadow.dtype()), d);
+  std::vector<Tensor> shadows, values;
+  for (const auto& e : entries_) {
+    const Tensor value = e.parameter->value().detach();
+    if (value.dtype() != e.shadow.dtype()) {  // one at a time: only one f32 copy is alive
+      ema_(e.shadow, value, d);
+      continue;
+    }
+    shadows.push_back(e.shadow);
+    values.push_back(value);
+  }
+  ema_(shadows, values, d);
 }
 
 void Ema::swap() {
@@ -56,4 +65,3 @@ std::int64_t Ema::state_bytes() const {
 }
 
 }  // namespace capo::train
-#endif  // TMP

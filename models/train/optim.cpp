@@ -1,4 +1,3 @@
-#if __has_include(<capo/ops/optim.h>)  // TMP
 #include <capo/models/train/optim.h>
 #include <capo/ops/binary.h>
 #include <capo/ops/copy.h>
@@ -61,18 +60,30 @@ Optimizer::Optimizer(nn::Module& module, double weight_decay, const std::vector<
   }
 }
 
-void Optimizer::step(double lr) {
+void Optimizer::step(double lr, double grad_scale) {
   const NoGrad off;
   ++*counter_.data<std::int64_t>();
+  std::vector<Group> groups;
   for (std::size_t i = 0; i < parameters_.size(); ++i) {
     const nn::Parameter& p = *parameters_[i];
     const Tensor g = grad_of(p.value());
     if (!g.defined() || !p.trainable()) continue;
-    Slot& slot = slots_[i];
-    const Tensor& target = slot.master.defined() ? slot.master : p.value();
-    update(target, contiguous(cast(g, target.dtype())), slot, lr * slot.lr_scale);
-    if (slot.master.defined()) copy_into(p.value(), slot.master);
+    const Slot& slot = slots_[i];
+    if (slot.master.defined()) {  // one at a time: only one gradient's f32 copy is alive
+      update({lr * slot.lr_scale, slot.weight_decay, grad_scale, {slot.master}, {cast(g, f32)}, {slot.first}, {slot.second}});
+      copy_into(p.value(), slot.master);
+      continue;
+    }
+    auto group = std::find_if(groups.begin(), groups.end(), [&](const Group& known) {
+      return known.lr == lr * slot.lr_scale && known.weight_decay == slot.weight_decay;
+    });
+    if (group == groups.end()) group = groups.insert(group, {lr * slot.lr_scale, slot.weight_decay, grad_scale, {}, {}, {}, {}});
+    group->targets.push_back(p.value());
+    group->grads.push_back(g);
+    group->first.push_back(slot.first);
+    group->second.push_back(slot.second);
   }
+  for (const Group& group : groups) update(group);
 }
 
 void Optimizer::zero_grad() {
@@ -93,7 +104,7 @@ void Optimizer::scale_grads(double factor) {
     if (!g.defined()) continue;
     clear_grad(p->value());  // so that unique() tells whether another leaf holds the same tensor
     if (g.unique() && g.is_contiguous() && !is_half(g.dtype()))
-      mul_(g, factor);
+      scale_(g, factor);
     else
       g = g * factor;
     set_grad(p->value(), g);
@@ -139,8 +150,14 @@ std::string Sgd::settings() const {
   return cat("sgd ", options_.momentum, options_.nesterov ? " nesterov" : "", " decay ", options_.weight_decay, text_of(options_.rules));
 }
 
-void Sgd::update(const Tensor& target, const Tensor& grad, Slot& slot, double lr) {
-  sgd_(target, grad, slot.first, lr, options_.momentum, slot.weight_decay, options_.nesterov);
+void Sgd::update(const Group& group) {
+  capo::SgdOptions o;
+  o.lr = group.lr;
+  o.momentum = options_.momentum;
+  o.weight_decay = group.weight_decay;
+  o.grad_scale = group.grad_scale;
+  o.nesterov = options_.nesterov;
+  sgd_(group.targets, group.grads, group.first, o);
 }
 
 AdamW::AdamW(nn::Module& module, const AdamWOptions& options)
@@ -154,9 +171,16 @@ std::string AdamW::settings() const {
   return cat("adamw ", options_.beta1, " ", options_.beta2, " ", options_.eps, " decay ", options_.weight_decay, text_of(options_.rules));
 }
 
-void AdamW::update(const Tensor& target, const Tensor& grad, Slot& slot, double lr) {
-  adamw_(target, grad, slot.first, slot.second, lr, options_.beta1, options_.beta2, options_.eps, slot.weight_decay, steps());
+void AdamW::update(const Group& group) {
+  AdamwOptions o;
+  o.lr = group.lr;
+  o.beta1 = options_.beta1;
+  o.beta2 = options_.beta2;
+  o.eps = options_.eps;
+  o.weight_decay = group.weight_decay;
+  o.grad_scale = group.grad_scale;
+  o.step = steps();
+  adamw_(group.targets, group.grads, group.first, group.second, o);
 }
 
 }  // namespace capo::train
-#endif  // TMP

@@ -50,9 +50,10 @@ class Optimizer {
   Optimizer(const Optimizer&) = delete;
   Optimizer& operator=(const Optimizer&) = delete;
 
-  // One update with learning rate `lr` (times each rule's lr_scale) from the gradients in the parameters' slots.
-  // Parameters without a gradient, or frozen meanwhile, stay as they are. Works on the meta device.
-  void step(double lr);
+  // One update with learning rate `lr` (times each rule's lr_scale) from the gradients in the parameters' slots, taken
+  // times grad_scale (clipping without another pass). Parameters without a gradient, or frozen meanwhile, stay as they
+  // are. Works on the meta device.
+  void step(double lr, double grad_scale = 1);
   // Drops the gradients (their memory goes back).
   void zero_grad();
   // Steps done.
@@ -86,8 +87,13 @@ class Optimizer {
     Tensor first, second;  // momentum; or m and v
   };
   Optimizer(nn::Module& module, double weight_decay, const std::vector<Rule>& rules, bool first, bool second);
-  // Updates `target` (the parameter or its master) from `grad` of the same dtype, contiguous. steps() counts this one.
-  virtual void update(const Tensor& target, const Tensor& grad, Slot& slot, double lr) = 0;
+  // Tensors that are updated alike: parameters or masters, gradients of their dtype, Slot::first, Slot::second.
+  struct Group {
+    double lr, weight_decay, grad_scale;
+    std::vector<Tensor> targets, grads, first, second;
+  };
+  // steps() counts this step.
+  virtual void update(const Group& group) = 0;
   // Names of Slot::first and Slot::second in state().
   virtual const char* first_name() const = 0;
   virtual const char* second_name() const { return ""; }
@@ -106,7 +112,7 @@ class Sgd final : public Optimizer {
   std::string settings() const override;
 
  private:
-  void update(const Tensor& target, const Tensor& grad, Slot& slot, double lr) override;
+  void update(const Group& group) override;
   const char* first_name() const override { return "momentum"; }
   SgdOptions options_;
 };
@@ -119,7 +125,7 @@ class AdamW final : public Optimizer {
   std::string settings() const override;
 
  private:
-  void update(const Tensor& target, const Tensor& grad, Slot& slot, double lr) override;
+  void update(const Group& group) override;
   const char* first_name() const override { return "m"; }
   const char* second_name() const override { return "v"; }
   AdamWOptions options_;

@@ -276,9 +276,9 @@ double Trainer::step(std::int64_t count) {
     samples += batch.size();
     ++at_.batch;
   }
-  if (options_.clip_norm > 0 && grad_norm_ > options_.clip_norm) optimizer_->scale_grads(options_.clip_norm / grad_norm_);
+  const bool clip = options_.clip_norm > 0 && grad_norm_ > options_.clip_norm;
   lr_ = schedule_.at(at_.step);
-  optimizer_->step(lr_);
+  optimizer_->step(lr_, clip ? options_.clip_norm / grad_norm_ : 1);
   optimizer_->zero_grad();
   if (ema_) ema_->update();
   ++at_.step;

@@ -60,7 +60,8 @@ class ClassifierOf final : public Classifier {
 };
 
 // Cross entropy, mean over the batch, against the labels or the batch's soft targets; label smoothing s mixes both with
-// the uniform distribution: (1 - s) target + s / K. Logits in bf16 or f16 are taken to f32 first.
+// the uniform distribution: (1 - s) target + s / K (leave it 0 where the loader smooths its soft targets already). Logits
+// in bf16 or f16 are taken to f32 first.
 Tensor classification_loss(const Tensor& logits, const Batch& batch, double label_smoothing = 0);
 // Loss (without smoothing), top-1 and top-5. Equal logits: the lower class wins. score = top-1.
 Metrics evaluate_classifier(Classifier& classifier, BatchSource& source);
