@@ -54,7 +54,7 @@ OpCase layer_norm_case() {
       layer_sample("no weight, no bias", {x_of({3, 7}), {}, {}}),
       layer_sample("weight only", {x_of({3, 7}), weight_of(7), {}}),
       layer_sample("bias only", {x_of({3, 7}), {}, bias_of(7)}),
-      layer_sample("rank 1, one lane block", {x_of({32}), weight_of(32), {}}),
+      layer_sample("rank 1, one lane block", {x_of({32}), weight_of(32), bias_of(32)}),
       layer_sample("odd columns, several chunks of rows", {x_of({2, 75, 37}), weight_of(37), bias_of(37)}),
       layer_sample("big eps", {x_of({4, 18}), weight_of(18), bias_of(18)}, 0.5),
       layer_sample("empty rows", {x_of({0, 6}), weight_of(6), bias_of(6)}),
