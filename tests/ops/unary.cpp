@@ -1,6 +1,11 @@
 // Samples of the elementwise functions of one tensor. References are scalar f64 loops on libm.
+#include <capo/autograd/autograd.h>
+#include <capo/engine/cpu.h>
+#include <capo/ops/binary.h>
 #include <capo/ops/unary.h>
 #include <capo/tests/op_test.h>
+
+#include <doctest/doctest.h>
 
 #include <cmath>
 #include <limits>
@@ -98,6 +103,45 @@ std::vector<OpCase> op_cases() {
   std::vector<OpCase> cases;
   for (const auto& e : kEntries) cases.push_back(make_case(e));
   return cases;
+}
+
+TEST_CASE("f32 approximations keep to their range and to 8 ulp") {
+  struct Bound {
+    UnaryKind kind;
+    double low, high, ulp;
+  };
+  const Isa before = isa();
+  for (const Isa level : {Isa::v2, Isa::v3, Isa::v4}) {
+    if (level > best_isa()) break;
+    set_isa(level);
+    for (const auto& [kind, low, high, ulp] : {Bound{UnaryKind::exp, -87, 88, 2}, Bound{UnaryKind::log, 1e-30, 10, 2}, Bound{UnaryKind::log, 0.9, 1.1, 2},
+                                               Bound{UnaryKind::tanh, -12, 12, 8}, Bound{UnaryKind::tanh, -0.01, 0.01, 8}, Bound{UnaryKind::erf, -6, 6, 8},
+                                               Bound{UnaryKind::sigmoid, -30, 30, 4}, Bound{UnaryKind::softplus, -30, 30, 4}, Bound{UnaryKind::silu, -30, 30, 4}}) {
+      const Tensor x = cast(arange(100003, f64) * ((high - low) / 100002) + low, f32);
+      const auto y = to_vector<double>(unary(kind, x)), exact = to_vector<double>(unary(kind, cast(x, f64)));  // f64 is libm's
+      double worst = 0, largest = 0;
+      for (std::size_t i = 0; i < y.size(); ++i) {
+        const auto r = static_cast<float>(std::fabs(exact[i]));
+        if (r < 1e-30f) continue;
+        worst = std::fmax(worst, std::fabs(y[i] - exact[i]) / (std::nextafter(r, HUGE_VALF) - r));
+        largest = std::fmax(largest, std::fabs(y[i]));
+      }
+      INFO(name_of(kind), " ", to_string(level), " in [", low, ", ", high, "]");
+      CHECK(worst <= ulp);
+      if (kind == UnaryKind::tanh || kind == UnaryKind::erf || kind == UnaryKind::sigmoid) CHECK(largest <= 1);
+    }
+    for (const float v : to_vector<float>(gelu(cast(arange(4001, f64) * -0.0025 - 1, f32)))) REQUIRE(v <= 0);  // the tail below -1
+  }
+  set_isa(before);
+}
+
+TEST_CASE("relu and pow at their corners") {
+  const Tensor x = values({std::nan(""), 0, -0.0, 1, -1}, {5});
+  set_requires_grad(x, true);
+  const auto slope = [&](const Tensor& y) { return to_vector<double>(grad({y}, {x}, {ones({5}, f64)})[0]); };
+  CHECK(slope(relu(x)) == std::vector<double>{1, 0, 0, 1, 0});  // NaN passes, as in PyTorch
+  CHECK(slope(pow(x, 0)) == std::vector<double>{0, 0, 0, 0, 0});
+  CHECK(std::signbit(to_vector<double>(abs(x))[2]) == false);
 }
 
 }  // namespace capo::test
