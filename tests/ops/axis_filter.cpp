@@ -124,6 +124,7 @@ std::vector<OpCase> op_cases() {
       one("nearest down, last axis", normal({3, 13}, "a"), 1, -1, filter(K::nearest, 13, 5)),
       one("linear up", normal({2, 5, 67}, "a", 3), 1, 1, filter(K::linear, 5, 8)),
       one("linear down", normal({7, 3}, "a"), 0, 0, filter(K::linear, 7, 3)),
+      one("four channels", normal({2, 7, 4}, "a"), 1, 1, filter(K::linear, 7, 9)),
       one("linear, corners", normal({4, 3}, "a"), 0, 0, filter(K::linear, 4, 7, false, true)),
       one("linear, corners, to one", normal({4, 3}, "a"), 0, 0, filter(K::linear, 4, 1, false, true)),
       one("linear antialias", normal({2, 17, 2}, "a"), 1, 1, filter(K::linear, 17, 5, true)),
