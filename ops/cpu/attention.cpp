@@ -54,43 +54,64 @@ inline void times(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, Righ
   }
 }
 
-// s[j] = s[j] * scale + bias[j * stride]
+template <int Shift, class V, int... I>
+inline V rotate(V v, gemm::Lanes<I...>) {
+  return __builtin_shufflevector(v, v, ((I + Shift) % static_cast<int>(sizeof...(I)))...);
+}
+// All lanes joined in a fixed tree.
+template <class T, class Join>
+inline T across(gemm::Vector<T> v, Join join) {
+  constexpr int W = gemm::kWidth<T>;
+  using L = typename gemm::MakeLanes<W>::type;
+  if constexpr (W >= 16) v = join(v, rotate<8>(v, L()));
+  if constexpr (W >= 8) v = join(v, rotate<4>(v, L()));
+  if constexpr (W >= 4) v = join(v, rotate<2>(v, L()));
+  v = join(v, rotate<1>(v, L()));
+  return v[0];
+}
+
+// Lane i is true when i < n.
+template <class T, int... I>
+inline auto before(int64_t n, gemm::Lanes<I...>) {
+  using Mask = decltype(gemm::Vector<T>{} < gemm::Vector<T>{});
+  using Lane = __typeof__(Mask{}[0]);
+  return Mask{static_cast<Lane>(I)...} < Mask{} + static_cast<Lane>(n < 0 ? 0 : n);
+}
+
+// Rows are padded to whole vectors. s[j] = s[j] * scale + bias[j * stride], -inf from `own` on; returns the maximum.
 template <class T>
-inline void scale_row(T* s, int64_t n, T scale, const T* bias, int64_t stride) {
-  if (!bias) {
-#pragma omp simd
-    for (int64_t j = 0; j < n; ++j) s[j] *= scale;
-  } else if (stride == 1) {
-#pragma omp simd
-    for (int64_t j = 0; j < n; ++j) s[j] = s[j] * scale + bias[j];
-  } else {
-    for (int64_t j = 0; j < n; ++j) s[j] = s[j] * scale + bias[j * stride];
+inline T scale_row(T* s, int64_t own, int64_t width, T scale, const T* bias, int64_t stride) {
+  constexpr int W = gemm::kWidth<T>;
+  using V = gemm::Vector<T>;
+  V best = V{} - infinity(T(0));
+  for (int64_t j = 0; j < width; j += W) {
+    V x = gemm::load(s + j) * scale;
+    if (bias && j + W <= own && stride == 1) {
+      x += gemm::load(bias + j);
+    } else if (bias) {
+      T y[W] = {};
+      for (int i = 0; i < W && j + i < own; ++i) y[i] = bias[(j + i) * stride];
+      x += gemm::load(y);
+    }
+    if (j + W > own) x = before<T>(own - j, typename gemm::MakeLanes<W>::type()) ? x : V{} - infinity(T(0));
+    best = x > best || x != x ? x : best;
+    gemm::store(s + j, x);
   }
+  return across<T>(best, [](V a, V b) { return a > b ? a : b; });
 }
-// Rows are padded to whole vectors.
+// s[j] = exp(s[j] - shift); returns the sum.
 template <class T>
-inline T row_max(const T* s, int64_t width) {
-  gemm::Vector<T> best = gemm::load(s);
-  for (int64_t j = gemm::kWidth<T>; j < width; j += gemm::kWidth<T>) {
-    const gemm::Vector<T> x = gemm::load(s + j);
-    best = x > best ? x : best;
-  }
-  T y = best[0];
-  for (int i = 1; i < gemm::kWidth<T>; ++i) y = greater(y, best[i]);
-  return y;
-}
-template <class T>
-inline T row_sum(const T* s, int64_t width) {
-  gemm::Vector<T> sum = gemm::load(s);
-  for (int64_t j = gemm::kWidth<T>; j < width; j += gemm::kWidth<T>) sum += gemm::load(s + j);
-  T y = sum[0];
-  for (int i = 1; i < gemm::kWidth<T>; ++i) y += sum[i];
-  return y;
-}
-template <class T>
-inline void exp_row(T* s, int64_t width, T shift) {
+inline T exp_row(T* s, int64_t width, T shift) {
+  constexpr int W = gemm::kWidth<T>;
+  using V = gemm::Vector<T>;
+  V sum{};
+  for (int64_t j = 0; j < width; j += W) {
+    T* x = s + j;
 #pragma omp simd
-  for (int64_t j = 0; j < width; ++j) s[j] = m::exp(s[j] - shift);
+    for (int i = 0; i < W; ++i) x[i] = m::exp(x[i] - shift);
+    sum += gemm::load(x);
+  }
+  return across<T>(sum, [](V a, V b) { return a + b; });
 }
 template <class T>
 inline void multiply_row(T* x, int64_t n, T by) {
@@ -175,34 +196,36 @@ void attend(const AttentionArgs& p, int64_t item) {
         if (j0 == 0) fill_rows(ob, m, head.ldo, p.dv);
         continue;
       }
-      for (int64_t j = 0; j < seen; j += gemm::kPanel<T>)
-        gemm::panel(m, p.d, q + i0 * p.qs[1], p.qs[1], kt + j * p.d, gemm::panel_width<T>(j, n), scores + j, ld,
-                    lesser(int64_t{gemm::kPanel<T>}, n - j), false);
       const int64_t width = gemm::round_up(seen, W);
+      for (int64_t j = 0; j < seen; j += gemm::kPanel<T>)  // whole vectors: kt is padded with zeros
+        gemm::panel(m, p.d, q + i0 * p.qs[1], p.qs[1], kt + j * p.d, gemm::panel_width<T>(j, n), scores + j, ld,
+                    lesser(int64_t{gemm::kPanel<T>}, ld - j), false);
       for (int64_t i = 0; i < m; ++i) {
         T* s = scores + i * ld;
         const int64_t row = first + i0 + i, own = visible(p, row, j0, n);
-        scale_row(s, own, scale, head.bias ? head.bias + row * p.bs[2] + j0 * p.bs[3] : nullptr, p.bs[3]);
-        for (int64_t j = own; j < width; ++j) s[j] = -infinity(T(0));
         T& t = top[i0 + i];
-        const T now = greater(t, row_max(s, width)), shift = now == -infinity(T(0)) ? T(0) : now;
-        exp_row(s, width, shift);
-        const T shrink = j0 == 0 ? T(0) : m::exp(t - shift);
-        if (j0 > 0 && shrink != T(1)) multiply_row(ob + i * head.ldo, p.dv, shrink);
-        total[i0 + i] = total[i0 + i] * shrink + row_sum(s, width);
+        const T most = scale_row(s, own, width, scale, head.bias ? head.bias + row * p.bs[2] + j0 * p.bs[3] : nullptr, p.bs[3]);
+        const T now = greater(t, most), shift = now == -infinity(T(0)) ? T(0) : now, sum = exp_row(s, width, shift);
+        if (j0 == 0) {
+          total[i0 + i] = sum;
+        } else {
+          const T shrink = m::exp(t - shift);
+          if (shrink != T(1)) multiply_row(ob + i * head.ldo, p.dv, shrink);
+          total[i0 + i] = total[i0 + i] * shrink + sum;
+        }
         t = now;
       }
       times(m, p.dv, seen, scores, ld, v, n, ob, head.ldo, j0 > 0);
     }
   }
   for (int64_t i = 0; i < rows; ++i) {
-    const bool empty = total[i] == T(0);
-    if (empty)
+    if (total[i] == T(0))
       fill_rows(o + i * head.ldo, 1, head.ldo, p.dv);
     else
       multiply_row(o + i * head.ldo, p.dv, T(1) / total[i]);
-    head.lse[first + i] = empty ? -infinity(T(0)) : top[i] + m::log(total[i]);
   }
+#pragma omp simd
+  for (int64_t i = 0; i < rows; ++i) head.lse[first + i] = top[i] + m::log(total[i]);  // -inf + log 0 = -inf
 }
 
 template <class T>
@@ -251,20 +274,25 @@ void attend_backward(const AttentionGradArgs& g, int64_t bh) {
       const int64_t m = lesser(query_block, p.nq - i0);
       if (visible(p, i0 + m - 1, j0, n) == 0) continue;
       const T* q = head.q + i0 * p.qs[1];
-      times(m, n, p.d, q, p.qs[1], {kt, 0}, p.d, prob, ld, false);
-      times(m, n, p.dv, d_o + i0 * ldo, ldo, {vt, 0}, p.dv, ds, ld, false);
+      times(m, ld, p.d, q, p.qs[1], {kt, 0}, p.d, prob, ld, false);  // whole vectors: kt and vt are padded with zeros
+      times(m, ld, p.dv, d_o + i0 * ldo, ldo, {vt, 0}, p.dv, ds, ld, false);
       for (int64_t i = 0; i < m; ++i) {
         const int64_t row = i0 + i;
         const T lse = head.lse[row], less = delta[row];
-        const int64_t own = lse == -infinity(T(0)) ? 0 : visible(p, row, j0, n);
+        const bool empty = lse == -infinity(T(0));
         T *s = prob + i * ld, *d = ds + i * ld;
-        scale_row(s, own, scale, head.bias ? head.bias + row * p.bs[2] + j0 * p.bs[3] : nullptr, p.bs[3]);
-        exp_row(s, own, lse);
+        scale_row(s, empty ? 0 : visible(p, row, j0, n), ld, scale,
+                  head.bias ? head.bias + row * p.bs[2] + j0 * p.bs[3] : nullptr, p.bs[3]);
+        const T shift = empty ? T(0) : lse, factor = dbias ? T(1) : scale;
+        for (int64_t j = 0; j < ld; j += W) {
 #pragma omp simd
-        for (int64_t j = 0; j < own; ++j) d[j] = s[j] * (d[j] - less);
-        for (int64_t j = own; j < n; ++j) s[j] = d[j] = T(0);
-        if (dbias) __builtin_memcpy(dbias + row * p.nk + j0, d, static_cast<unsigned long>(n) * sizeof(T));
-        multiply_row(d, own, scale);
+          for (int x = 0; x < W; ++x) s[j + x] = m::exp(s[j + x] - shift);
+          gemm::store(d + j, gemm::load(s + j) * (gemm::load(d + j) - less) * factor);
+        }
+        if (dbias) {
+          __builtin_memcpy(dbias + row * p.nk + j0, d, static_cast<unsigned long>(n) * sizeof(T));
+          multiply_row(d, n, scale);
+        }
       }
       if (dv) {
         gemm::transpose(prob, ld, m, n, flipped, kGradQueries);

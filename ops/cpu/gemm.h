@@ -74,14 +74,20 @@ inline V interleave(V a, V b, Lanes<I...>) {
   return __builtin_shufflevector(a, b, (Half * W / 2 + I / 2 + (I % 2 ? W : 0))...);
 }
 
-// W x W: row r of src at src + r * ld to column r of dst. log2 W perfect shuffles of the row list.
+// A tile of `rows` <= W rows and W columns: row r of src at src + r * ld becomes column r of dst; columns rows .. W are
+// zero. log2 W perfect shuffles of the row list.
 template <class T>
-inline void transpose_tile(const T* src, std::int64_t ld, T* dst, std::int64_t ldd) {
+inline void transpose_tile(const T* src, std::int64_t ld, std::int64_t rows, T* dst, std::int64_t ldd) {
   constexpr int W = kWidth<T>;
   using L = typename MakeLanes<W>::type;
   Vector<T> x[W], y[W];
+  if (rows == W) {
 #pragma GCC unroll 16
-  for (int i = 0; i < W; ++i) x[i] = load(src + i * ld);
+    for (int i = 0; i < W; ++i) x[i] = load(src + i * ld);
+  } else {
+#pragma GCC unroll 16
+    for (int i = 0; i < W; ++i) x[i] = i < rows ? load(src + i * ld) : Vector<T>{};
+  }
 #pragma GCC unroll 4
   for (int step = 1; step < W; step *= 2) {
 #pragma GCC unroll 8
@@ -96,23 +102,28 @@ inline void transpose_tile(const T* src, std::int64_t ld, T* dst, std::int64_t l
   for (int i = 0; i < W; ++i) store(dst + i * ldd, x[i]);
 }
 
-// dst[c * ldd + r] = src[r * ld + c] for r < rows, c < cols.
+// dst[c * ldd + r] = src[r * ld + c] for r < rows, c < cols. Whole vectors are written, zeros after `rows`: ldd must be
+// at least round_up(rows, kWidth).
 template <class T>
 void transpose(const T* src, std::int64_t ld, std::int64_t rows, std::int64_t cols, T* dst, std::int64_t ldd) {
   constexpr int W = kWidth<T>;
-  const std::int64_t rw = rows / W * W, cw = cols / W * W;
-  for (std::int64_t r = 0; r < rw; r += W) {
-    for (std::int64_t c = 0; c < cw; c += W) transpose_tile(src + r * ld + c, ld, dst + c * ldd + r, ldd);
-    for (std::int64_t c = cw; c < cols; ++c)
-      for (int i = 0; i < W; ++i) dst[c * ldd + r + i] = src[(r + i) * ld + c];
+  for (std::int64_t r = 0; r < rows; r += W) {
+    const std::int64_t n = lesser(std::int64_t{W}, rows - r);
+    std::int64_t c = 0;
+    for (; c + W <= cols; c += W) transpose_tile(src + r * ld + c, ld, n, dst + c * ldd + r, ldd);
+    if (c < cols && cols >= W) {  // the last tile overlaps the one before
+      c = cols - W;
+      transpose_tile(src + r * ld + c, ld, n, dst + c * ldd + r, ldd);
+    } else {
+      for (; c < cols; ++c)
+        for (int i = 0; i < W; ++i) dst[c * ldd + r + i] = i < n ? src[(r + i) * ld + c] : T(0);
+    }
   }
-  for (std::int64_t r = rw; r < rows; ++r)
-    for (std::int64_t c = 0; c < cols; ++c) dst[c * ldd + r] = src[r * ld + c];
 }
 
 // ---- Packing ----
 
-// One block of A as rows: dst[i * ldd + p] = a[i * rs + p * ks].
+// One block of A as rows: dst[i * ldd + p] = a[i * rs + p * ks]; ldd >= round_up(k, kWidth).
 template <class T>
 void pack_rows(const T* a, std::int64_t rs, std::int64_t ks, std::int64_t m, std::int64_t k, T* dst, std::int64_t ldd) {
   if (rs == 1) return transpose(a, ks, k, m, dst, ldd);
@@ -142,15 +153,9 @@ void pack_panel(const T* b, std::int64_t ks, std::int64_t cs, std::int64_t k, st
     }
     return;
   }
-  if (ks == 1) {
-    transpose(b, cs, n, k, dst, width);
-  } else {
-    for (std::int64_t p = 0; p < k; ++p)
-      for (std::int64_t j = 0; j < n; ++j) dst[p * width + j] = b[p * ks + j * cs];
-  }
-  if (n < width)
-    for (std::int64_t p = 0; p < k; ++p)
-      for (std::int64_t j = n; j < width; ++j) dst[p * width + j] = T(0);
+  if (ks == 1) return transpose(b, cs, n, k, dst, width);
+  for (std::int64_t p = 0; p < k; ++p)
+    for (std::int64_t j = 0; j < width; ++j) dst[p * width + j] = j < n ? b[p * ks + j * cs] : T(0);
 }
 
 // All panels of a block of k rows: panel j starts at dst + j * k. dst holds k * round_up(n, kWidth) elements.
