@@ -63,7 +63,9 @@
 #include <capo/ops/matmul.h>
 #include <capo/ops/optim.h>
 #include <capo/ops/patch.h>
+#include <capo/ops/pool.h>
 #include <capo/ops/reduce.h>
+#include <capo/ops/resize.h>
 #include <capo/ops/softmax.h>
 #include <capo/ops/stats.h>
 #include <capo/ops/unary.h>
