@@ -1,0 +1,199 @@
+// ViT against PyTorch (timm): tests/golden/README.md says what the files hold, make_golden.py the rule of the weights.
+#include <doctest/doctest.h>
+
+#include <capo/engine/safetensors.h>
+#include <capo/models/nn/state.h>
+#include <capo/models/train/optim.h>
+#include <capo/models/vit/vit.h>
+#include <capo/ops/copy.h>
+#include <capo/ops/cross_entropy.h>
+#include <capo/ops/view.h>
+
+#include <cmath>
+#include <map>
+#include <string>
+#include <vector>
+
+using namespace capo;
+
+namespace {
+
+std::uint64_t splitmix64(std::uint64_t x) {
+  x += 0x9E3779B97F4A7C15ull;
+  x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9ull;
+  x = (x ^ (x >> 27)) * 0x94D049BB133111EBull;
+  return x ^ (x >> 31);
+}
+// In [-1, 1). stream_of is FNV-1a.
+double draw(std::uint64_t seed, std::uint64_t i) {
+  return 2.0 * (static_cast<double>(splitmix64(seed + i) >> 11) * 0x1p-53) - 1.0;
+}
+
+// PyTorch shape, f64.
+Tensor make(const std::string& name, const Shape& shape) {
+  double offset = 0, scale = 1;
+  const bool weight = name.ends_with(".weight");
+  if (name == "cls_token" || name == "pos_embed") {
+    scale = 0.5;
+  } else if (weight && shape.size() >= 2) {
+    double fan_in = 1;
+    for (int i = 1; i < shape.size(); ++i) fan_in *= static_cast<double>(shape[i]);
+    scale = 1.0 / std::sqrt(fan_in);
+  } else if (weight || name.ends_with(".bias")) {
+    offset = weight ? 1 : 0;
+    scale = 0.1;
+  } else {
+    REQUIRE(name == "input");
+  }
+  std::vector<double> v(static_cast<std::size_t>(numel(shape)));
+  for (std::size_t i = 0; i < v.size(); ++i) v[i] = offset + scale * draw(stream_of(name), i);
+  return from_vector(v, shape);
+}
+
+class Golden {
+ public:
+  explicit Golden(const std::string& name) : reader_(std::string(CAPO_SOURCE_DIR) + "/tests/golden/" + name + ".safetensors") {}
+  std::vector<double> operator[](const std::string& key) const {
+    const TensorEntry& e = reader_.at(key);
+    std::vector<double> v(e.bytes() / sizeof(double));
+    reader_.copy_bytes(e, v.data(), e.bytes());
+    return v;
+  }
+  std::vector<std::string> keys() const {  // K of every "K.samples"
+    std::vector<std::string> all;
+    for (const auto& e : reader_.entries())
+      if (e.name.ends_with(".samples")) all.push_back(e.name.substr(0, e.name.size() - 8));
+    return all;
+  }
+
+ private:
+  SafetensorsReader reader_;
+};
+
+struct Run {
+  std::map<std::string, std::vector<double>> values;  // "logits", "grad.*", PyTorch layout
+  std::vector<double> losses;
+};
+
+Run run(const vit::VitConfig& c, DType dtype, int steps) {
+  vit::Vit model(c, {.dtype = dtype});
+  nn::StateDict weights;
+  for (const auto& t : nn::state_dict(model)) weights.push_back({t.name, make(t.name, t.value.shape())});
+  nn::load_state(model, weights);
+
+  const Tensor nchw = make("input", {2, c.channels, c.image, c.image});
+  const Tensor x = cast(contiguous(permute(nchw, {0, 2, 3, 1})), dtype);
+  std::vector<std::int64_t> labels(2);
+  for (std::size_t i = 0; i < 2; ++i)
+    labels[i] = static_cast<std::int64_t>(splitmix64(stream_of("labels") + i) % static_cast<std::uint64_t>(c.classes));
+  const Tensor y = from_vector(labels, {2});
+
+  Run out;
+  set_requires_grad(x, true);
+  const Tensor logits = model(x);
+  const Tensor loss = cross_entropy(logits, y);
+  backward(loss);
+  out.values["logits"] = to_vector<double>(logits);
+  out.values["grad.input"] = to_vector<double>(permute(grad_of(x), {0, 3, 1, 2}));
+  for (nn::Parameter* p : model.parameters()) {
+    REQUIRE_MESSAGE(grad_of(p->value()).defined(), p->path());
+    out.values["grad." + p->path()] = to_vector<double>(nn::to_file_layout(grad_of(p->value()), p->layout()));
+  }
+
+  set_requires_grad(x, false);
+  train::AdamW optimizer(model, {.weight_decay = 0.05});
+  for (int i = 0; i < steps; ++i) {
+    optimizer.zero_grad();
+    const Tensor step_loss = cross_entropy(model(x), y);
+    out.losses.push_back(step_loss.item());
+    backward(step_loss);
+    optimizer.step(1e-3);
+  }
+  return out;
+}
+
+double max_abs(const std::vector<double>& v) {
+  double m = 0;
+  for (double x : v) m = std::max(m, std::abs(x));
+  return m;
+}
+
+void check_case(const std::string& name, const vit::VitConfig& config) {
+  const Golden golden(name);
+  const Run wide = run(config, f64, 10);
+  const auto keys = golden.keys();
+  REQUIRE(keys.size() == wide.values.size());
+  double worst = 0;
+  for (const auto& key : keys) {
+    REQUIRE_MESSAGE(wide.values.count(key), key);
+    const auto& t = wide.values.at(key);
+    const double norm = golden[key + ".norm"][0], max = golden[key + ".max"][0];
+    double sum = 0;
+    for (double v : t) sum += v * v;
+    const auto off = [&](const std::string& what, double got, double want, double scale) {
+      const double error = std::abs(got - want) / scale;
+      worst = std::max(worst, error);
+      CHECK_MESSAGE(error <= 1e-9, key << " " << what << ": " << got << ", PyTorch says " << want);
+    };
+    off("norm", std::sqrt(sum), norm, norm);
+    off("max", max_abs(t), max, max);
+    const auto samples = golden[key + ".samples"], projections = golden[key + ".proj"];
+    for (std::size_t j = 0; j < samples.size(); ++j)
+      off("sample", t[splitmix64(stream_of(key) + j) % t.size()], samples[j], max);
+    for (std::size_t p = 0; p < projections.size(); ++p) {
+      const std::uint64_t seed = stream_of(key + "#" + std::to_string(p));
+      double dot = 0;
+      for (std::size_t i = 0; i < t.size(); ++i) dot += t[i] * draw(seed, i);
+      off("projection", dot, projections[p], norm);
+    }
+  }
+  MESSAGE(name << " f64: largest relative error " << worst << " over " << keys.size() << " keys");
+
+  const auto losses = golden["losses"];
+  CHECK(losses[0] == golden["loss"][0]);
+  for (std::size_t i = 0; i < losses.size(); ++i)
+    CHECK_MESSAGE(std::abs(wide.losses[i] - losses[i]) <= 1e-7 * losses[i], "step " << i << ": " << wide.losses[i] << " " << losses[i]);
+
+  const Run narrow = run(config, f32, 10);
+  double share = 0;
+  for (const auto& key : keys) {
+    const auto &a = narrow.values.at(key), &b = wide.values.at(key);
+    double error = 0;
+    for (std::size_t i = 0; i < a.size(); ++i) error = std::max(error, std::abs(a[i] - b[i]));
+    error /= max_abs(b);
+    const double theirs = golden["f32.err." + key][0];
+    share = std::max(share, error / std::max(theirs, 5e-7));
+    CHECK_MESSAGE(error <= std::max(2 * theirs, 1e-6), key << " f32: error " << error << ", PyTorch's " << theirs);
+  }
+  MESSAGE(name << " f32: at most " << share << " times PyTorch's error");
+  // AdamW's first steps divide tiny gradients by their own size: a gradient that is all rounding still moves its weight
+  // by the full rate, so the losses drift apart from step to step, whoever computes them. Only the course is held.
+  for (std::size_t i = 0; i < losses.size(); ++i)
+    CHECK_MESSAGE(std::abs(narrow.losses[i] - losses[i]) <= 3e-3, "f32 step " << i << ": " << narrow.losses[i] << " " << losses[i]);
+}
+
+}  // namespace
+
+TEST_CASE("the rule's test vectors") {
+  CHECK(stream_of("input") == 0x1ebbae8f5810b65bull);
+  const auto input = to_vector<double>(make("input", {3}));
+  CHECK(input[0] == -0.8043633146849236);
+  CHECK(input[1] == -0.7050427925701637);
+  CHECK(input[2] == 0.14816889661933086);
+  CHECK(to_vector<double>(make("head.weight", {10, 192}))[0] == doctest::Approx(0.032885112899780904).epsilon(1e-15));
+  CHECK(to_vector<double>(make("norm.weight", {192}))[0] == doctest::Approx(0.9525895371909547).epsilon(1e-15));
+}
+
+TEST_CASE("ViT-Ti agrees with PyTorch") { check_case("vit_ti", vit::config("vit_ti", 32, 8, 10)); }
+
+TEST_CASE("ViT-B/16 blocks agree with PyTorch") {
+  vit::VitConfig c = vit::config("vit_b", 32, 16, 10);
+  c.depth = 2;
+  check_case("vit_b16_blocks", c);
+}
+
+TEST_CASE("the parameters are timm's, name for name") {
+  vit::Vit model(vit::config("vit_ti", 32, 8, 10), {.device = kMeta});
+  const Golden golden("vit_ti");
+  for (nn::Parameter* p : model.parameters()) CHECK(golden["grad." + p->path() + ".norm"].size() == 1);
+}
