@@ -138,21 +138,31 @@ Taps make_taps(int in, int out, Interpolation mode) {
 
 std::uint8_t clip8(std::int32_t sum) { return static_cast<std::uint8_t>(std::clamp(sum >> kPrecisionBits, 0, 255)); }
 
+// C: the channel count at compile time, or 0.
+template <int C>
+void resize_row(const std::uint8_t* in, std::uint8_t* out, int width, int channels, const Taps& t) {
+  const int n = C > 0 ? C : channels;
+  constexpr int kBlock = C > 0 ? C : 1;  // channels summed at once
+  for (int x = 0; x < width; ++x, out += n) {
+    const std::int32_t* w = t.weight.data() + static_cast<std::size_t>(x) * t.stride;
+    const std::uint8_t* p = in + static_cast<std::ptrdiff_t>(t.first[x]) * n;
+    const int count = t.count[x];
+    for (int j = 0; j < n; j += kBlock) {
+      std::int32_t sum[kBlock];
+      for (auto& s : sum) s = 1 << (kPrecisionBits - 1);
+      for (int k = 0; k < count; ++k) {
+        for (int c = 0; c < kBlock; ++c) sum[c] += p[k * n + j + c] * w[k];
+      }
+      for (int c = 0; c < kBlock; ++c) out[j + c] = clip8(sum[c]);
+    }
+  }
+}
+
 Image resize_rows(const Image& in, int width, Interpolation mode) {
   const Taps t = make_taps(in.width, width, mode);
   Image out(in.height, width, in.channels);
-  const int c = in.channels;
-  for (int y = 0; y < in.height; ++y) {
-    for (int x = 0; x < width; ++x) {
-      const std::int32_t* w = t.weight.data() + static_cast<std::size_t>(x) * t.stride;
-      const std::uint8_t* p = in.at(y, t.first[x]);
-      for (int j = 0; j < c; ++j) {
-        std::int32_t sum = 1 << (kPrecisionBits - 1);
-        for (int k = 0; k < t.count[x]; ++k) sum += p[k * c + j] * w[k];
-        out.at(y, x)[j] = clip8(sum);
-      }
-    }
-  }
+  const auto row = in.channels == 3 ? resize_row<3> : in.channels == 1 ? resize_row<1> : resize_row<0>;
+  for (int y = 0; y < in.height; ++y) row(in.at(y, 0), out.at(y, 0), width, in.channels, t);
   return out;
 }
 
@@ -260,7 +270,11 @@ Image center_crop(const Image& image, int height, int width) {
 Image flip_horizontal(const Image& image) {
   Image out = image;
   for (int y = 0; y < image.height; ++y) {
-    for (int x = 0; x < image.width; ++x) std::copy_n(image.at(y, image.width - 1 - x), image.channels, out.at(y, x));
+    const std::uint8_t* s = image.at(y, image.width - 1);
+    std::uint8_t* d = out.at(y, 0);
+    for (int x = 0; x < image.width; ++x, s -= image.channels, d += image.channels) {
+      for (int c = 0; c < image.channels; ++c) d[c] = s[c];
+    }
   }
   return out;
 }

@@ -10,25 +10,38 @@ namespace {
 
 std::uint8_t to_u8(float v) { return static_cast<std::uint8_t>(std::clamp(v, 0.0f, 255.0f)); }  // truncates, as Pillow
 
+int floor_int(float v) {  // std::floor is a function call on plain x86-64
+  const int t = static_cast<int>(v);
+  return t - (static_cast<float>(t) > v);
+}
+
 // out(y, x) = in(A (y, x)), about the centre, bilinear; black outside. m = {yy, yx, y0, xy, xx, x0}.
 Image warp(const Image& in, const float m[6]) {
   Image out(in.height, in.width, in.channels);
+  const int channels = in.channels;
+  const std::ptrdiff_t row = static_cast<std::ptrdiff_t>(in.width) * channels;
   const float cy = static_cast<float>(in.height) / 2, cx = static_cast<float>(in.width) / 2;
+  const std::vector<std::uint8_t> black(static_cast<std::size_t>(channels));
+  const auto at = [&](int y, int x) {
+    return y >= 0 && x >= 0 && y < in.height && x < in.width ? in.at(y, x) : black.data();
+  };
   for (int y = 0; y < in.height; ++y) {
-    for (int x = 0; x < in.width; ++x) {
+    std::uint8_t* o = out.at(y, 0);
+    for (int x = 0; x < in.width; ++x, o += channels) {
       const float dy = static_cast<float>(y) + 0.5f - cy, dx = static_cast<float>(x) + 0.5f - cx;
       const float sy = m[0] * dy + m[1] * dx + m[2] + cy - 0.5f, sx = m[3] * dy + m[4] * dx + m[5] + cx - 0.5f;
-      const float fy = std::floor(sy), fx = std::floor(sx);
-      if (fy < -1 || fx < -1 || fy >= static_cast<float>(in.height) || fx >= static_cast<float>(in.width)) continue;
-      const int y0 = static_cast<int>(fy), x0 = static_cast<int>(fx);
-      const float wy = sy - fy, wx = sx - fx;
-      for (int c = 0; c < in.channels; ++c) {
-        const auto at = [&](int yy, int xx) {
-          return yy >= 0 && xx >= 0 && yy < in.height && xx < in.width ? static_cast<float>(in.at(yy, xx)[c]) : 0.0f;
-        };
-        const float top = at(y0, x0) * (1 - wx) + at(y0, x0 + 1) * wx;
-        const float bottom = at(y0 + 1, x0) * (1 - wx) + at(y0 + 1, x0 + 1) * wx;
-        out.at(y, x)[c] = to_u8(top * (1 - wy) + bottom * wy + 0.5f);
+      const int y0 = floor_int(sy), x0 = floor_int(sx);
+      if (y0 < -1 || x0 < -1 || y0 >= in.height || x0 >= in.width) continue;
+      const float wy = sy - static_cast<float>(y0), wx = sx - static_cast<float>(x0);
+      const bool inside = y0 >= 0 && x0 >= 0 && y0 + 1 < in.height && x0 + 1 < in.width;
+      const std::uint8_t* p00 = inside ? in.at(y0, x0) : at(y0, x0);
+      const std::uint8_t* p01 = inside ? p00 + channels : at(y0, x0 + 1);
+      const std::uint8_t* p10 = inside ? p00 + row : at(y0 + 1, x0);
+      const std::uint8_t* p11 = inside ? p10 + channels : at(y0 + 1, x0 + 1);
+      for (int c = 0; c < channels; ++c) {
+        const float top = static_cast<float>(p00[c]) * (1 - wx) + static_cast<float>(p01[c]) * wx;
+        const float bottom = static_cast<float>(p10[c]) * (1 - wx) + static_cast<float>(p11[c]) * wx;
+        o[c] = static_cast<std::uint8_t>(top * (1 - wy) + bottom * wy + 0.5f);
       }
     }
   }
@@ -65,18 +78,17 @@ Image contrast(const Image& im, float factor) {
   return enhance(im, factor, [mean](std::size_t, std::size_t) { return mean; });
 }
 
-// 3 x 3 smoothing (1, 5, 1 ...) / 13; the border keeps its values.
+// 3 x 3 smoothing with weights 1 and, in the middle, 5, over 13; the border keeps its values.
 Image smooth(const Image& im) {
   Image out = im;
-  for (int y = 1; y + 1 < im.height; ++y) {
-    for (int x = 1; x + 1 < im.width; ++x) {
-      for (int c = 0; c < im.channels; ++c) {
-        int sum = 4 * im.at(y, x)[c];
-        for (int dy = -1; dy <= 1; ++dy) {
-          for (int dx = -1; dx <= 1; ++dx) sum += im.at(y + dy, x + dx)[c];
-        }
-        out.at(y, x)[c] = static_cast<std::uint8_t>((sum + 6) / 13);
-      }
+  const int step = im.channels, inner = (im.width - 2) * step;
+  for (int y = 1; y + 1 < im.height && inner > 0; ++y) {
+    const std::uint8_t *up = im.at(y - 1, 1), *mid = im.at(y, 1), *down = im.at(y + 1, 1);
+    std::uint8_t* o = out.at(y, 1);
+    for (int i = 0; i < inner; ++i) {
+      const int sum = up[i - step] + up[i] + up[i + step] + mid[i - step] + 5 * mid[i] + mid[i + step] + down[i - step] + down[i] +
+                      down[i + step];
+      o[i] = static_cast<std::uint8_t>((sum + 6) / 13);
     }
   }
   return out;

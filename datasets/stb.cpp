@@ -74,7 +74,11 @@ struct AssertionFailed {};
 #define STBI_REALLOC(p, n) arena->resize(p, n)
 #define STBI_FREE(p) arena->put(p)
 #define STBI_ASSERT(ok) ((ok) ? (void)0 : throw AssertionFailed())
+#if __has_include(<stb_image.h>)
+#include <stb_image.h>
+#else
 #include <stb/stb_image.h>
+#endif
 #pragma GCC diagnostic pop
 
 namespace capo::detail {
