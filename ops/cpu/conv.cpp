@@ -171,6 +171,16 @@ void pack(const capo::ConvPackArgs& p, int64_t item) {
   }
 }
 
+// [channels, taps] -> [taps, channels], so that neighbouring channels make a vector.
+template <class T>
+void pack_depthwise(const capo::ConvPackArgs& p) {
+  const T* w = static_cast<const T*>(p.w);
+  T* packed = static_cast<T*>(p.packed);
+  const int64_t taps = taps_of(p.g), channels = p.g.groups;
+  for (int64_t c = 0; c < channels; ++c)
+    for (int64_t t = 0; t < taps; ++t) packed[t * channels + c] = w[c * taps + t];
+}
+
 // ---- Forward and data gradient ----
 
 template <class T>
@@ -425,12 +435,8 @@ CAPO_CPU_KERNEL(conv, capo::ConvArgs) {
   for (int64_t i = begin; i < end; ++i) args.dtype == capo::DType::f32 ? convolve<float>(args, i) : convolve<double>(args, i);
 }
 CAPO_CPU_KERNEL(conv_depthwise_pack, capo::ConvPackArgs) {
-  const int64_t taps = taps_of(args.g), channels = args.g.groups;
   if (begin != 0 || end < 1) return;
-  if (args.dtype == capo::DType::f32)
-    gemm::transpose(static_cast<const float*>(args.w), taps, channels, taps, static_cast<float*>(args.packed), channels);
-  else
-    gemm::transpose(static_cast<const double*>(args.w), taps, channels, taps, static_cast<double*>(args.packed), channels);
+  args.dtype == capo::DType::f32 ? pack_depthwise<float>(args) : pack_depthwise<double>(args);
 }
 CAPO_CPU_KERNEL(conv_depthwise, capo::ConvArgs) {
   for (int64_t i = begin; i < end; ++i) args.dtype == capo::DType::f32 ? depthwise<float>(args, i) : depthwise<double>(args, i);
