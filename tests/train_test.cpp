@@ -2,6 +2,7 @@
 #include <capo/datasets/batch_source.h>
 #include <capo/models/train/memory_plan.h>
 #include <capo/models/train/tensorboard.h>
+#include <capo/models/vit/vit.h>
 #include <capo/ops/binary.h>
 #include <capo/ops/reduce.h>
 #include <capo/tests/temp_folder.h>
@@ -531,6 +532,35 @@ TEST_CASE("memory: the plan on the meta device is what the CPU measures") {
       CHECK(plan.peak > plan.weights + plan.optimizer + plan.activations);
       CHECK(contains(to_string(plan), "peak of a step"));
     }
+}
+
+TEST_CASE("memory: a ViT's plan, whole, recomputed and frozen") {
+  enum class How { whole, recomputed, frozen };
+  std::int64_t whole = 0;
+  for (const How how : {How::whole, How::recomputed, How::frozen}) {
+    const auto make = [how](const nn::Build& b) {
+      vit::VitConfig c = vit::config("vit_ti", 32, 8, 10);
+      c.depth = 3;
+      c.drop = c.drop_path = 0.1;
+      c.checkpoint = how == How::recomputed;
+      auto model = std::make_unique<vit::Vit>(c, b);
+      if (how == How::frozen) {
+        model->set_trainable(false);
+        model->head->set_trainable(true);
+      }
+      return model;
+    };
+    train::MemoryOptions o;
+    const auto plan = train::plan_memory(make, {8, 32, 32, 3}, o);
+    o.device = kCpu;
+    const auto real = train::plan_memory(make, {8, 32, 32, 3}, o);
+    CHECK(std::fabs(static_cast<double>(plan.peak - real.peak)) <= 0.05 * static_cast<double>(real.peak));
+    CHECK(plan.activations == real.activations);
+    if (how == How::whole)
+      whole = plan.activations;
+    else
+      CHECK(plan.activations < whole / 2);
+  }
 }
 
 namespace {
