@@ -3,6 +3,7 @@
 #include <capo/engine/threads.h>
 #include <capo/models/train/optim.h>
 #include <capo/models/vit/vit.h>
+#include <capo/ops/copy.h>
 #include <capo/ops/cross_entropy.h>
 
 #include <algorithm>

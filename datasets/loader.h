@@ -26,8 +26,8 @@ struct LoaderOptions {
   bool shuffle = false;   // order from (seed, epoch)
   bool drop_last = false; // leave out an incomplete last batch
   std::uint64_t seed = 0;
-  std::optional<Augment> augment;  // none: evaluation transform
-  Mixing mixing;
+  std::optional<Augment> augment = {};  // none: evaluation transform
+  Mixing mixing = {};
   int workers = 2;   // threads; 0 prepares each batch inside next()
   int prefetch = 4;  // batches ready or in work at most, at least 1
 };

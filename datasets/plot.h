@@ -9,9 +9,9 @@
 namespace capo {
 
 struct Series {
-  std::string name;       // legend text; no entry when empty
-  std::vector<double> x;  // empty: 0, 1, 2, ...
-  std::vector<double> y;  // non-finite values break the line
+  std::string name = {};       // legend text; no entry when empty
+  std::vector<double> x = {};  // empty: 0, 1, 2, ...
+  std::vector<double> y = {};  // non-finite values break the line
   bool markers = false;   // a dot at each point
   bool thin = false;      // a pale thin line, e.g. raw values behind a smoothed series
   int color = -1;         // series_color index; -1: position in the list

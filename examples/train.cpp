@@ -34,7 +34,12 @@ std::vector<double> accuracies(const std::string& csv) {
   std::vector<double> out;
   for (std::string line; std::getline(in, line);) {
     std::vector<std::string> cells(1);
-    for (char c : line) c == ',' ? cells.emplace_back() : cells.back().push_back(c);
+    for (char c : line) {
+      if (c == ',')
+        cells.emplace_back();
+      else
+        cells.back().push_back(c);
+    }
     if (cells.size() > 6 && cells[2].rfind("val", 0) == 0) out.push_back(100 * std::stod(cells[6]));
   }
   return out;

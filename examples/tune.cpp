@@ -5,6 +5,7 @@
 //   tune --data my_photos --weights vit_base_patch16_224.safetensors       (my_photos/{train,test}/<class>/*.jpg)
 // Prints the memory plan, then accuracy, parameters, peak bytes and images/s; writes curves, a sheet of predictions and an
 // attention map as PNG, and the tuner alone, for `predict`.
+#include <capo/engine/threads.h>
 #include <capo/examples/progress.h>
 #include <capo/examples/tune_pictures.h>
 #include <capo/models/nn/state.h>
@@ -38,7 +39,7 @@ struct Result {
   std::string method;
   double accuracy = 0, seconds = 0, images_per_s = 0;
   std::int64_t trainable = 0, total = 0, peak_bytes = 0;
-  std::vector<double> curve;
+  std::vector<double> curve = {};
 };
 
 // Everything before the head, computed once: what a linear probe trains on.

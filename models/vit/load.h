@@ -1,6 +1,7 @@
 // A ViT from a weight file: ours (with its configuration in the metadata) or any timm state dict in safetensors.
 #pragma once
 
+#include <capo/engine/safetensors.h>
 #include <capo/models/vit/vit.h>
 
 #include <memory>
