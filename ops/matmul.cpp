@@ -27,10 +27,11 @@ std::int64_t round_up(std::int64_t a, std::int64_t b) { return ceil_div(a, b) * 
 // Returns whether B is packed once for all blocks of rows.
 bool plan(MatmulArgs& p, std::int64_t matrices) {
   constexpr std::int64_t kItems = 16, kMinWork = 1 << 18;
-  const bool copies_a = p.a_k != 1;
-  const bool shared = !(p.m <= 96 || (matrices >= kItems && p.m <= 256 && !copies_a));
-  const std::int64_t row_blocks = shared ? ceil_div(p.m, 48) : 1;
-  p.row_block = shared ? round_up(ceil_div(p.m, row_blocks), 12) : p.m;
+  const bool in_place = p.b_col == 1 && p.n % 16 == 0 && p.m <= 256;  // B is read as it lies: few rows reuse it
+  const bool whole = p.m <= 96 || (matrices >= kItems && p.m <= 256 && p.a_k == 1);
+  const bool shared = !whole && !in_place;
+  const std::int64_t row_blocks = whole ? 1 : ceil_div(p.m, 48);
+  p.row_block = whole ? p.m : round_up(ceil_div(p.m, row_blocks), 12);
   p.row_blocks = ceil_div(p.m, p.row_block);
   p.col_block = p.n;
   p.k_chunk = p.k > 0 ? p.k : 1;

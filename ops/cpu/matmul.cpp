@@ -16,19 +16,26 @@ struct Identity {
   static inline T f(T x, T, T) { return x; }
 };
 
-// c[i, j] = act(c[i, j] + bias[j]), the sum also to z. One panel of one block of rows: still in L1.
-template <class F, class T>
+// c[i, j] = act(c[i, j] + bias[j]), the sum also to z. One panel of one block of rows: still in L1. One pass, because c
+// and z often lie a multiple of 4 KiB apart, where a load that follows the other's store waits for it.
+template <class F, bool kBias, bool kKeep, class T>
 void finish_rows(T* c, T* z, const T* bias, int64_t ld, int64_t m, int64_t n) {
   for (int64_t i = 0; i < m; ++i) {
-    T* row = c + i * ld;
-    if (bias) {
+    T *row = c + i * ld, *keep = z + (kKeep ? i * ld : 0);
 #pragma omp simd
-      for (int64_t j = 0; j < n; ++j) row[j] += bias[j];
+    for (int64_t j = 0; j < n; ++j) {
+      const T x = kBias ? row[j] + bias[j] : row[j];
+      if (kKeep) keep[j] = x;
+      row[j] = F::f(x, T(0), T(0));
     }
-    if (z) __builtin_memcpy(z + i * ld, row, static_cast<unsigned long>(n) * sizeof(T));
-#pragma omp simd
-    for (int64_t j = 0; j < n; ++j) row[j] = F::f(row[j], T(0), T(0));
   }
+}
+template <class F, class T>
+void finish_rows(T* c, T* z, const T* bias, int64_t ld, int64_t m, int64_t n) {
+  if (z)
+    bias ? finish_rows<F, true, true>(c, z, bias, ld, m, n) : finish_rows<F, false, true>(c, z, bias, ld, m, n);
+  else
+    bias ? finish_rows<F, true, false>(c, z, bias, ld, m, n) : finish_rows<F, false, false>(c, z, bias, ld, m, n);
 }
 
 template <class T>

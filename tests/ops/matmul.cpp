@@ -80,6 +80,7 @@ OpCase matmul_case() {
   s.push_back(product("one a for all", normal({5, 7}, "a"), normal({2, 3, 7, 4}, "b")));
   s.push_back(product("both broadcast", normal({2, 1, 5, 3}, "a"), normal({3, 3, 4}, "b")));
   s.push_back(product("several blocks of rows", normal({2, 130, 19}, "a"), normal({19, 33}, "b")));
+  s.push_back(product("b in place", normal({130, 7}, "a"), normal({7, 32}, "b")));
   s.push_back(product("several blocks of k", normal({3, 1030}, "a"), normal({1030, 5}, "b")));
   s.push_back(product("split k", normal({100, 2100}, "a", 0.2), normal({2100, 40}, "b")));
   s.back().second_order = false;
