@@ -184,8 +184,8 @@ std::string to_string(const std::vector<SpecItem>& items) {
 }
 
 std::vector<Tuner*> apply_spec(nn::Module& model, std::string_view spec) {
-  const auto items = parse_spec(spec);
   model.set_trainable(false);
+  const auto items = parse_spec(spec);
   std::vector<Tuner*> attached;
   try {
     for (const auto& item : items) {

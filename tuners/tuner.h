@@ -102,7 +102,7 @@ struct LoraOptions {
   double alpha = 0;         // 0: alpha = rank, i.e. scale 1
   bool rslora = false;      // scale alpha / sqrt(rank) in place of alpha / rank
   double dropout = 0;
-  std::string slices = "";  // of a fused qkv: any of "q", "k", "v" ("qv", "q,v"); "": the whole output with one pair
+  std::string slices = "";  // of a fused qkv: any of "q", "k", "v" ("qv", "q+v"); "": the whole output with one pair
 };
 
 // y + s (x a^T) b^T (Hu et al. 2022); a kaiming, b zero: the identity at the start. rank (in + out) parameters, per slice.
