@@ -8,6 +8,7 @@
 #include <capo/ops/copy.h>
 #include <capo/ops/cross_entropy.h>
 #include <capo/ops/view.h>
+#include <capo/tests/golden_rule.h>
 
 #include <cmath>
 #include <map>
@@ -15,40 +16,11 @@
 #include <vector>
 
 using namespace capo;
+using golden::draw;
+using golden::make;
+using golden::splitmix64;
 
 namespace {
-
-std::uint64_t splitmix64(std::uint64_t x) {
-  x += 0x9E3779B97F4A7C15ull;
-  x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9ull;
-  x = (x ^ (x >> 27)) * 0x94D049BB133111EBull;
-  return x ^ (x >> 31);
-}
-// In [-1, 1). stream_of is FNV-1a.
-double draw(std::uint64_t seed, std::uint64_t i) {
-  return 2.0 * (static_cast<double>(splitmix64(seed + i) >> 11) * 0x1p-53) - 1.0;
-}
-
-// PyTorch shape, f64.
-Tensor make(const std::string& name, const Shape& shape) {
-  double offset = 0, scale = 1;
-  const bool weight = name.ends_with(".weight");
-  if (name == "cls_token" || name == "pos_embed") {
-    scale = 0.5;
-  } else if (weight && shape.size() >= 2) {
-    double fan_in = 1;
-    for (int i = 1; i < shape.size(); ++i) fan_in *= static_cast<double>(shape[i]);
-    scale = 1.0 / std::sqrt(fan_in);
-  } else if (weight || name.ends_with(".bias")) {
-    offset = weight ? 1 : 0;
-    scale = 0.1;
-  } else {
-    REQUIRE(name == "input");
-  }
-  std::vector<double> v(static_cast<std::size_t>(numel(shape)));
-  for (std::size_t i = 0; i < v.size(); ++i) v[i] = offset + scale * draw(stream_of(name), i);
-  return from_vector(v, shape);
-}
 
 class Golden {
  public:
@@ -77,9 +49,7 @@ struct Run {
 
 Run run(const vit::VitConfig& c, DType dtype, int steps) {
   vit::Vit model(c, {.dtype = dtype});
-  nn::StateDict weights;
-  for (const auto& t : nn::state_dict(model)) weights.push_back({t.name, make(t.name, t.value.shape())});
-  nn::load_state(model, weights);
+  golden::fill(model);
 
   const Tensor nchw = make("input", {2, c.channels, c.image, c.image});
   const Tensor x = cast(contiguous(permute(nchw, {0, 2, 3, 1})), dtype);

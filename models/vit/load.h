@@ -30,8 +30,8 @@ LoadedVit load_vit(const std::string& path, const LoadOptions& options = {}, con
 void save_vit(Vit& model, const std::string& path, DType dtype, const std::string& preprocess, const std::string& classes,
               const Metadata& more = {});
 
-// A patch projection [O, I, p, p] (file layout) for patches of another size: bicubic with antialias, rescaled so that a
-// constant image gives the same tokens.
+// A patch projection [O, I, p, p] (file layout) for patches of another size: bicubic with antialias, rescaled by the
+// ratio of the areas, so that tokens keep their size.
 Tensor resize_patch_embed(const Tensor& weight, int patch);
 
 }  // namespace capo::vit
