@@ -9,6 +9,7 @@
 #include <capo/examples/progress.h>
 #include <capo/examples/tune_pictures.h>
 #include <capo/models/nn/state.h>
+#include <capo/models/train/memory_plan.h>
 #include <capo/models/train/tensor_source.h>
 #include <capo/tuners/artifact.h>
 #include <capo/tuners/presets.h>
@@ -84,6 +85,16 @@ Result run(const Options& o, const std::string& name, const Data& data, bool las
   options.on_progress = examples::ProgressBar::progress;
   options.on_epoch = examples::ProgressBar::epoch;
   options.user = &bar;
+
+  const auto planned = [&](const nn::Build& build) {
+    auto copy = std::make_unique<vit::Vit>(model.config, build);
+    tuners::apply_spec(*copy, spec);
+    return copy;
+  };
+  const train::MemoryPlan plan = train::plan_memory(planned, {64, preprocess.size, preprocess.size, 3});
+  const auto mib = [](std::int64_t bytes) { return static_cast<double>(bytes) / 1048576.0; };
+  std::printf("%s: a step of 64 images will hold at most %.1f MiB: weights %.1f, gradients %.1f, optimizer %.1f, activations %.1f\n", name.c_str(),
+              mib(plan.peak), mib(plan.weights), mib(plan.gradients), mib(plan.optimizer), mib(plan.activations));
 
   Result r{.method = name, .trainable = nn::parameter_count(model, true), .total = nn::parameter_count(model)};
   allocator(kCpu).reset_peak();

@@ -452,7 +452,7 @@ TEST_CASE("parallel_for: the first exception comes back, the pool works on") {
               if (begin == 5) throw Error("five");
             });
           }) == "five");
-    CHECK(ran < 1000);
+    if (threads == 1) CHECK(ran == 6);  // chunks not yet started are not run; with more threads others may be done already
     CHECK(chunks_of(10, 1).size() == 10);
   }
   CHECK(has(error_of([] { parallel_for(1, 0, [](std::int64_t, std::int64_t) {}); }), "grain must be at least 1"));
