@@ -46,9 +46,9 @@ inline double exp(double x) { return __builtin_exp(x); }
 
 // Mantissa in [sqrt(1/2), sqrt(2)), degree-8 polynomial (coefficients: Cephes logf).
 inline float log(float x) {
-  std::int32_t b = to_bits(x);
-  const std::int32_t e0 = (b - 0x3f3504f3) >> 23;
-  const float mant = from_bits(b - (e0 << 23));
+  const std::uint32_t b = static_cast<std::uint32_t>(to_bits(x));  // unsigned: bits of negative numbers wrap
+  const std::int32_t e0 = static_cast<std::int32_t>(b - 0x3f3504f3u) >> 23;
+  const float mant = from_bits(static_cast<std::int32_t>(b - (static_cast<std::uint32_t>(e0) << 23)));
   const float e = static_cast<float>(e0);
   const float f = mant - 1.0f, z = f * f;
   float p = 7.0376836292e-2f;
