@@ -1,0 +1,131 @@
+// One method on one task: builds the pre-trained model, attaches the tuner, says what memory a step will hold, trains,
+// tests once. The part of examples/tune.cpp that shows the library at work.
+#pragma once
+
+#include <capo/examples/progress.h>
+#include <capo/examples/tune_pictures.h>
+#include <capo/models/nn/state.h>
+#include <capo/models/train/memory_plan.h>
+#include <capo/models/train/tensor_source.h>
+#include <capo/tuners/artifact.h>
+#include <capo/tuners/presets.h>
+
+#include <chrono>
+#include <cstdio>
+#include <filesystem>
+
+namespace capo::examples {
+
+struct TuneOptions {
+  std::string dataset = "fashion-mnist", data, weights = CAPO_SHIPPED_WEIGHTS, method = "u-tuning", out = "out/tune", device = "cpu";
+  int train_images = 1000, test_images = 0, epochs = 8, image = 0, threads = 0;
+  double lr = 0;
+  std::uint64_t seed = 0;
+  bool compare = false;
+};
+
+struct TuneData {
+  DatasetPtr train, validation, test;
+};
+
+struct TuneResult {
+  std::string method;
+  double accuracy = 0, seconds = 0, images_per_s = 0;
+  std::int64_t trainable = 0, total = 0, peak_bytes = 0;
+  std::vector<double> curve = {};
+};
+
+// Everything before the head, computed once: what a linear probe trains on.
+inline train::TensorSource cached_features(vit::Vit& model, train::BatchSource& source, std::int64_t batch, std::uint64_t seed) {
+  const NoGrad off;
+  std::vector<Tensor> features, labels;
+  source.seek(0, 0);
+  for (std::int64_t i = 0; i < source.batches_per_epoch(); ++i) {
+    const train::Batch b = source.next();
+    features.push_back(model.features(b.x));
+    labels.push_back(b.labels);
+  }
+  return {concat(features, 0), concat(labels, 0), batch, seed};
+}
+
+inline TuneResult tune_with(const TuneOptions& o, const std::string& name, const TuneData& data, bool last) {
+  const tuners::Method* method = tuners::find_method(name);
+  const std::string spec = method ? method->spec : name;
+  const auto& [train_set, validation_set, test_set] = data;
+  const int classes = train_set->num_classes();
+  vit::LoadedVit loaded = vit::load_vit(o.weights, {.classes = classes, .image = o.image}, {.seed = o.seed});
+  vit::Vit& model = *loaded.model;
+  Preprocess preprocess = loaded.preprocess.empty() ? Preprocess{} : preprocess_from_json(loaded.preprocess, o.weights);
+  preprocess.size = model.config.image;
+  const std::string base = nn::base_hash(model);
+  tuners::apply_spec(model, spec);
+
+  LoaderOptions loading{.batch_size = 64, .shuffle = true, .seed = o.seed + 1};
+  loading.augment = Augment{.crop = Augment::Crop::pad, .pad = preprocess.size / 16};
+  LoaderSource train_source(train_set, preprocess, loading);
+  LoaderSource plain_source(train_set, preprocess, {.batch_size = 250});
+  LoaderSource held_out(validation_set, preprocess, {.batch_size = 250});
+  LoaderSource test_source(test_set, preprocess, {.batch_size = 250});
+  train::TrainOptions options;
+  options.epochs = o.epochs;
+  options.adamw.weight_decay = method ? method->weight_decay : 1e-4;
+  options.schedule.lr = o.lr > 0 ? o.lr : method ? method->lr : 2e-3;
+  options.warmup_epochs = 1;
+  options.clip_norm = 1;
+  options.seed = o.seed;
+  ProgressBar bar;
+  options.on_progress = ProgressBar::progress;
+  options.on_epoch = ProgressBar::epoch;
+  options.user = &bar;
+
+  const auto planned = [&](const nn::Build& build) {
+    auto copy = std::make_unique<vit::Vit>(model.config, build);
+    tuners::apply_spec(*copy, spec);
+    return copy;
+  };
+  const train::MemoryPlan plan = train::plan_memory(planned, {64, preprocess.size, preprocess.size, 3});
+  const auto mib = [](std::int64_t bytes) { return static_cast<double>(bytes) / 1048576.0; };
+  std::printf("%s: a step of 64 images will hold at most %.1f MiB: weights %.1f, gradients %.1f, optimizer %.1f, activations %.1f\n", name.c_str(),
+              mib(plan.peak), mib(plan.weights), mib(plan.gradients), mib(plan.optimizer), mib(plan.activations));
+
+  TuneResult r{.method = name, .trainable = nn::parameter_count(model, true), .total = nn::parameter_count(model)};
+  allocator(kCpu).reset_peak();
+  const auto start = std::chrono::steady_clock::now();
+  train::TrainResult trained;
+  train::Metrics tested;
+  const auto fit = [&](train::Classifier& classifier, train::BatchSource& images, train::BatchSource& validation, train::BatchSource& test) {
+    train::ClassificationTask task(classifier, 0.1);
+    trained = train::Trainer(task, images, &validation, options).run();
+    const NoGrad off;
+    model.train(false);
+    tested = task.evaluate(test);  // once
+  };
+  if (spec == "head: train") {  // the backbone never changes: one pass over the images, then epochs of nothing but the head
+    options.epochs = o.epochs * 5;
+    train::TensorSource train_features = cached_features(model, plain_source, 64, o.seed + 1);
+    train::TensorSource held_features = cached_features(model, held_out, 250, 0), test_features = cached_features(model, test_source, 250, 0);
+    train::ClassifierOf head(*model.head);
+    fit(head, train_features, held_features, test_features);
+  } else {
+    train::ClassifierOf whole(model);
+    fit(whole, train_source, held_out, test_source);
+  }
+  r.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  r.accuracy = tested.top1;
+  r.peak_bytes = allocator(kCpu).stats().peak_bytes;
+  double epoch_seconds = 0;
+  for (const auto& e : trained.epochs) {
+    r.curve.push_back(100 * e.validation.top1);
+    epoch_seconds += e.seconds;
+  }
+  r.images_per_s = static_cast<double>(train_set->size()) * static_cast<double>(trained.epochs.size()) / epoch_seconds;
+  if (last) {
+    prediction_sheet(model, *test_set, preprocess, o.out + "/predictions.png");
+    attention_picture(model, *test_set, preprocess, o.out + "/attention.png");
+    tuners::save_tuner(o.out + "/tuner", model, {spec, base, vit::to_json(model.config), to_json(preprocess), train_set->class_names(),
+                       {{"weights", std::filesystem::absolute(o.weights)}, {"accuracy", cat(r.accuracy)}, {"dataset", train_set->name()}}});
+  }
+  return r;
+}
+
+}  // namespace capo::examples
