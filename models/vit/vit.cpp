@@ -63,7 +63,7 @@ Vit::Vit(const VitConfig& c, const nn::Build& build)
   if (c.classes > 0 && c.distilled) head_dist = std::make_unique<Head>(this, "head_dist", c.dim, c.classes);
 }
 
-Tensor Vit::tokens(const Tensor& image) {
+Tensor Vit::stream(const Tensor& image) {
   CAPO_CHECK(image.rank() == 4 && image.size(1) == config.image && image.size(2) == config.image && image.size(3) == config.channels,
              "vit: image must be [B, ", config.image, ", ", config.image, ", ", config.channels, "], got ", image.shape());
   const std::int64_t batch = image.size(0);
@@ -87,13 +87,20 @@ Tensor Vit::tokens(const Tensor& image) {
       x = (*block)(x);
     }
   }
+  return x;
+}
+
+Tensor Vit::tokens(const Tensor& image) {
+  const Tensor x = stream(image);
   return norm ? (*norm)(x) : x;
 }
 
 Tensor Vit::features(const Tensor& image) {
-  const Tensor x = tokens(image);
+  const Tensor x = stream(image);
   if (config.pool == Pool::mean) return (*fc_norm)(mean(slice(x, 1, config.prefix_tokens(), x.size(1)), {1}));
-  return config.distilled ? slice(x, 1, 0, 2) : select(x, 1, 0);
+  // The norm works on each token alone: only those that the head reads are normalised, and kept for its gradient.
+  const Tensor read = (*norm)(slice(x, 1, 0, config.distilled ? 2 : 1));
+  return config.distilled ? read : select(read, 1, 0);
 }
 
 Tensor Vit::classify(const Tensor& f) {

@@ -98,6 +98,9 @@ class Vit : public nn::Layer<Vit> {
   nn::List<Block> blocks;
   std::unique_ptr<nn::LayerNorm> norm, fc_norm;
   std::unique_ptr<Head> head, head_dist;
+
+ private:
+  Tensor stream(const Tensor& image);  // after the last block, before the norm
 };
 
 // Position embeddings [1, prefix + n*n, C] for another grid m: bicubic with antialias, prefix rows kept (timm's rule).
