@@ -2,6 +2,7 @@
 #include <capo/ops/cpu/kernel.h>
 #include <capo/ops/cpu/math.h>
 #include <capo/ops/cpu/nest.h>
+#include <capo/ops/cpu/philox.h>
 
 namespace {
 
@@ -122,35 +123,16 @@ void fill_loop(const capo::FillArgs& p, std::int64_t begin, std::int64_t end) {
   for (std::int64_t i = begin; i < end; ++i) dst[i] = v;
 }
 
-struct Words {
-  std::uint32_t v[4];
-};
-// The same function as capo::philox (engine/rng.h), kept local for the reason above; a test compares them.
-inline Words philox_words(std::uint64_t seed, std::uint64_t stream, std::uint64_t counter) {
-  std::uint32_t c0 = static_cast<std::uint32_t>(counter), c1 = static_cast<std::uint32_t>(counter >> 32);
-  std::uint32_t c2 = static_cast<std::uint32_t>(stream), c3 = static_cast<std::uint32_t>(stream >> 32);
-  std::uint32_t k0 = static_cast<std::uint32_t>(seed), k1 = static_cast<std::uint32_t>(seed >> 32);
-  for (int round = 0; round < 10; ++round) {
-    const std::uint64_t p0 = std::uint64_t{0xD2511F53u} * c0, p1 = std::uint64_t{0xCD9E8D57u} * c2;
-    const std::uint32_t n0 = static_cast<std::uint32_t>(p1 >> 32) ^ c1 ^ k0, n2 = static_cast<std::uint32_t>(p0 >> 32) ^ c3 ^ k1;
-    c1 = static_cast<std::uint32_t>(p1);
-    c3 = static_cast<std::uint32_t>(p0);
-    c0 = n0;
-    c2 = n2;
-    k0 += 0x9E3779B9u;
-    k1 += 0xBB67AE85u;
-  }
-  return {{c0, c1, c2, c3}};
-}
-
 // One work item is one Philox block: four elements.
 template <class T>
 void random_loop(const capo::RandomArgs& p, std::int64_t begin, std::int64_t end) {
   T* dst = static_cast<T*>(p.dst);
+  std::uint32_t words[kPhiloxWords];
   for (std::int64_t block = begin; block < end; ++block) {
-    const Words w = philox_words(p.range.seed, p.range.stream, p.range.offset + static_cast<std::uint64_t>(block));
+    const std::int64_t at = (block - begin) % kPhiloxBlocks;
+    if (at == 0) philox_words(p.range.seed, p.range.stream, p.range.offset + static_cast<std::uint64_t>(block), words);
     double u[4];
-    for (int j = 0; j < 4; ++j) u[j] = (static_cast<double>(w.v[j]) + 0.5) * 0x1p-32;
+    for (int j = 0; j < 4; ++j) u[j] = (static_cast<double>(words[4 * at + j]) + 0.5) * 0x1p-32;
     if (p.normal) {
       for (int j = 0; j < 4; j += 2) {
         const double r = __builtin_sqrt(-2.0 * __builtin_log(u[j])), angle = 6.283185307179586476925 * u[j + 1];
