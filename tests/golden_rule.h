@@ -1,5 +1,5 @@
-// The weights and inputs of the golden files, computed: see tests/golden/make_golden.py. Beyond its names: reg_token and
-// dist_token like cls_token, *.gamma 0.5 + 0.1 r.
+// The weights and inputs of the golden files, computed: see tests/golden/make_golden.py. Beyond its names: reg_token
+// and dist_token like cls_token, *.gamma 0.5 + 0.1 r.
 #pragma once
 
 #include <capo/engine/rng.h>

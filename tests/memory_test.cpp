@@ -44,7 +44,8 @@ TEST_CASE("the plan is what happens") {
   for (const auto& method : tuners::kMethods) {
     for (bool checkpointed : {false, true}) {
       if (checkpointed && std::string(method.name) != "full" && std::string(method.name) != "lora") continue;
-      const train::MemoryPlan told = plan(method.spec, kMeta, checkpointed), held = plan(method.spec, kCpu, checkpointed);
+      const train::MemoryPlan told = plan(method.spec, kMeta, checkpointed),
+                              held = plan(method.spec, kCpu, checkpointed);
       const std::string name = cat(method.name, checkpointed ? " checkpointed" : "");
       CHECK_MESSAGE(told.weights == held.weights, name);
       CHECK_MESSAGE(told.gradients == held.gradients, name);
@@ -59,7 +60,8 @@ TEST_CASE("the plan is what happens") {
 
 TEST_CASE("linear tuning keeps nothing in the backbone") {
   const train::MemoryPlan p = plan("linear", kMeta);
-  for (const auto& row : p.rows) CHECK_MESSAGE((row.bytes == 0 || row.module.empty() || row.module == "head"), row.module << " " << row.op);
+  for (const auto& row : p.rows)
+    CHECK_MESSAGE((row.bytes == 0 || row.module.empty() || row.module == "head"), row.module << " " << row.op);
   CHECK(p.activations < 2 * kBatch * (384 + 100) * 4 + 1024);
   CHECK(p.gradients <= (384 * 100 + 100) * 5);  // 4 bytes each, rounded to the allocator's sizes
 }

@@ -191,8 +191,9 @@ std::string replaced(std::string text, const std::string& from, const std::strin
 }  // namespace
 
 TEST_CASE("a tuner goes to disk and comes back on its base") {
-  for (const char* spec : {"linear", "bitfit", "blocks.*.attn: u_prefix(length=3); blocks.*.mlp: u_adapter(dim=4); head: train",
-                           "blocks.*.attn: lora(rank=2, slices=qv)", "patch_embed: train; blocks.*.mlp: u_prompt(length=2)"}) {
+  for (const char* spec :
+       {"linear", "bitfit", "blocks.*.attn: u_prefix(length=3); blocks.*.mlp: u_adapter(dim=4); head: train",
+        "blocks.*.attn: lora(rank=2, slices=qv)", "patch_embed: train; blocks.*.mlp: u_prompt(length=2)"}) {
     SavedTuner s;
     make(s, spec);
     const tuners::TunerCard card = tuners::read_tuner_card(s.path);
@@ -277,7 +278,8 @@ TEST_CASE("tuner files that do not fit are refused") {
     const Bad bad[] = {
         {"\"format\": \"capo-tuner-1\"", "\"format\": \"capo-tuner-9\"", "format must be capo-tuner-1"},
         {"\"format\": \"capo-tuner-1\"", "\"format\": 1", "needs the text \"format\""},
-        {"\"format\": \"capo-tuner-1\"", "\"format\": \"capo-tuner-1\", \"format\": \"capo-tuner-1\"", "a key occurs twice"},
+        {"\"format\": \"capo-tuner-1\"", "\"format\": \"capo-tuner-1\", \"format\": \"capo-tuner-1\"",
+         "a key occurs twice"},
         {"\"format\": \"capo-tuner-1\"", "\"formats\": \"capo-tuner-1\"", "unknown key \"formats\""},
         {"\"format\": \"capo-tuner-1\"", "\"format\": \"capo-tuner-1\", \"more\": {}", "unknown key \"more\""},
         {"\"accuracy\": \"0.5\"", "\"accuracy\": \"0.5\", \"accuracy\": \"0.6\"", "a key occurs twice"},

@@ -55,7 +55,8 @@ void randomise(nn::Module& m) {
 
 // One block as a root, so that the stream is in our hands.
 struct Net : nn::Layer<Net> {
-  explicit Net(const vit::VitConfig& c, const nn::Build& build = {.dtype = f64}) : Layer(build), block(this, "block", c, 0) {}
+  explicit Net(const vit::VitConfig& c, const nn::Build& build = {.dtype = f64})
+      : Layer(build), block(this, "block", c, 0) {}
   Tensor forward(const Tensor& x) { return block(x); }
   int heads() const override { return kHeads; }
   vit::Block block;
@@ -149,7 +150,9 @@ TEST_CASE("parameter counts on ViT-B/16") {
   }
   CHECK(trained("blocks.*.mlp: u_adapter(dim=16)") == 304'320);
   CHECK(trained("blocks.*: u_adapter(dim=32)") == 599'424);
-  const auto twice = [](int h) { return trained(cat("blocks.*.attn: u_adapter(dim=", h, "); blocks.*.mlp: u_adapter(dim=", h, ")")); };
+  const auto twice = [](int h) {
+    return trained(cat("blocks.*.attn: u_adapter(dim=", h, "); blocks.*.mlp: u_adapter(dim=", h, ")"));
+  };
   CHECK(twice(1) == 55'320);
   CHECK(twice(4) == 165'984);
   CHECK(twice(8) == 313'536);
@@ -172,7 +175,8 @@ TEST_CASE("a prefix is attention over more keys and values") {
   const Tensor z = leaf({2, 7, kDim}, "z");
   const std::string at = "block.attn.core.u_prefix.";
   std::vector<Tensor> leaves{z, parameter(net, at + "k"), parameter(net, at + "v")};
-  for (const char* name : {"qkv.weight", "qkv.bias", "proj.weight", "proj.bias"}) leaves.push_back(parameter(net, cat("block.attn.", name)));
+  for (const char* name : {"qkv.weight", "qkv.bias", "proj.weight", "proj.bias"})
+    leaves.push_back(parameter(net, cat("block.attn.", name)));
   const Result tuned = differentiate([&] { return net.block.attn(z); }, leaves);
   const Result serial = differentiate(
       [&] {
@@ -191,7 +195,8 @@ TEST_CASE("a prompt is attention over more tokens, for the image's rows") {
   randomise(net);
   const Tensor x = leaf({2, 6, kDim}, "x");
   std::vector<Tensor> leaves{x, parameter(net, "block.attn.core.u_prompt.tokens")};
-  for (const char* name : {"norm1.weight", "norm1.bias", "attn.qkv.weight", "attn.qkv.bias", "attn.proj.weight", "attn.proj.bias"})
+  for (const char* name :
+       {"norm1.weight", "norm1.bias", "attn.qkv.weight", "attn.qkv.bias", "attn.proj.weight", "attn.proj.bias"})
     leaves.push_back(parameter(net, cat("block.", name)));
   const Result tuned = differentiate([&] { return net.block.attn.call(x, net.block.norm1(x)); }, leaves);
   const Result serial = differentiate(
@@ -215,7 +220,8 @@ TEST_CASE("prompt with qk-norm; prefix and prompt in either order") {
     net.set_trainable(true);
     randomise(net);
     std::vector<Tensor> leaves{x};
-    for (const char* name : {"core.u_prefix.k", "core.u_prefix.v", "core.u_prompt.tokens", "qkv.weight", "k_norm.weight"})
+    for (const char* name :
+         {"core.u_prefix.k", "core.u_prefix.v", "core.u_prompt.tokens", "qkv.weight", "k_norm.weight"})
       leaves.push_back(parameter(net, cat("block.attn.", name)));
     return differentiate([&] { return net(x); }, leaves);
   };
@@ -228,7 +234,8 @@ TEST_CASE("prompt with qk-norm; prefix and prompt in either order") {
   net.set_trainable(true);
   randomise(net);
   const auto p = [&](const char* name) { return parameter(net, cat("block.", name)); };
-  const std::vector<Tensor> leaves{x, p("attn.core.u_prompt.tokens"), p("attn.k_norm.weight"), p("attn.q_norm.bias"), p("attn.qkv.weight")};
+  const std::vector<Tensor> leaves{x, p("attn.core.u_prompt.tokens"), p("attn.k_norm.weight"), p("attn.q_norm.bias"),
+                                   p("attn.qkv.weight")};
   const Result tuned = differentiate([&] { return net.block.attn.call(x, net.block.norm1(x)); }, leaves);
   const Result serial = differentiate(
       [&] {
@@ -251,7 +258,8 @@ TEST_CASE("adapters: behind, on the input, on the stream") {
     randomise(net);
     const Tensor x = leaf({2, 5, kDim}, "x");
     std::vector<Tensor> leaves{x};
-    for (const char* name : {"down.weight", "down.bias", "up.weight", "up.bias"}) leaves.push_back(parameter(net, cat("block.mlp.u_adapter.", name)));
+    for (const char* name : {"down.weight", "down.bias", "up.weight", "up.bias"})
+      leaves.push_back(parameter(net, cat("block.mlp.u_adapter.", name)));
     const Result tuned = differentiate([&] { return net.block.mlp.call(x, net.block.norm2(x)); }, leaves);
     const Result serial = differentiate(
         [&] {
@@ -292,7 +300,8 @@ TEST_CASE("prefix and prompt beside an OP without softmax") {
           [&] {
             const Tensor y = whole ? net.block.forward(x) : net.block.mlp.forward(x);
             const Tensor k = heads_of(leaves[1], 2), v = form == "u_prefix" ? heads_of(leaves[2], 2) : k;
-            const Tensor t = reshape(plain_attention(reshape(x, {2, 5, kHeads, kDim / kHeads}), k, v, kScale), {2, 5, kDim});
+            const Tensor t =
+                reshape(plain_attention(reshape(x, {2, 5, kHeads, kDim / kHeads}), k, v, kScale), {2, 5, kDim});
             return y + (form == "u_prefix" ? t : t * leaves[2]);
           },
           leaves);
@@ -310,18 +319,21 @@ TEST_CASE("identity at the start, where promised") {
     return to_vector<double>(model(image));
   };
   const auto bare = output("");
-  for (const char* spec : {"blocks.*.mlp: u_adapter(dim=8)", "blocks.*.attn: u_adapter(on=x)", "blocks.*: u_adapter(on=z)",
-                           "blocks.*.attn: lora(slices=qv)", "blocks.*.attn.proj: lora()", "blocks.*.mlp: u_prefix()",
-                           "blocks.*: u_prefix()", "blocks.*.mlp: u_prompt()", "blocks.*: u_prompt()"})
+  for (const char* spec :
+       {"blocks.*.mlp: u_adapter(dim=8)", "blocks.*.attn: u_adapter(on=x)", "blocks.*: u_adapter(on=z)",
+        "blocks.*.attn: lora(slices=qv)", "blocks.*.attn.proj: lora()", "blocks.*.mlp: u_prefix()",
+        "blocks.*: u_prefix()", "blocks.*.mlp: u_prompt()", "blocks.*: u_prompt()"})
     CHECK_MESSAGE(output(spec) == bare, std::string(spec));
-  for (const char* spec : {"blocks.*.attn: u_prefix()", "blocks.*.attn: u_prompt()", "blocks.*.mlp: u_adapter(init=xavier)"})
+  for (const char* spec :
+       {"blocks.*.attn: u_prefix()", "blocks.*.attn: u_prompt()", "blocks.*.mlp: u_adapter(init=xavier)"})
     CHECK_MESSAGE(output(spec) != bare, std::string(spec));
 }
 
 TEST_CASE("LoRA folds into its Linear and out again") {
   const Tensor image = normal({2, 8, 8, 3}, "image");
-  for (const char* spec : {"blocks.*.attn.qkv: lora(rank=3, alpha=7)", "blocks.*.attn: lora(rank=2, slices=qv, alpha=3, rslora=true)",
-                           "blocks.*.attn: lora(rank=2, slices=k); blocks.*.mlp.fc*: lora(rank=1)"}) {
+  for (const char* spec :
+       {"blocks.*.attn.qkv: lora(rank=3, alpha=7)", "blocks.*.attn: lora(rank=2, slices=qv, alpha=3, rslora=true)",
+        "blocks.*.attn: lora(rank=2, slices=k); blocks.*.mlp.fc*: lora(rank=1)"}) {
     vit::Vit model(small(), {.dtype = f64});
     tuners::apply_spec(model, spec);
     randomise(model);
@@ -386,8 +398,9 @@ TEST_CASE("a tuner attached changes no other initial value") {
 TEST_CASE("only the tuner's parameters learn, and the frozen rest keeps no inputs") {
   const Tensor image = normal({2, 8, 8, 3}, "image");
   const Tensor labels = from_vector<std::int64_t>({1, 3}, {2});
-  for (const std::string spec : {"blocks.*.attn: u_prefix()", "blocks.*.attn: u_prompt()", "blocks.*.mlp: u_adapter()", "blocks.*: u_prefix()",
-                                 "blocks.*.mlp: u_prompt()", "blocks.*.attn: lora(slices=qv)", "linear", "bitfit"}) {
+  for (const std::string spec :
+       {"blocks.*.attn: u_prefix()", "blocks.*.attn: u_prompt()", "blocks.*.mlp: u_adapter()", "blocks.*: u_prefix()",
+        "blocks.*.mlp: u_prompt()", "blocks.*.attn: lora(slices=qv)", "linear", "bitfit"}) {
     vit::Vit model(small(), {.dtype = f64});
     tuners::apply_spec(model, spec);
     randomise(model);
@@ -413,7 +426,8 @@ TEST_CASE("only the tuner's parameters learn, and the frozen rest keeps no input
   {
     vit::Vit model(small(), {.dtype = f64});
     tuners::apply_spec(model, "linear");
-    for (const auto& [where, bytes] : rows(model)) CHECK_MESSAGE((where.starts_with("head ") || where.starts_with(" ")), where);
+    for (const auto& [where, bytes] : rows(model))
+      CHECK_MESSAGE((where.starts_with("head ") || where.starts_with(" ")), where);
   }
   {
     vit::Vit model(small(), {.dtype = f64});
@@ -425,7 +439,8 @@ TEST_CASE("only the tuner's parameters learn, and the frozen rest keeps no input
     tuners::apply_spec(model, "blocks.0.attn: u_prefix()");
     const auto all = rows(model);
     for (const auto& [where, bytes] : all)
-      for (const char* frozen : {"qkv linear", "proj linear", "fc2 linear", "patch_embed"}) CHECK_MESSAGE(where.find(frozen) == std::string::npos, where);
+      for (const char* frozen : {"qkv linear", "proj linear", "fc2 linear", "patch_embed"})
+        CHECK_MESSAGE(where.find(frozen) == std::string::npos, where);
     // fc1 keeps its pre-activation alone: 2 images x 5 tokens x 48 channels of 8 bytes.
     REQUIRE(all.count("blocks.1.mlp.fc1 gelu"));
     CHECK(all.at("blocks.1.mlp.fc1 gelu") == 2 * 5 * 48 * 8);
@@ -434,9 +449,10 @@ TEST_CASE("only the tuner's parameters learn, and the frozen rest keeps no input
 
 TEST_CASE("one block under prefix, prompt, AdaptFormer and LoRA at once") {
   Net net(small());
-  tuners::apply_spec(net,
-                     "block.attn: u_prefix(length=3); block.attn: u_prompt(length=2); block.mlp: u_adapter(dim=5, scale=0.4, on=x);"
-                     "block.attn: lora(rank=2, alpha=3, slices=qv)");
+  tuners::apply_spec(
+      net,
+      "block.attn: u_prefix(length=3); block.attn: u_prompt(length=2); block.mlp: u_adapter(dim=5, scale=0.4, on=x);"
+      "block.attn: lora(rank=2, alpha=3, slices=qv)");
   net.set_trainable(true);
   randomise(net);
   const std::int64_t batch = 2, n = 7;
@@ -451,16 +467,19 @@ TEST_CASE("one block under prefix, prompt, AdaptFormer and LoRA at once") {
           return matmul(p("attn.qkv.lora." + part + ".b"), p("attn.qkv.lora." + part + ".a")) * 1.5;
         };
         const Tensor w = p("attn.qkv.weight") + concat({low_rank("q"), zeros({kDim, kDim}, f64), low_rank("v")}, 0);
-        const Tensor z = layer_norm(concat({x, batch_of(p("attn.core.u_prompt.tokens"), batch)}, 1), p("norm1.weight"), p("norm1.bias"), 1e-6);
+        const Tensor z = layer_norm(concat({x, batch_of(p("attn.core.u_prompt.tokens"), batch)}, 1), p("norm1.weight"),
+                                    p("norm1.bias"), 1e-6);
         const auto qkv = project(z, w, p("attn.qkv.bias"));
         const Tensor k = concat({qkv[1], heads_of(p("attn.core.u_prefix.k"), batch)}, 1);
         const Tensor v = concat({qkv[2], heads_of(p("attn.core.u_prefix.v"), batch)}, 1);
         const Tensor o = plain_attention(slice(qkv[0], 1, 0, n), k, v, kScale);
         const Tensor h = x + affine_of(reshape(o, {batch, n, kDim}), p("attn.proj.weight"), p("attn.proj.bias"));
         const Tensor m = layer_norm(h, p("norm2.weight"), p("norm2.bias"), 1e-6);
-        const Tensor f = affine_of(gelu(affine_of(m, p("mlp.fc1.weight"), p("mlp.fc1.bias"))), p("mlp.fc2.weight"), p("mlp.fc2.bias"));
-        const Tensor adapter = affine_of(gelu(affine_of(h, p("mlp.u_adapter.down.weight"), p("mlp.u_adapter.down.bias"))),
-                                         p("mlp.u_adapter.up.weight"), p("mlp.u_adapter.up.bias"));
+        const Tensor f = affine_of(gelu(affine_of(m, p("mlp.fc1.weight"), p("mlp.fc1.bias"))), p("mlp.fc2.weight"),
+                                   p("mlp.fc2.bias"));
+        const Tensor adapter =
+            affine_of(gelu(affine_of(h, p("mlp.u_adapter.down.weight"), p("mlp.u_adapter.down.bias"))),
+                      p("mlp.u_adapter.up.weight"), p("mlp.u_adapter.up.bias"));
         return h + f + adapter * 0.4;
       },
       leaves);
@@ -468,7 +487,8 @@ TEST_CASE("one block under prefix, prompt, AdaptFormer and LoRA at once") {
 
   SUBCASE("checkpointed gradients have the same bits") {
     const auto checkpointed = [&](const Tensor& in, const std::vector<Tensor>& inside) {
-      return checkpoint([&net](const std::vector<Tensor>& t) { return std::vector<Tensor>{net(t[0])}; }, {in}, inside)[0];
+      return checkpoint([&net](const std::vector<Tensor>& t) { return std::vector<Tensor>{net(t[0])}; }, {in},
+                        inside)[0];
     };
     std::vector<Tensor> inside = values_of(net);
     check_bits(tuned, differentiate([&] { return checkpointed(x, inside); }, leaves));
@@ -476,7 +496,8 @@ TEST_CASE("one block under prefix, prompt, AdaptFormer and LoRA at once") {
     for (nn::Parameter* q : net.parameters()) q->set_trainable(q->kind() == nn::Kind::tuner);
     const Tensor frozen = x.detach();
     inside = values_of(net);
-    check_bits(differentiate([&] { return net(frozen); }, inside), differentiate([&] { return checkpointed(frozen, inside); }, inside));
+    check_bits(differentiate([&] { return net(frozen); }, inside),
+               differentiate([&] { return checkpointed(frozen, inside); }, inside));
   }
   SUBCASE("taps fire on every module") {
     struct Count : nn::Tap {

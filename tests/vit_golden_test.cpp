@@ -24,7 +24,8 @@ namespace {
 
 class Golden {
  public:
-  explicit Golden(const std::string& name) : reader_(std::string(CAPO_SOURCE_DIR) + "/tests/golden/" + name + ".safetensors") {}
+  explicit Golden(const std::string& name)
+      : reader_(std::string(CAPO_SOURCE_DIR) + "/tests/golden/" + name + ".safetensors") {}
   std::vector<double> operator[](const std::string& key) const {
     const TensorEntry& e = reader_.at(key);
     std::vector<double> v(e.bytes() / sizeof(double));
@@ -122,7 +123,8 @@ void check_case(const std::string& name, const vit::VitConfig& config) {
   const auto losses = golden["losses"];
   CHECK(losses[0] == golden["loss"][0]);
   for (std::size_t i = 0; i < losses.size(); ++i)
-    CHECK_MESSAGE(std::abs(wide.losses[i] - losses[i]) <= 1e-7 * losses[i], "step " << i << ": " << wide.losses[i] << " " << losses[i]);
+    CHECK_MESSAGE(std::abs(wide.losses[i] - losses[i]) <= 1e-7 * losses[i],
+                  "step " << i << ": " << wide.losses[i] << " " << losses[i]);
 
   const Run narrow = run(config, f32, 10);
   double share = 0;
@@ -139,7 +141,8 @@ void check_case(const std::string& name, const vit::VitConfig& config) {
   // AdamW's first steps divide tiny gradients by their own size: a gradient that is all rounding still moves its weight
   // by the full rate, so the losses drift apart from step to step, whoever computes them. Only the course is held.
   for (std::size_t i = 0; i < losses.size(); ++i)
-    CHECK_MESSAGE(std::abs(narrow.losses[i] - losses[i]) <= 3e-3, "f32 step " << i << ": " << narrow.losses[i] << " " << losses[i]);
+    CHECK_MESSAGE(std::abs(narrow.losses[i] - losses[i]) <= 3e-3,
+                  "f32 step " << i << ": " << narrow.losses[i] << " " << losses[i]);
 }
 
 }  // namespace

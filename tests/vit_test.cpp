@@ -40,23 +40,68 @@ struct Variant {
   std::string name;
   vit::VitConfig config;
   std::size_t parameters;            // tensors
-  std::vector<double> logits;        // timm 1.0.31, f64, on the rule's weights and images (features: the first three channels)
+  std::vector<double>
+      logits;  // timm 1.0.31, f64, on the rule's weights and images (features: the first three channels)
 };
 
 const std::vector<Variant>& variants() {
   static const std::vector<Variant> all = [] {
     std::vector<Variant> v{
-        {"plain", small(), 32, {-0.6813234264223946, 0.5803541959739457, -0.06623065698396108, -0.6300134140386004, 0.594117423108885, 0.022063570216286604}},
-        {"mean", small(), 32, {-0.6368857507146585, 0.05968961946537779, 0.16264098311742609, -0.6994617636122028, 0.37247026215827206, 0.14475534895592237}},
-        {"registers", small(), 33, {-0.770726812183986, 0.6840959386078708, 0.009408565176653505, -0.7607903755184423, 0.6874472281521408, 0.029648550325096112}},
-        {"dinov2", small(), 37, {-0.5961664034774165, 0.993522031021982, 0.32409680169779653, -0.5530974564946338, 1.0351052533722718, 0.3659068803418117}},
-        {"no_class", small(), 31, {-0.6099036179593007, -0.17016666349750525, 0.046365640518923334, -0.5496125519462043, 0.2763056622443065, 0.18337781621901766}},
-        {"qk_norm", small(), 40, {-0.7177554001181873, 0.553435666624578, -0.0583283720906603, -0.5312698518891884, 0.7065881285631052, 0.24671247219187056}},
-        {"layer_scale", small(), 36, {-0.48552019750758446, 0.5130969494497892, -0.34815636315814064, -0.49677469606105307, 0.5209497591380315, -0.26037990647397374}},
-        {"no_bias", small(), 30, {-0.6586501789618042, 0.6746723147353614, -0.07074581141338676, -0.6094470922648215, 0.6916009692352781, 0.03465214320995608}},
-        {"mean_registers", small(), 33, {-0.8027386920864895, 0.0027878407148763384, 0.10093521496633967, -0.7472705526265676, 0.7312290462312508, 0.2166122937923287}},
-        {"distilled", small(), 35, {0.2484607096445577, -0.0632148638888565, -0.0456008640059088, 0.20577877390012023, 0.0019783949997786987, 0.06387048989896095}},
-        {"features", small(), 30, {-1.881425883354295, 0.2830357515600986, 0.8729997504641187, -1.8592037093125602, 0.07671333154046417, 0.8401630110200464}},
+        {"plain",
+         small(),
+         32,
+         {-0.6813234264223946, 0.5803541959739457, -0.06623065698396108, -0.6300134140386004, 0.594117423108885,
+          0.022063570216286604}},
+        {"mean",
+         small(),
+         32,
+         {-0.6368857507146585, 0.05968961946537779, 0.16264098311742609, -0.6994617636122028, 0.37247026215827206,
+          0.14475534895592237}},
+        {"registers",
+         small(),
+         33,
+         {-0.770726812183986, 0.6840959386078708, 0.009408565176653505, -0.7607903755184423, 0.6874472281521408,
+          0.029648550325096112}},
+        {"dinov2",
+         small(),
+         37,
+         {-0.5961664034774165, 0.993522031021982, 0.32409680169779653, -0.5530974564946338, 1.0351052533722718,
+          0.3659068803418117}},
+        {"no_class",
+         small(),
+         31,
+         {-0.6099036179593007, -0.17016666349750525, 0.046365640518923334, -0.5496125519462043, 0.2763056622443065,
+          0.18337781621901766}},
+        {"qk_norm",
+         small(),
+         40,
+         {-0.7177554001181873, 0.553435666624578, -0.0583283720906603, -0.5312698518891884, 0.7065881285631052,
+          0.24671247219187056}},
+        {"layer_scale",
+         small(),
+         36,
+         {-0.48552019750758446, 0.5130969494497892, -0.34815636315814064, -0.49677469606105307, 0.5209497591380315,
+          -0.26037990647397374}},
+        {"no_bias",
+         small(),
+         30,
+         {-0.6586501789618042, 0.6746723147353614, -0.07074581141338676, -0.6094470922648215, 0.6916009692352781,
+          0.03465214320995608}},
+        {"mean_registers",
+         small(),
+         33,
+         {-0.8027386920864895, 0.0027878407148763384, 0.10093521496633967, -0.7472705526265676, 0.7312290462312508,
+          0.2166122937923287}},
+        {"distilled",
+         small(),
+         35,
+         {0.2484607096445577, -0.0632148638888565, -0.0456008640059088, 0.20577877390012023, 0.0019783949997786987,
+          0.06387048989896095}},
+        {"features",
+         small(),
+         30,
+         {-1.881425883354295, 0.2830357515600986, 0.8729997504641187, -1.8592037093125602, 0.07671333154046417,
+          0.8401630110200464}},
     };
     v[1].config.pool = vit::Pool::mean;
     v[2].config.registers = 3;
@@ -218,13 +263,15 @@ TEST_CASE("vit_ti's names and shapes are timm's") {
   vit::Vit model(vit::config("vit_ti", 224, 16, 1000), {.device = kMeta});
   std::string text;
   for (nn::Parameter* p : model.parameters()) text += cat(p->path(), " ", p->value().shape(), "\n");
-  for (const char* line : {"cls_token [1, 1, 192]\n", "pos_embed [1, 197, 192]\n", "patch_embed.proj.weight [192, 16, 16, 3]\n",
-                           "patch_embed.proj.bias [192]\n", "norm.weight [192]\n", "head.weight [1000, 192]\n", "head.bias [1000]\n"})
+  for (const char* line :
+       {"cls_token [1, 1, 192]\n", "pos_embed [1, 197, 192]\n", "patch_embed.proj.weight [192, 16, 16, 3]\n",
+        "patch_embed.proj.bias [192]\n", "norm.weight [192]\n", "head.weight [1000, 192]\n", "head.bias [1000]\n"})
     CHECK_MESSAGE(contains(text, line), std::string(line));
   for (int i = 0; i < 12; ++i)
-    for (const char* line : {"norm1.weight [192]", "norm1.bias [192]", "attn.qkv.weight [576, 192]", "attn.qkv.bias [576]",
-                             "attn.proj.weight [192, 192]", "attn.proj.bias [192]", "norm2.weight [192]", "norm2.bias [192]",
-                             "mlp.fc1.weight [768, 192]", "mlp.fc1.bias [768]", "mlp.fc2.weight [192, 768]", "mlp.fc2.bias [192]"})
+    for (const char* line :
+         {"norm1.weight [192]", "norm1.bias [192]", "attn.qkv.weight [576, 192]", "attn.qkv.bias [576]",
+          "attn.proj.weight [192, 192]", "attn.proj.bias [192]", "norm2.weight [192]", "norm2.bias [192]",
+          "mlp.fc1.weight [768, 192]", "mlp.fc1.bias [768]", "mlp.fc2.weight [192, 768]", "mlp.fc2.bias [192]"})
       CHECK_MESSAGE(contains(text, cat("blocks.", i, ".", line, "\n")), std::string(line));
   CHECK(model.parameters().size() == 8 + 12 * 12);
 }
@@ -240,31 +287,47 @@ TEST_CASE("bad configurations and inputs") {
   CHECK(contains(build([](auto& c) { c.patch = 7; }), "vit: image must be a multiple of patch"));
   CHECK(contains(build([](auto& c) { c.heads = 5; }), "vit: dim must be a multiple of heads"));
   CHECK(contains(build([](auto& c) { c.class_token = false; }), "pool must be mean"));
-  CHECK(contains(build([](auto& c) { c.class_token = false, c.pool = vit::Pool::mean, c.distilled = true; }), "needs a class token"));
-  CHECK(contains(error_of([] { vit::config("vit_x", 32, 8, 1); }), "vit_ti, vit_s, vit_b, vit_l or vit_h, got \"vit_x\""));
+  CHECK(contains(build([](auto& c) { c.class_token = false, c.pool = vit::Pool::mean, c.distilled = true; }),
+                 "needs a class token"));
+  CHECK(contains(error_of([] { vit::config("vit_x", 32, 8, 1); }),
+                 "vit_ti, vit_s, vit_b, vit_l or vit_h, got \"vit_x\""));
   vit::Vit model(small());
-  CHECK(contains(error_of([&] { model(zeros({1, 3, 32, 32})); }), "vit: image must be [B, 32, 32, 3], got [1, 3, 32, 32]"));
-  for (const char* text : {"", "[]", "{", "{\"size\": 3}", "{\"image\": 32.5}", "{\"image\": \"32\"}", "{\"image\": 32, \"image\": 32}",
-                           "{\"heads\": 0}", "{\"pool\": \"max\"}", "{\"pool\": 3}", "{\"distilled\": 1}", "{\"norm_eps\": -1}"})
+  CHECK(contains(error_of([&] {
+                   model(zeros({1, 3, 32, 32}));
+                 }),
+                 "vit: image must be [B, 32, 32, 3], got [1, 3, 32, 32]"));
+  for (const char* text :
+       {"", "[]", "{", "{\"size\": 3}", "{\"image\": 32.5}", "{\"image\": \"32\"}", "{\"image\": 32, \"image\": 32}",
+        "{\"heads\": 0}", "{\"pool\": \"max\"}", "{\"pool\": 3}", "{\"distilled\": 1}", "{\"norm_eps\": -1}"})
     CHECK_MESSAGE(starts_with(error_of([&] { vit::config_from_json(text, "file"); }), "file: "), std::string(text));
-  CHECK(contains(error_of([] { vit::config_from_names({{"conv1.weight", {64, 3, 7, 7}}}); }), "patch_embed.proj.weight of rank 4, this one has not"));
-  CHECK(contains(error_of([] { vit::config_from_names({{"patch_embed.proj.weight", {64, 3, 7, 7}}, {"pos_embed", {1, 18, 64}}}); }), "no square grid"));
+  CHECK(contains(error_of([] {
+                   vit::config_from_names({{"conv1.weight", {64, 3, 7, 7}}});
+                 }),
+                 "patch_embed.proj.weight of rank 4, this one has not"));
+  CHECK(contains(error_of([] {
+                   vit::config_from_names({{"patch_embed.proj.weight", {64, 3, 7, 7}}, {"pos_embed", {1, 18, 64}}});
+                 }),
+                 "no square grid"));
 }
 
 TEST_CASE("position embeddings for another grid are timm's") {
   // F.interpolate(bicubic, antialias) of PyTorch 2.15 in f64, channel 1 of 4.
   const Tensor pos = golden::make("pos_embed", {1, 17, 4});
-  const std::vector<double> six{-0.1333928615775128, 0.12572822615506413, 0.3733359759202865, 0.23683682274846002, 0.338856721969596, 0.46757909873161685,
-                                -0.23132753930437047, -0.17542903767983364, -0.020243401683902068, 0.2692682425315588, 0.14488086247325332, -0.04962587768152743,
-                                -0.25831984208101094, -0.35766066263230983, -0.27526812692511066, 0.33367546318837277, -0.010623481303787938, -0.4921391797187201};
-  const std::vector<double> three{-0.12354784854290261, 0.19100492133920954, 0.1968504412514771, -0.13111110082483038, 0.19944370135595313,
-                                  -0.05576507883529202, -0.007667611353212006, -0.08837279217560735, 0.12279409416019443};
+  const std::vector<double> six{-0.1333928615775128,   0.12572822615506413,  0.3733359759202865,   0.23683682274846002,
+                                0.338856721969596,     0.46757909873161685,  -0.23132753930437047, -0.17542903767983364,
+                                -0.020243401683902068, 0.2692682425315588,   0.14488086247325332,  -0.04962587768152743,
+                                -0.25831984208101094,  -0.35766066263230983, -0.27526812692511066, 0.33367546318837277,
+                                -0.010623481303787938, -0.4921391797187201};
+  const std::vector<double> three{-0.12354784854290261,  0.19100492133920954,  0.1968504412514771,
+                                  -0.13111110082483038,  0.19944370135595313,  -0.05576507883529202,
+                                  -0.007667611353212006, -0.08837279217560735, 0.12279409416019443};
   const auto check = [&](int grid, const std::vector<double>& want) {
     const Tensor y = vit::resize_pos_embed(pos, 1, grid);
     CHECK(y.shape() == Shape{1, 1 + grid * grid, 4});
     CHECK(close(slice(y, 1, 0, 1), slice(pos, 1, 0, 1), 0));
     const auto got = to_vector<double>(y);
-    for (std::size_t i = 0; i < want.size(); ++i) CHECK(got[(i + 1) * 4 + 1] == doctest::Approx(want[i]).epsilon(1e-10));
+    for (std::size_t i = 0; i < want.size(); ++i)
+      CHECK(got[(i + 1) * 4 + 1] == doctest::Approx(want[i]).epsilon(1e-10));
   };
   check(6, six);
   check(3, three);
@@ -315,8 +378,9 @@ TEST_CASE("what does not fit is listed, and nothing changes") {
   }
   dict.push_back({"extra.weight", zeros({3})});
   const std::string text = error_of([&] { nn::load_state(model, dict); });
-  for (const char* part : {"missing: blocks.1.attn.qkv.bias, norm.weight", "unexpected: extra.weight", "pos_embed must be f32 [1, 17, 64], got f32 [1, 10, 64]",
-                           "norm.bias must be f32 [64], got i64 [64]"})
+  for (const char* part :
+       {"missing: blocks.1.attn.qkv.bias, norm.weight", "unexpected: extra.weight",
+        "pos_embed must be f32 [1, 17, 64], got f32 [1, 10, 64]", "norm.bias must be f32 [64], got i64 [64]"})
     CHECK_MESSAGE(contains(text, part), text);
   CHECK(bytes_of(model) == before);
   dict = nn::state_dict(model);
@@ -326,7 +390,8 @@ TEST_CASE("what does not fit is listed, and nothing changes") {
   vit::VitConfig c = small();
   c.classes = 7;
   vit::Vit other(c, {.seed = 3});
-  CHECK(contains(error_of([&] { nn::load_state(other, nn::state_dict(model)); }), "head.weight must be f32 [7, 64], got f32 [3, 64]"));
+  CHECK(contains(error_of([&] { nn::load_state(other, nn::state_dict(model)); }),
+                 "head.weight must be f32 [7, 64], got f32 [3, 64]"));
   const auto skipped = nn::load_state(other, nn::state_dict(model), {.skip = {"head.*"}});
   CHECK(skipped == std::vector<std::string>{"head.weight", "head.bias"});
   CHECK(same_bits(other.pos_embed.value().detach(), model.pos_embed.value().detach()));

@@ -28,7 +28,8 @@ nn::StateDict trained_state(nn::Module& model) {
     return false;
   };
   for (nn::Parameter* p : model.parameters(true))
-    if (p->kind() == nn::Kind::tuner || (p->is_buffer() ? trained(p->owner()) : p->trainable())) dict.push_back({p->path(), nn::to_file_layout(p->value(), p->layout())});
+    if (p->kind() == nn::Kind::tuner || (p->is_buffer() ? trained(p->owner()) : p->trainable()))
+      dict.push_back({p->path(), nn::to_file_layout(p->value(), p->layout())});
   return dict;
 }
 
@@ -57,10 +58,12 @@ nlohmann::json parse_strict(const std::string& text, const std::string& path) {
 }  // namespace
 
 void save_tuner(const std::string& folder, nn::Module& model, const TunerCard& card) {
-  CAPO_CHECK(is_hash(card.base_hash), "save_tuner: base_hash must be nn::base_hash() of the untuned model, got \"", card.base_hash, "\"");
+  CAPO_CHECK(is_hash(card.base_hash), "save_tuner: base_hash must be nn::base_hash() of the untuned model, got \"",
+             card.base_hash, "\"");
   parse_spec(card.spec);
   for (Tuner* t : tuners_of(model)) CAPO_CHECK(!t->merged(), "save_tuner: ", t->path(), " is merged; unmerge first");
-  CAPO_CHECK(::mkdir(folder.c_str(), 0777) == 0 || errno == EEXIST, folder, ": cannot make the folder, ", std::strerror(errno));
+  CAPO_CHECK(::mkdir(folder.c_str(), 0777) == 0 || errno == EEXIST, folder, ": cannot make the folder, ",
+             std::strerror(errno));
   nn::save_tensors(tensors_path(folder), trained_state(model), {{"format", kFormat}});
   nlohmann::json j{{"format", kFormat}, {"spec", card.spec}, {"base_sha256", card.base_hash},
                    {"tensors_sha256", sha256_file(tensors_path(folder))}, {"model", card.model},
@@ -117,7 +120,8 @@ TunerCard load_tuner(const std::string& folder, nn::Module& model) {
   const TunerCard card = parse_card(folder, wanted_hash);
   CAPO_CHECK(tuners_of(model).empty(), folder, ": the model carries tuners already; detach them first");
   const std::string hash = nn::base_hash(model);
-  CAPO_CHECK(hash == card.base_hash, folder, ": was trained on a base with SHA-256 ", card.base_hash, ", this one has ", hash);
+  CAPO_CHECK(hash == card.base_hash, folder, ": was trained on a base with SHA-256 ", card.base_hash, ", this one has ",
+             hash);
   const std::string path = tensors_path(folder);
   CAPO_CHECK(sha256_file(path) == wanted_hash, path, ": its SHA-256 is not the one tuner.json names");
   const nn::StateDict dict = nn::read_tensors(path);

@@ -17,7 +17,10 @@ Lora::Slice::Slice(Module* up, std::string_view name, std::int64_t rank, std::in
     : Module(up, name), Pair(this, rank, width, width) {}
 
 Lora::Lora(nn::Module* target, std::string_view name, const LoraOptions& o)
-    : Tuner(target, name), options(o), linear_(dynamic_cast<nn::Linear*>(target)), dropout_(this, "dropout", o.dropout) {
+    : Tuner(target, name),
+      options(o),
+      linear_(dynamic_cast<nn::Linear*>(target)),
+      dropout_(this, "dropout", o.dropout) {
   CAPO_CHECK(linear_, "lora: ", target->path(), " is no Linear",
              target->attention_place() ? "; say which slices of its qkv (slices=qv), or name its qkv or proj" : "");
   CAPO_CHECK(o.rank > 0, "lora: rank must be positive, got ", o.rank);
@@ -66,7 +69,9 @@ Tensor Lora::delta_weight() const {
   if (whole_) return product(*whole_);
   std::vector<Tensor> parts;
   for (const auto& p : slice_)
-    parts.push_back(p ? product(*p) : zeros({linear_->in(), linear_->in()}, linear_->weight.value().dtype(), linear_->weight.value().device()));
+    parts.push_back(
+        p ? product(*p)
+          : zeros({linear_->in(), linear_->in()}, linear_->weight.value().dtype(), linear_->weight.value().device()));
   return concat(parts, 0);
 }
 

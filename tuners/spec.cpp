@@ -31,29 +31,35 @@ std::vector<std::string_view> split(std::string_view s, char separator) {
 struct Preset {
   const char *name, *text;
 };
-constexpr Preset kPresets[] = {{"linear", "head: train"}, {"bitfit", "**.bias: train; head: train"}, {"full", "**: train"}};
+constexpr Preset kPresets[] = {
+    {"linear", "head: train"}, {"bitfit", "**.bias: train; head: train"}, {"full", "**: train"}};
 constexpr const char* kActions = "train, u_adapter, u_prefix, u_prompt, lora";
 
 SpecItem parse_item(std::string_view text) {
   const std::size_t colon = text.find(':');
-  CAPO_CHECK(colon != std::string_view::npos, "spec: expected \"pattern: action\" or a preset (linear, bitfit, full), got \"", text, "\"");
+  CAPO_CHECK(colon != std::string_view::npos,
+             "spec: expected \"pattern: action\" or a preset (linear, bitfit, full), got \"", text, "\"");
   SpecItem item;
   item.pattern = trim(text.substr(0, colon));
   std::string_view action = trim(text.substr(colon + 1));
-  CAPO_CHECK(!item.pattern.empty() && !action.empty(), "spec: pattern and action must not be empty, got \"", text, "\"");
+  CAPO_CHECK(!item.pattern.empty() && !action.empty(), "spec: pattern and action must not be empty, got \"", text,
+             "\"");
   const std::size_t open = action.find('(');
   item.action = trim(action.substr(0, open));
   if (open == std::string_view::npos) return item;
   CAPO_CHECK(action.back() == ')', "spec: \"", action, "\" lacks its closing parenthesis");
   const std::string_view inside = trim(action.substr(open + 1, action.size() - open - 2));
-  CAPO_CHECK(inside.find('(') == std::string_view::npos && inside.find(')') == std::string_view::npos, "spec: nested parentheses in \"", action, "\"");
+  CAPO_CHECK(inside.find('(') == std::string_view::npos && inside.find(')') == std::string_view::npos,
+             "spec: nested parentheses in \"", action, "\"");
   if (inside.empty()) return item;
   for (const auto arg : split(inside, ',')) {
     const std::size_t equals = arg.find('=');
-    CAPO_CHECK(equals != std::string_view::npos, "spec: arguments are name=value, got \"", arg, "\" in \"", action, "\"");
+    CAPO_CHECK(equals != std::string_view::npos, "spec: arguments are name=value, got \"", arg, "\" in \"", action,
+               "\"");
     item.args.emplace_back(trim(arg.substr(0, equals)), trim(arg.substr(equals + 1)));
     for (std::size_t i = 0; i + 1 < item.args.size(); ++i)
-      CAPO_CHECK(item.args[i].first != item.args.back().first, "spec: argument ", item.args.back().first, " given twice in \"", action, "\"");
+      CAPO_CHECK(item.args[i].first != item.args.back().first, "spec: argument ", item.args.back().first,
+                 " given twice in \"", action, "\"");
   }
   return item;
 }
@@ -68,8 +74,8 @@ class Arguments {
     if (!text) return otherwise;
     double v = 0;  // from_chars: whatever the program's locale
     const auto r = std::from_chars(text->data(), text->data() + text->size(), v);
-    CAPO_CHECK(r.ec == std::errc() && r.ptr == text->data() + text->size() && v >= low && v <= high, "spec: ", item_.action, " ", name,
-               " must be a number in [", low, ", ", high, "], got \"", *text, "\"");
+    CAPO_CHECK(r.ec == std::errc() && r.ptr == text->data() + text->size() && v >= low && v <= high,
+               "spec: ", item_.action, " ", name, " must be a number in [", low, ", ", high, "], got \"", *text, "\"");
     return v;
   }
   std::int64_t integer(const char* name, std::int64_t otherwise, std::int64_t low, std::int64_t high) {
@@ -77,8 +83,9 @@ class Arguments {
     if (!text) return otherwise;
     std::int64_t v = 0;
     const auto r = std::from_chars(text->data(), text->data() + text->size(), v);
-    CAPO_CHECK(r.ec == std::errc() && r.ptr == text->data() + text->size() && v >= low && v <= high, "spec: ", item_.action, " ",
-               name, " must be an integer in [", low, ", ", high, "], got \"", *text, "\"");
+    CAPO_CHECK(r.ec == std::errc() && r.ptr == text->data() + text->size() && v >= low && v <= high,
+               "spec: ", item_.action, " ", name, " must be an integer in [", low, ", ", high, "], got \"", *text,
+               "\"");
     return v;
   }
   // Index of the value in `choices` (a null-terminated list).
@@ -150,7 +157,8 @@ Tuner& attach(nn::Module& target, const SpecItem& item) {
     o.rslora = args.choice("rslora", 0, {"false", "true"}) == 1;
     o.dropout = args.number("dropout", 0, 0, 0.999);
     args.finish("rank, alpha, slices, rslora, dropout");
-    nn::Module* linear = place && !o.slices.empty() ? place->qkv : &target;  // "blocks.*.attn: lora(slices=qv)" means its qkv
+    nn::Module* linear =
+        place && !o.slices.empty() ? place->qkv : &target;  // "blocks.*.attn: lora(slices=qv)" means its qkv
     return once(*linear).attach<Lora>("lora", o);
   }
   detail::fail("spec: unknown action \"", item.action, "\"; known: ", kActions);
@@ -162,7 +170,8 @@ std::vector<SpecItem> parse_spec(std::string_view text) {
   std::vector<SpecItem> items;
   for (const auto part : split(text, ';')) {
     if (part.empty()) continue;
-    const auto preset = std::find_if(std::begin(kPresets), std::end(kPresets), [&](const Preset& p) { return part == p.name; });
+    const auto preset =
+        std::find_if(std::begin(kPresets), std::end(kPresets), [&](const Preset& p) { return part == p.name; });
     if (preset == std::end(kPresets)) {
       items.push_back(parse_item(part));
       continue;

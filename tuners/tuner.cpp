@@ -79,7 +79,8 @@ AttentionOut UPrefix::apply(const nn::CoreSite& site) {
 }
 
 UPrompt::UPrompt(nn::Module* core, std::string_view name, const nn::AttentionPlace& place, const TokenOptions& o)
-    : Tuner(core, name), tokens(this, "tokens", {positive(o.length, "u_prompt: length"), place.qkv->in()}, nn::Init::xavier()),
+    : Tuner(core, name),
+      tokens(this, "tokens", {positive(o.length, "u_prompt: length"), place.qkv->in()}, nn::Init::xavier()),
       place_(place) {}
 
 AttentionOut UPrompt::apply(const nn::CoreSite& site) {
@@ -96,13 +97,15 @@ AttentionOut UPrompt::apply(const nn::CoreSite& site) {
 }
 
 UPrefixBeside::UPrefixBeside(nn::Module* target, std::string_view name, const TokenOptions& o)
-    : Tuner(target, name), k(this, "k", {positive(o.length, "u_prefix: length"), square_width_of(target, "u_prefix")}, nn::Init::xavier()),
+    : Tuner(target, name),
+      k(this, "k", {positive(o.length, "u_prefix: length"), square_width_of(target, "u_prefix")}, nn::Init::xavier()),
       v(this, "v", {o.length, k.value().size(1)}, nn::Init::zero()) {}
 Tensor UPrefixBeside::apply(const nn::Site& site) { return site.y + attend_to(site.z, k, v, target().heads()); }
 
 UPromptBeside::UPromptBeside(nn::Module* target, std::string_view name, const TokenOptions& o)
     : Tuner(target, name),
-      tokens(this, "tokens", {positive(o.length, "u_prompt: length"), square_width_of(target, "u_prompt")}, nn::Init::xavier()),
+      tokens(this, "tokens", {positive(o.length, "u_prompt: length"), square_width_of(target, "u_prompt")},
+             nn::Init::xavier()),
       scale(this, "scale", {1}, nn::Init::zero()) {}
 Tensor UPromptBeside::apply(const nn::Site& site) {
   return site.y + attend_to(site.z, tokens, tokens, target().heads()) * scale.value();

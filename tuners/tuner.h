@@ -52,7 +52,8 @@ struct TokenOptions {
 
 // Prefix at an attention's core: learned keys and values, merged exactly into the frozen attention by log-sum-exp:
 //   o' = (1 - lambda) o + lambda Attn(q, k, v),  lambda = sigmoid(lse_pre - lse), per row and head.
-// Equal to attending over [k; keys], [v; values] (Li and Liang 2021); never the identity at the start. 2 p d parameters.
+// Equal to attending over [k; keys], [v; values] (Li and Liang 2021); never the identity at the start. 2 p d
+// parameters.
 class UPrefix : public Tuner {
  public:
   UPrefix(nn::Module* core, std::string_view name, const nn::AttentionPlace& place, const TokenOptions& options);
@@ -105,7 +106,8 @@ struct LoraOptions {
   std::string slices = "";  // of a fused qkv: any of "q", "k", "v" ("qv", "q+v"); "": the whole output with one pair
 };
 
-// y + s (x a^T) b^T (Hu et al. 2022); a kaiming, b zero: the identity at the start. rank (in + out) parameters, per slice.
+// y + s (x a^T) b^T (Hu et al. 2022); a kaiming, b zero: the identity at the start. rank (in + out) parameters, per
+// slice.
 class Lora : public Tuner {
  public:
   Lora(nn::Module* linear, std::string_view name, const LoraOptions& options);

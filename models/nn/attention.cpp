@@ -5,7 +5,8 @@
 
 namespace capo::nn {
 
-AttentionOut AttentionCore::operator()(const Tensor& z, const Tensor& q, const Tensor& k, const Tensor& v, double scale) {
+AttentionOut AttentionCore::operator()(const Tensor& z, const Tensor& q, const Tensor& k, const Tensor& v,
+                                       double scale) {
   const ModuleScope scope(&path());
   AttentionOptions options;
   options.scale = scale;
@@ -14,9 +15,14 @@ AttentionOut AttentionCore::operator()(const Tensor& z, const Tensor& q, const T
 }
 
 Attention::Attention(Module* up, std::string_view name, const AttentionConfig& c)
-    : Layer(up, name), config(c), qkv(this, "qkv", c.dim, 3 * c.dim, c.qkv_bias),
+    : Layer(up, name),
+      config(c),
+      qkv(this, "qkv", c.dim, 3 * c.dim, c.qkv_bias),
       q_norm(c.qk_norm ? std::make_unique<LayerNorm>(this, "q_norm", c.dim / c.heads, c.norm_eps) : nullptr),
-      k_norm(c.qk_norm ? std::make_unique<LayerNorm>(this, "k_norm", c.dim / c.heads, c.norm_eps) : nullptr), core(this, "core"), proj(this, "proj", c.dim, c.dim), proj_drop(this, "proj_drop", c.proj_drop) {
+      k_norm(c.qk_norm ? std::make_unique<LayerNorm>(this, "k_norm", c.dim / c.heads, c.norm_eps) : nullptr),
+      core(this, "core"),
+      proj(this, "proj", c.dim, c.dim),
+      proj_drop(this, "proj_drop", c.proj_drop) {
   CAPO_CHECK(c.heads > 0 && c.dim % c.heads == 0, "attention: dim ", c.dim, " must be a multiple of heads ", c.heads);
   const double scale = 1.0 / std::sqrt(static_cast<double>(c.dim / c.heads));
   place_ = {&core, nullptr, &qkv, &proj, k_norm.get(), c.heads, scale};

@@ -26,8 +26,12 @@ Conv::Conv(Module* up, std::string_view name, std::int64_t in, std::int64_t out,
 Tensor Conv::forward(const Tensor& x) { return conv(x, weight, bias ? bias->value() : Tensor(), options); }
 
 BatchNorm::BatchNorm(Module* up, std::string_view name, std::int64_t dim, double e, double m)
-    : Layer(up, name), weight(this, "weight", {dim}, Init::one()), bias(this, "bias", {dim}, Init::zero()),
-      running_mean(this, "running_mean", {dim}, Init::zero()), running_var(this, "running_var", {dim}, Init::one()), eps(e),
+    : Layer(up, name),
+      weight(this, "weight", {dim}, Init::one()),
+      bias(this, "bias", {dim}, Init::zero()),
+      running_mean(this, "running_mean", {dim}, Init::zero()),
+      running_var(this, "running_var", {dim}, Init::one()),
+      eps(e),
       momentum(m) {}
 Tensor BatchNorm::forward(const Tensor& x) {
   const bool frozen = !weight.trainable() && !bias.trainable();
@@ -35,7 +39,11 @@ Tensor BatchNorm::forward(const Tensor& x) {
 }
 
 GroupNorm::GroupNorm(Module* up, std::string_view name, int g, std::int64_t dim, double e)
-    : Layer(up, name), weight(this, "weight", {dim}, Init::one()), bias(this, "bias", {dim}, Init::zero()), groups(g), eps(e) {}
+    : Layer(up, name),
+      weight(this, "weight", {dim}, Init::one()),
+      bias(this, "bias", {dim}, Init::zero()),
+      groups(g),
+      eps(e) {}
 Tensor GroupNorm::forward(const Tensor& x) { return group_norm(x, groups, weight, bias, eps); }
 
 }  // namespace capo::nn

@@ -9,8 +9,8 @@ namespace capo::nn {
 // Convolution over the axes between the first and the last; weight [out, k.., in / groups].
 class Conv : public Layer<Conv> {
  public:
-  Conv(Module* up, std::string_view name, std::int64_t in, std::int64_t out, const Dims& kernel, ConvOptions options = {},
-       bool bias = true, Init init = Init::kaiming(2.2360679774997896));
+  Conv(Module* up, std::string_view name, std::int64_t in, std::int64_t out, const Dims& kernel,
+       ConvOptions options = {}, bool bias = true, Init init = Init::kaiming(2.2360679774997896));
   Tensor forward(const Tensor& x);
   Parameter weight;
   std::unique_ptr<Parameter> bias;

@@ -71,7 +71,8 @@ PatchEmbed::PatchEmbed(Module* up, std::string_view name, int p, std::int64_t ch
 Tensor PatchEmbed::forward(const Tensor& image) {
   const std::int64_t channels = proj.weight.value().size(3);
   CAPO_CHECK(image.rank() == 4 && image.size(1) % patch == 0 && image.size(2) % patch == 0 && image.size(3) == channels,
-             "patch_embed: image must be [B, H, W, ", channels, "] with H and W multiples of ", patch, ", got ", image.shape());
+             "patch_embed: image must be [B, H, W, ", channels, "] with H and W multiples of ", patch, ", got ",
+             image.shape());
   return proj(patchify(image, patch, patch));
 }
 

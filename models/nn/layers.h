@@ -80,7 +80,8 @@ class LayerScale : public Layer<LayerScale> {
 // fc2(act(fc1(x))).
 class Mlp : public Layer<Mlp> {
  public:
-  Mlp(Module* up, std::string_view name, std::int64_t dim, std::int64_t hidden, Activation act = Activation::gelu, double drop = 0);
+  Mlp(Module* up, std::string_view name, std::int64_t dim, std::int64_t hidden, Activation act = Activation::gelu,
+      double drop = 0);
   Tensor forward(const Tensor& x);
   std::int64_t width() const override { return fc2.out(); }
   Linear fc1, fc2;

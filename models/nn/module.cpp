@@ -88,8 +88,8 @@ std::string Parameter::path() const { return join(up_->path(), name_); }
 Kind Parameter::kind() const { return up_->kind(); }
 
 void Parameter::set(const Tensor& t) {
-  CAPO_CHECK(t.shape() == value_.shape() && t.dtype() == value_.dtype(), path(), ": a new value must be ", describe(value_),
-             ", got ", describe(t));
+  CAPO_CHECK(t.shape() == value_.shape() && t.dtype() == value_.dtype(), path(), ": a new value must be ",
+             describe(value_), ", got ", describe(t));
   const bool on = requires_grad(value_);
   value_ = t.grad_slot() ? t.detach() : t;
   if (!buffer_) set_requires_grad(value_, on);
@@ -103,8 +103,10 @@ Module::Module(const Build& build) : build_(build) {}
 
 Module::Module(Module* up, std::string_view name) : up_(up), name_(name) {
   CAPO_CHECK(up, "module: a child needs a parent, \"", name, "\" has none");
-  CAPO_CHECK(!name.empty() && name.find('.') == std::string_view::npos, "module: a name is one path segment, got \"", name, "\"");
-  for (const auto& c : up->children_) CAPO_CHECK(c->name_ != name, "module: ", up->path_, " has two children named ", name);
+  CAPO_CHECK(!name.empty() && name.find('.') == std::string_view::npos, "module: a name is one path segment, got \"",
+             name, "\"");
+  for (const auto& c : up->children_)
+    CAPO_CHECK(c->name_ != name, "module: ", up->path_, " has two children named ", name);
   path_ = join(up->path_, name);
   build_ = up->build_;
   kind_ = up->kind_;
@@ -166,7 +168,8 @@ Module* Module::tap(std::string_view name) const {
 }
 
 void Module::check_runs_taps(std::string_view name) const {
-  CAPO_CHECK(runs_taps(), path_.empty() ? "the root" : path_, ": is only a container, ", name, " would never run there");
+  CAPO_CHECK(runs_taps(), path_.empty() ? "the root" : path_, ": is only a container, ", name,
+             " would never run there");
 }
 
 Tensor Module::reapply(const Tensor&) { detail::fail(path_, ": cannot be applied to other tokens"); }
@@ -230,8 +233,11 @@ std::string summary(Module& m) {
   std::string out;
   char line[256];
   for (Parameter* p : m.parameters(true)) {
-    std::snprintf(line, sizeof line, "%-44s %-20s %12lld %s\n", p->path().c_str(), to_string(p->value().shape()).c_str(),
-                  static_cast<long long>(p->value().numel()), p->is_buffer() ? "buffer" : p->trainable() ? "trainable" : "frozen");
+    std::snprintf(line, sizeof line, "%-44s %-20s %12lld %s\n", p->path().c_str(),
+                  to_string(p->value().shape()).c_str(), static_cast<long long>(p->value().numel()),
+                  p->is_buffer()   ? "buffer"
+                  : p->trainable() ? "trainable"
+                                   : "frozen");
     out += line;
   }
   std::snprintf(line, sizeof line, "%lld parameters, %lld trainable\n", static_cast<long long>(parameter_count(m)),

@@ -6,8 +6,8 @@
 //     Tensor forward(const Tensor& x);
 //   };
 //
-// Modules have fixed addresses (they never move). operator() runs forward, then the taps. A forward under NoGrad changes
-// nothing in the module, so several threads may run one model at once.
+// Modules have fixed addresses (they never move). operator() runs forward, then the taps. A forward under NoGrad
+// changes nothing in the module, so several threads may run one model at once.
 #pragma once
 
 #include <capo/autograd/autograd.h>
@@ -37,7 +37,16 @@ enum class Kind { base, tuner, head };
 
 // Initial values; drawn from (seed, full path), so that adding a module changes nothing else.
 struct Init {
-  enum class Rule { zeros, ones, constant, uniform, normal, trunc_normal, xavier_uniform, kaiming_uniform } rule = Rule::zeros;
+  enum class Rule {
+    zeros,
+    ones,
+    constant,
+    uniform,
+    normal,
+    trunc_normal,
+    xavier_uniform,
+    kaiming_uniform
+  } rule = Rule::zeros;
   double a = 0;  // constant, uniform bound, std (trunc_normal cuts at +-2 as timm does), or the `a` of kaiming_uniform
   static Init zero() { return {}; }
   static Init one() { return {Rule::ones, 0}; }
@@ -59,7 +68,8 @@ struct Build {
 // A trainable tensor (or, as `Buffer`, a tensor that is state but not trained). Registered by its constructor.
 class Parameter {
  public:
-  Parameter(Module* up, std::string_view name, const Shape& shape, Init init, Layout layout = Layout::plain, bool buffer = false);
+  Parameter(Module* up, std::string_view name, const Shape& shape, Init init, Layout layout = Layout::plain,
+            bool buffer = false);
   Parameter(const Parameter&) = delete;
 
   const Tensor& value() const { return value_; }
@@ -85,7 +95,8 @@ class Parameter {
 };
 
 struct Buffer : Parameter {
-  Buffer(Module* up, std::string_view name, const Shape& shape, Init init) : Parameter(up, name, shape, init, Layout::plain, true) {}
+  Buffer(Module* up, std::string_view name, const Shape& shape, Init init)
+      : Parameter(up, name, shape, init, Layout::plain, true) {}
 };
 
 // What a tap sees of one call.
@@ -202,7 +213,8 @@ class Module {
   std::vector<Hung> taps_;
 };
 
-// Gives a module its call operator: m(x) = taps(forward(x)). m.call(x, z) also tells the taps x, the stream before the norm.
+// Gives a module its call operator: m(x) = taps(forward(x)). m.call(x, z) also tells the taps x, the stream before the
+// norm.
 template <class Derived>
 class Layer : public Module {
  public:

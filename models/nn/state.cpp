@@ -41,7 +41,8 @@ Shape file_shape(const Parameter& p) {
 }
 
 bool skipped(const LoadOptions& options, const std::string& name) {
-  return std::any_of(options.skip.begin(), options.skip.end(), [&](const auto& pattern) { return matches(pattern, name); });
+  return std::any_of(options.skip.begin(), options.skip.end(),
+                     [&](const auto& pattern) { return matches(pattern, name); });
 }
 
 }  // namespace
@@ -86,8 +87,8 @@ std::vector<std::string> load_state(Module& m, const StateDict& dict, const Load
     else if (skipped(options, path))
       left_out.push_back(path);
     else
-      list(misshapen, cat(path, " must be ", p->value().dtype(), " ", file_shape(*p), ", got ", it->second->dtype(), " ",
-                          it->second->shape()));
+      list(misshapen, cat(path, " must be ", p->value().dtype(), " ", file_shape(*p), ", got ", it->second->dtype(),
+                          " ", it->second->shape()));
     given.erase(it);
   }
   for (const auto& t : dict) {

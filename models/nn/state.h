@@ -32,8 +32,8 @@ struct LoadOptions {
   // in matches(). Everything else must agree exactly.
   std::vector<std::string> skip = {};
 };
-// Copies values in, cast to each parameter's dtype (f16/bf16 files into f32 models). Throws once, listing every missing,
-// unexpected and misshapen name; then nothing was changed. Returns the skipped names.
+// Copies values in, cast to each parameter's dtype (f16/bf16 files into f32 models). Throws once, listing every
+// missing, unexpected and misshapen name; then nothing was changed. Returns the skipped names.
 std::vector<std::string> load_state(Module& m, const StateDict& dict, const LoadOptions& options = {});
 
 // Between the two layouts; a copy when they differ.

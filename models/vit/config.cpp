@@ -15,7 +15,11 @@ VitConfig config(std::string_view size, int image, int patch, int classes) {
     std::int64_t dim;
     int depth, heads;
   };
-  constexpr Row rows[] = {{"vit_ti", 192, 12, 3}, {"vit_s", 384, 12, 6}, {"vit_b", 768, 12, 12}, {"vit_l", 1024, 24, 16}, {"vit_h", 1280, 32, 16}};
+  constexpr Row rows[] = {{"vit_ti", 192, 12, 3},
+                          {"vit_s", 384, 12, 6},
+                          {"vit_b", 768, 12, 12},
+                          {"vit_l", 1024, 24, 16},
+                          {"vit_h", 1280, 32, 16}};
   for (const auto& r : rows)
     if (size == r.name) {
       VitConfig c;
@@ -31,11 +35,23 @@ VitConfig config(std::string_view size, int image, int patch, int classes) {
 }
 
 std::string to_json(const VitConfig& c) {
-  return nlohmann::json{{"image", c.image}, {"patch", c.patch}, {"channels", c.channels}, {"dim", c.dim}, {"depth", c.depth},
-                        {"heads", c.heads}, {"mlp_ratio", c.mlp_ratio}, {"classes", c.classes},
-                        {"pool", c.pool == Pool::mean ? "mean" : "token"}, {"class_token", c.class_token},
-                        {"distilled", c.distilled}, {"registers", c.registers}, {"no_embed_class", c.no_embed_class}, {"qkv_bias", c.qkv_bias},
-                        {"qk_norm", c.qk_norm}, {"layer_scale", c.layer_scale}, {"norm_eps", c.norm_eps}}
+  return nlohmann::json{{"image", c.image},
+                        {"patch", c.patch},
+                        {"channels", c.channels},
+                        {"dim", c.dim},
+                        {"depth", c.depth},
+                        {"heads", c.heads},
+                        {"mlp_ratio", c.mlp_ratio},
+                        {"classes", c.classes},
+                        {"pool", c.pool == Pool::mean ? "mean" : "token"},
+                        {"class_token", c.class_token},
+                        {"distilled", c.distilled},
+                        {"registers", c.registers},
+                        {"no_embed_class", c.no_embed_class},
+                        {"qkv_bias", c.qkv_bias},
+                        {"qk_norm", c.qk_norm},
+                        {"layer_scale", c.layer_scale},
+                        {"norm_eps", c.norm_eps}}
       .dump();
 }
 
@@ -43,15 +59,16 @@ VitConfig config_from_json(std::string_view text, const std::string& source) {
   std::set<std::string> seen;  // nlohmann's DOM would silently keep the last of two equal keys
   const auto watch = [&](int depth, nlohmann::json::parse_event_t event, nlohmann::json& value) {
     if (event == nlohmann::json::parse_event_t::key && depth == 1)
-      CAPO_CHECK(seen.insert(value.get<std::string>()).second, source, ": ", value.get<std::string>(), " is given twice");
+      CAPO_CHECK(seen.insert(value.get<std::string>()).second, source, ": ", value.get<std::string>(),
+                 " is given twice");
     return depth < 8;
   };
   const nlohmann::json j = nlohmann::json::parse(text, watch, false);
   CAPO_CHECK(j.is_object(), source, ": the model configuration must be a JSON object");
   VitConfig c;
   const auto number = [&](const nlohmann::json& v, const std::string& key, double low, double high) {
-    CAPO_CHECK(v.is_number() && v.get<double>() >= low && v.get<double>() <= high, source, ": ", key, " must be a number in [",
-               low, ", ", high, "], got ", v.dump());
+    CAPO_CHECK(v.is_number() && v.get<double>() >= low && v.get<double>() <= high, source, ": ", key,
+               " must be a number in [", low, ", ", high, "], got ", v.dump());
     return v.get<double>();
   };
   const auto whole = [&](const nlohmann::json& v, const std::string& key, double low, double high) {
@@ -93,8 +110,8 @@ VitConfig config_from_names(const std::vector<NamedShape>& names, int heads) {
   for (const auto& n : names) shapes[n.name] = n.shape;
   const auto has = [&](const std::string& name) { return shapes.count(name) > 0; };
   const auto rank = [&](const std::string& name, int r) -> const Shape& {
-    CAPO_CHECK(has(name) && shapes[name].size() == r, "vit: a timm state dict has ", name, " of rank ", r, ", this one ",
-               has(name) ? cat("has it as ", shapes[name]) : std::string("has not"));
+    CAPO_CHECK(has(name) && shapes[name].size() == r, "vit: a timm state dict has ", name, " of rank ", r,
+               ", this one ", has(name) ? cat("has it as ", shapes[name]) : std::string("has not"));
     return shapes[name];
   };
   VitConfig c;
@@ -112,7 +129,8 @@ VitConfig config_from_names(const std::vector<NamedShape>& names, int heads) {
   };
   c.no_embed_class = side(places - c.prefix_tokens()) == 0;
   const int grid = side(places - c.placed_prefix());
-  CAPO_CHECK(grid > 0, "vit: pos_embed ", shapes["pos_embed"], " is no square grid, with or without ", c.prefix_tokens(), " more tokens");
+  CAPO_CHECK(grid > 0, "vit: pos_embed ", shapes["pos_embed"], " is no square grid, with or without ",
+             c.prefix_tokens(), " more tokens");
   c.image = grid * c.patch;
   c.depth = 0;
   while (has(cat("blocks.", c.depth, ".norm1.weight"))) ++c.depth;

@@ -8,7 +8,8 @@
 namespace capo::vit {
 
 Tensor resize_patch_embed(const Tensor& weight, int patch) {
-  CAPO_CHECK(weight.rank() == 4 && weight.size(2) == weight.size(3), "resize_patch_embed: needs [O, I, p, p], got ", weight.shape());
+  CAPO_CHECK(weight.rank() == 4 && weight.size(2) == weight.size(3), "resize_patch_embed: needs [O, I, p, p], got ",
+             weight.shape());
   const std::int64_t before = weight.size(2);
   if (before == patch) return weight;
   const Tensor images = contiguous(permute(weight, {0, 2, 3, 1}));  // [O, p, p, I]
@@ -43,7 +44,9 @@ LoadedVit load_vit(const std::string& path, const LoadOptions& options, const nn
   nn::LoadOptions load;
   if (options.classes >= 0) {
     load.skip = {"head.*", "head_dist.*"};
-    std::erase_if(dict, [](const nn::NamedTensor& t) { return nn::matches("head.*", t.name) || nn::matches("head_dist.*", t.name); });
+    std::erase_if(dict, [](const nn::NamedTensor& t) {
+      return nn::matches("head.*", t.name) || nn::matches("head_dist.*", t.name);
+    });
   }
   try {
     nn::load_state(*out.model, dict, load);
@@ -53,8 +56,8 @@ LoadedVit load_vit(const std::string& path, const LoadOptions& options, const nn
   return out;
 }
 
-void save_vit(Vit& model, const std::string& path, DType dtype, const std::string& preprocess, const std::string& classes,
-              const Metadata& more) {
+void save_vit(Vit& model, const std::string& path, DType dtype, const std::string& preprocess,
+              const std::string& classes, const Metadata& more) {
   Metadata metadata = more;
   metadata["model"] = to_json(model.config);
   if (!preprocess.empty()) metadata["preprocess"] = preprocess;

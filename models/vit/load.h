@@ -12,7 +12,8 @@ namespace capo::vit {
 struct LoadOptions {
   int classes = -1;  // -1: the file's head; 0: none; otherwise a new head of this many classes
   int image = 0;     // 0: the file's; otherwise position embeddings are resized to this image size
-  int patch = 0;     // 0: the file's; otherwise the patch projection is resampled to this patch size (see resize_patch_embed)
+  int patch =
+      0;  // 0: the file's; otherwise the patch projection is resampled to this patch size (see resize_patch_embed)
   int heads = 0;     // only where the file does not say and dim / 64 is wrong
 };
 
@@ -27,8 +28,8 @@ struct LoadedVit {
 LoadedVit load_vit(const std::string& path, const LoadOptions& options = {}, const nn::Build& build = {});
 
 // Writes weights with their configuration, preprocessing and class names, so that load_vit needs nothing else.
-void save_vit(Vit& model, const std::string& path, DType dtype, const std::string& preprocess, const std::string& classes,
-              const Metadata& more = {});
+void save_vit(Vit& model, const std::string& path, DType dtype, const std::string& preprocess,
+              const std::string& classes, const Metadata& more = {});
 
 // A patch projection [O, I, p, p] (file layout) for patches of another size: bicubic with antialias, rescaled by the
 // ratio of the areas, so that tokens keep their size.

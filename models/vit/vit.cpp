@@ -10,17 +10,18 @@
 namespace capo::vit {
 namespace {
 
-std::unique_ptr<nn::Parameter> token(nn::Module* up, const char* name, bool wanted, std::int64_t n, std::int64_t dim, double std) {
+std::unique_ptr<nn::Parameter> token(nn::Module* up, const char* name, bool wanted, std::int64_t n, std::int64_t dim,
+                                     double std) {
   return wanted ? std::make_unique<nn::Parameter>(up, name, Shape{1, n, dim}, nn::Init::normal(std)) : nullptr;
 }
 
 Tensor for_each(const Tensor& t, std::int64_t batch) { return expand(t, {batch, t.size(1), t.size(2)}); }
 
 VitConfig checked(const VitConfig& c) {
-  CAPO_CHECK(c.image > 0 && c.patch > 0 && c.image % c.patch == 0, "vit: image must be a multiple of patch, got ", c.image,
-             " and ", c.patch);
-  CAPO_CHECK(c.dim > 0 && c.depth >= 0 && c.heads > 0 && c.dim % c.heads == 0, "vit: dim must be a multiple of heads, got ",
-             c.dim, " and ", c.heads);
+  CAPO_CHECK(c.image > 0 && c.patch > 0 && c.image % c.patch == 0, "vit: image must be a multiple of patch, got ",
+             c.image, " and ", c.patch);
+  CAPO_CHECK(c.dim > 0 && c.depth >= 0 && c.heads > 0 && c.dim % c.heads == 0,
+             "vit: dim must be a multiple of heads, got ", c.dim, " and ", c.heads);
   CAPO_CHECK(c.class_token || c.pool == Pool::mean, "vit: without a class token the pool must be mean");
   CAPO_CHECK(!c.distilled || c.class_token, "vit: a distillation token needs a class token");
   return c;
@@ -29,11 +30,14 @@ VitConfig checked(const VitConfig& c) {
 }  // namespace
 
 Block::Block(nn::Module* up, std::string_view name, const VitConfig& c, double drop)
-    : Layer(up, name), norm1(this, "norm1", c.dim, c.norm_eps),
+    : Layer(up, name),
+      norm1(this, "norm1", c.dim, c.norm_eps),
       attn(this, "attn", {c.dim, c.heads, c.qkv_bias, c.qk_norm, c.drop, c.norm_eps}),
       ls1(c.layer_scale ? std::make_unique<nn::LayerScale>(this, "ls1", c.dim, c.layer_scale) : nullptr),
-      drop_path1(this, "drop_path1", drop), norm2(this, "norm2", c.dim, c.norm_eps),
-      mlp(this, "mlp", c.dim, static_cast<std::int64_t>(std::llround(static_cast<double>(c.dim) * c.mlp_ratio)), Activation::gelu, c.drop),
+      drop_path1(this, "drop_path1", drop),
+      norm2(this, "norm2", c.dim, c.norm_eps),
+      mlp(this, "mlp", c.dim, static_cast<std::int64_t>(std::llround(static_cast<double>(c.dim) * c.mlp_ratio)),
+          Activation::gelu, c.drop),
       ls2(c.layer_scale ? std::make_unique<nn::LayerScale>(this, "ls2", c.dim, c.layer_scale) : nullptr),
       drop_path2(this, "drop_path2", drop) {
   attn.set_pre_norm(&norm1);
@@ -51,11 +55,15 @@ Head::Head(nn::Module* up, std::string_view name, std::int64_t dim, int classes)
       bias(this, "bias", {classes}, nn::Init::zero()) {}
 
 Vit::Vit(const VitConfig& c, const nn::Build& build)
-    : Layer(build), config(checked(c)), patch_embed(this, "patch_embed", c.patch, c.channels, c.dim),
-      cls_token(token(this, "cls_token", c.class_token, 1, c.dim, 1e-6)), dist_token(token(this, "dist_token", c.distilled, 1, c.dim, 0.02)),
+    : Layer(build),
+      config(checked(c)),
+      patch_embed(this, "patch_embed", c.patch, c.channels, c.dim),
+      cls_token(token(this, "cls_token", c.class_token, 1, c.dim, 1e-6)),
+      dist_token(token(this, "dist_token", c.distilled, 1, c.dim, 0.02)),
       reg_token(token(this, "reg_token", c.registers > 0, c.registers, c.dim, 1e-6)),
       pos_embed(this, "pos_embed", {1, c.tokens() + c.placed_prefix(), c.dim}, nn::Init::trunc_normal(0.02)),
-      pos_drop(this, "pos_drop", c.drop), blocks(this, "blocks") {
+      pos_drop(this, "pos_drop", c.drop),
+      blocks(this, "blocks") {
   for (int i = 0; i < c.depth; ++i) blocks.add(c, c.depth > 1 ? c.drop_path * i / (c.depth - 1) : 0.0);
   (c.pool == Pool::mean ? fc_norm : norm) =
       std::make_unique<nn::LayerNorm>(this, c.pool == Pool::mean ? "fc_norm" : "norm", c.dim, c.norm_eps);
@@ -64,8 +72,10 @@ Vit::Vit(const VitConfig& c, const nn::Build& build)
 }
 
 Tensor Vit::stream(const Tensor& image) {
-  CAPO_CHECK(image.rank() == 4 && image.size(1) == config.image && image.size(2) == config.image && image.size(3) == config.channels,
-             "vit: image must be [B, ", config.image, ", ", config.image, ", ", config.channels, "], got ", image.shape());
+  CAPO_CHECK(image.rank() == 4 && image.size(1) == config.image && image.size(2) == config.image &&
+                 image.size(3) == config.channels,
+             "vit: image must be [B, ", config.image, ", ", config.image, ", ", config.channels, "], got ",
+             image.shape());
   const std::int64_t batch = image.size(0);
   Tensor x = patch_embed(image);
   if (config.no_embed_class) x = x + pos_embed.value();
@@ -82,7 +92,8 @@ Tensor Vit::stream(const Tensor& image) {
       for (nn::Parameter* p : block->parameters())
         if (p->trainable()) trainable.push_back(p->value());
       Block* b = block.get();
-      x = checkpoint([b](const std::vector<Tensor>& in) { return std::vector<Tensor>{(*b)(in[0])}; }, {x}, trainable)[0];
+      x = checkpoint([b](const std::vector<Tensor>& in) { return std::vector<Tensor>{(*b)(in[0])}; }, {x},
+                     trainable)[0];
     } else {
       x = (*block)(x);
     }

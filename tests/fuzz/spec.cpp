@@ -5,8 +5,9 @@
 #include <capo/tuners/spec.h>
 
 std::vector<std::string> capo::fuzz::seeds() {
-  std::vector<std::string> all{"blocks.*.mlp: u_adapter(dim=4, scale=0.1, on=x, act=relu, init=xavier); **.norm*: train",
-                               "blocks.*.attn.qkv: lora(rank=2, alpha=1e0, slices=q+v, rslora=true, dropout=.5)", "linear; bitfit;"};
+  std::vector<std::string> all{
+      "blocks.*.mlp: u_adapter(dim=4, scale=0.1, on=x, act=relu, init=xavier); **.norm*: train",
+      "blocks.*.attn.qkv: lora(rank=2, alpha=1e0, slices=q+v, rslora=true, dropout=.5)", "linear; bitfit;"};
   for (const auto& m : tuners::kMethods) all.push_back(m.spec);
   return all;
 }

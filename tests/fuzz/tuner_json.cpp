@@ -10,15 +10,16 @@ namespace {
 
 const std::string hash(64, 'a');
 std::string card(const std::string& spec, const std::string& rest) {
-  return "{\"format\": \"capo-tuner-1\", \"spec\": \"" + spec + "\", \"base_sha256\": \"" + hash + "\", \"tensors_sha256\": \"" + hash +
-         "\", \"model\": \"{}\", \"preprocess\": \"\", " + rest + "}";
+  return "{\"format\": \"capo-tuner-1\", \"spec\": \"" + spec + "\", \"base_sha256\": \"" + hash +
+         "\", \"tensors_sha256\": \"" + hash + "\", \"model\": \"{}\", \"preprocess\": \"\", " + rest + "}";
 }
 
 }  // namespace
 
 std::vector<std::string> capo::fuzz::seeds() {
   return {card("linear", "\"classes\": [], \"notes\": {}"),
-          card("blocks.*.attn: u_prefix(length=3); head: train", "\"classes\": [\"a\", \"b\\u00e9\\n\"], \"notes\": {\"a\": \"\", \"b\": \"c\"}"),
+          card("blocks.*.attn: u_prefix(length=3); head: train",
+               "\"classes\": [\"a\", \"b\\u00e9\\n\"], \"notes\": {\"a\": \"\", \"b\": \"c\"}"),
           vit::to_json(vit::VitConfig{})};
 }
 
