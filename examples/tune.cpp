@@ -24,6 +24,7 @@ int main(int argc, char** argv) try {
   app.add_option("--train-images", o.train_images, "class-balanced, drawn by seed; 0: all");
   app.add_option("--test-images", o.test_images, "0: all");
   app.add_option("--epochs", o.epochs);
+  app.add_option("--batch", o.batch);
   app.add_option("--lr", o.lr, "0: the method's");
   app.add_option("--image", o.image, "input size in pixels; 0: the weights' own");
   app.add_option("--seed", o.seed);

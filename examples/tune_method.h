@@ -18,7 +18,7 @@ namespace capo::examples {
 
 struct TuneOptions {
   std::string dataset = "fashion-mnist", data, weights = CAPO_SHIPPED_WEIGHTS, method = "u-tuning", out = "out/tune", device = "cpu";
-  int train_images = 1000, test_images = 0, epochs = 8, image = 0, threads = 0;
+  int train_images = 1000, test_images = 0, epochs = 8, batch = 16, image = 0, threads = 0;
   double lr = 0;
   std::uint64_t seed = 0;
   bool compare = false;
@@ -60,7 +60,7 @@ inline TuneResult tune_with(const TuneOptions& o, const std::string& name, const
   const std::string base = nn::base_hash(model);
   tuners::apply_spec(model, spec);
 
-  LoaderOptions loading{.batch_size = 64, .shuffle = true, .seed = o.seed + 1};
+  LoaderOptions loading{.batch_size = o.batch, .shuffle = true, .seed = o.seed + 1};
   loading.augment = Augment{.crop = Augment::Crop::pad, .pad = preprocess.size / 16};
   LoaderSource train_source(train_set, preprocess, loading);
   LoaderSource plain_source(train_set, preprocess, {.batch_size = 250});
@@ -83,9 +83,9 @@ inline TuneResult tune_with(const TuneOptions& o, const std::string& name, const
     tuners::apply_spec(*copy, spec);
     return copy;
   };
-  const train::MemoryPlan plan = train::plan_memory(planned, {64, preprocess.size, preprocess.size, 3});
+  const train::MemoryPlan plan = train::plan_memory(planned, {o.batch, preprocess.size, preprocess.size, 3});
   const auto mib = [](std::int64_t bytes) { return static_cast<double>(bytes) / 1048576.0; };
-  std::printf("%s: a step of 64 images will hold at most %.1f MiB: weights %.1f, gradients %.1f, optimizer %.1f, activations %.1f\n", name.c_str(),
+  std::printf("%s: a step of %d images will hold at most %.1f MiB: weights %.1f, gradients %.1f, optimizer %.1f, activations %.1f\n", name.c_str(), o.batch,
               mib(plan.peak), mib(plan.weights), mib(plan.gradients), mib(plan.optimizer), mib(plan.activations));
 
   TuneResult r{.method = name, .trainable = nn::parameter_count(model, true), .total = nn::parameter_count(model)};
