@@ -1,0 +1,40 @@
+// CUDA kernels that no op's table lists yet: callable functions of argument structs, proven in tests/shim. Their slots
+// are filled (CAPO_KERNEL_CUDA) once the ops around them run on a card.
+#pragma once
+
+#include <capo/ops/attention.h>
+#include <capo/ops/layer_norm.h>
+
+namespace capo {
+
+// y = the sum of x[0..n) in a fixed order: chunks of kSumChunk into part, whose sum one block takes. No atomics.
+inline constexpr std::int64_t kSumChunk = 4096;
+struct SumArgs {
+  const float* x;
+  float* part;  // [sum_chunks(n)] scratch
+  float* y;     // [1]; 0 when n == 0
+  std::int64_t n;
+};
+constexpr std::int64_t sum_chunks(std::int64_t n) { return (n + kSumChunk - 1) / kSumChunk; }
+
+// y[c] = sum over r of x[r, c], rows in order: the second stage of weight gradients.
+struct ColumnSumArgs {
+  const float* x;  // [rows, columns]
+  float* y;        // [columns]
+  std::int64_t rows, columns;
+};
+
+namespace kernels {
+
+void sum_cuda(const SumArgs& args, void* stream);
+void column_sum_cuda(const ColumnSumArgs& args, void* stream);
+
+// f32 x and weights. items = rows; items = chunks of kLayerNormChunk rows, whose parts column_sum_cuda adds up.
+void layer_norm_cuda(const LayerNormArgs& args, std::int64_t items, void* stream);
+void layer_norm_backward_cuda(const LayerNormBackwardArgs& args, std::int64_t items, void* stream);
+
+// bf16, d = dv = 64, 16-byte aligned rows; f32 accumulation, lse f32. batches is B (args.chunk and chunks are not read).
+void attention_64_cuda(const AttentionArgs& args, std::int64_t batches, void* stream);
+
+}  // namespace kernels
+}  // namespace capo

@@ -1,0 +1,324 @@
+// The CUDA kernels on the host shim against plain loops in double, under every order of threads; planted bugs; record and
+// replay. Built twice: with ASan and UBSan (shim_test), and with the race checker (shim_race_test).
+#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
+#include <doctest/doctest.h>
+
+#include <capo/cuda/kernels.h>
+#include <capo/cuda/ptx.h>
+#include <capo/tests/shim/planted.h>
+
+#include <cstdio>
+#include <ctime>
+#include <random>
+
+#if !defined(CAPO_SHIM_RACE)
+#include <sys/wait.h>
+#include <unistd.h>
+#endif
+
+using namespace capo;
+using capo::shim::Buffer;
+using capo::shim::Config;
+using capo::shim::Order;
+using planted::Bug;
+
+namespace {
+
+#if defined(CAPO_SHIM_RACE)
+const std::vector<Config> kOrders = {{Order::forward, 0}};  // the race checker needs one order only
+#else
+const std::vector<Config> kOrders = {{Order::forward, 0}, {Order::reverse, 0}, {Order::warp_ahead, 1}, {Order::warp_ahead, 2}, {Order::random, 3}};
+#endif
+
+std::mt19937 g_random(7);
+
+std::vector<float> normals(std::size_t n, float mean = 0) {
+  std::normal_distribution<float> d(mean, 1);
+  std::vector<float> v(n);
+  for (float& x : v) x = d(g_random);
+  return v;
+}
+
+// NaN fails.
+bool near(double got, double want, double tolerance) { return got == want || std::abs(got - want) <= tolerance * (1 + std::abs(want)); }
+
+void check_all(const std::vector<float>& got, const std::vector<double>& want, double tolerance) {
+  REQUIRE(got.size() == want.size());
+  for (std::size_t i = 0; i < got.size(); ++i)
+    if (!near(got[i], want[i], tolerance)) {
+      CAPTURE(i);
+      CAPTURE(got[i]);
+      CAPTURE(want[i]);
+      FAIL_CHECK("values differ");
+      return;
+    }
+}
+
+struct Seconds {
+  const char* what;
+  std::clock_t begin = std::clock();
+  ~Seconds() {
+    static double total = 0;
+    const double s = static_cast<double>(std::clock() - begin) / CLOCKS_PER_SEC;
+    total += s;
+    std::printf("%-12s %.3f s, three kernels so far %.3f s, for 40 stems %.1f s\n", what, s, total, total / 3 * 40);
+  }
+};
+
+template <class F>
+std::string failure_of(F f) {
+  try {
+    f();
+  } catch (const Error& e) {
+    return e.what();
+  }
+  return "";
+}
+
+bool has(const std::string& text, const char* part) { return text.find(part) != std::string::npos; }
+
+}  // namespace
+
+TEST_CASE("layer_norm forward and backward") {
+  const Seconds timer{"layer_norm"};
+  const std::int64_t sizes[][2] = {{1, 1}, {3, 5}, {7, 33}, {65, 129}, {130, 300}};
+  for (const auto& [rows, columns] : sizes)
+    for (const bool rms : {false, true}) {
+      const auto n = static_cast<std::size_t>(rows * columns), nc = static_cast<std::size_t>(columns);
+      const auto x = normals(n, rms ? 0.0f : 100.0f), dy = normals(n), w = normals(nc, 1), bias = normals(nc);
+      const double eps = 1e-5;
+      std::vector<double> y(n), dx(n), dw(nc), db(nc);
+      for (std::int64_t r = 0; r < rows; ++r) {
+        const auto at = [&](std::int64_t c) { return static_cast<std::size_t>(r * columns + c); };
+        double mean = 0, var = 0, sg = 0, sgh = 0;
+        const double k = static_cast<double>(columns);
+        for (std::int64_t c = 0; c < columns && !rms; ++c) mean += x[at(c)] / k;
+        for (std::int64_t c = 0; c < columns; ++c) var += (x[at(c)] - mean) * (x[at(c)] - mean) / k;
+        const double rstd = 1 / std::sqrt(var + eps);
+        for (std::int64_t c = 0; c < columns; ++c) {
+          const auto j = static_cast<std::size_t>(c);
+          const double h = (x[at(c)] - mean) * rstd, g = static_cast<double>(dy[at(c)]) * w[j];
+          y[at(c)] = h * w[j] + bias[j];
+          sg += g / k, sgh += g * h / k;
+          dw[j] += dy[at(c)] * h, db[j] += dy[at(c)];
+        }
+        for (std::int64_t c = 0; c < columns; ++c) {
+          const double h = (x[at(c)] - mean) * rstd, g = static_cast<double>(dy[at(c)]) * w[static_cast<std::size_t>(c)];
+          dx[at(c)] = rstd * (g - (rms ? 0 : sg) - h * sgh);
+        }
+      }
+      for (const Config& order : kOrders) {
+        shim::config() = order;
+        const std::int64_t chunks = (rows + kLayerNormChunk - 1) / kLayerNormChunk;
+        const auto np = static_cast<std::size_t>(chunks * columns), nr = static_cast<std::size_t>(rows);
+        const Buffer<float> xd(x, "x"), dyd(dy, "dy"), wd(w, "weight"), bd(bias, "bias"), yd(n, "y"), md(nr, "mean"), rd(nr, "rstd"),
+            dxd(n, "dx"), wpart(np, "dweight_part"), bpart(np, "dbias_part"), dwd(nc, "dweight"), dbd(nc, "dbias");
+        kernels::layer_norm_cuda({f32, f32, rms, xd.get(), wd.get(), bd.get(), yd.get(), rms ? nullptr : md.get(), rd.get(), rows, columns, eps}, rows, nullptr);
+        kernels::layer_norm_backward_cuda({f32, f32, rms, xd.get(), dyd.get(), wd.get(), rms ? nullptr : md.get(), rd.get(), dxd.get(), wpart.get(), bpart.get(), rows, columns}, chunks, nullptr);
+        kernels::column_sum_cuda({wpart.get(), dwd.get(), chunks, columns}, nullptr);
+        kernels::column_sum_cuda({bpart.get(), dbd.get(), chunks, columns}, nullptr);
+        check_all(yd.read(), y, columns == 1 ? 2e-2 : 2e-4);
+        if (columns > 1) check_all(dxd.read(), dx, 2e-3);
+        if (columns > 1) check_all(dwd.read(), dw, 2e-3);
+        check_all(dbd.read(), db, 1e-5);
+      }
+    }
+}
+
+TEST_CASE("attention forward on mma") {
+  const Seconds timer{"attention"};
+  struct Case {
+    std::int64_t b, h, nq, nk;
+    bool causal, bias;
+  };
+  const auto value = [](std::uint16_t u) { return static_cast<double>(gpu::from_bf16(u)); };
+  const auto halves = [](std::size_t n) {
+    std::vector<std::uint16_t> v(n);
+    const auto f = normals(n);
+    for (std::size_t i = 0; i < n; ++i) v[i] = static_cast<std::uint16_t>(gpu::to_bf16x2(f[i], 0));
+    return v;
+  };
+  for (const Case& c : {Case{1, 1, 1, 1, false, false}, Case{1, 2, 33, 65, false, true}, Case{2, 1, 70, 70, true, false}, Case{1, 1, 70, 30, true, false}, Case{1, 1, 5, 197, false, false}}) {
+    const std::int64_t d = 64, w = c.h * d;
+    // q, k and v are slices of wider rows, read in place: strides that are not the contiguous ones.
+    const std::int64_t qrow = w + 8, krow = 2 * w;
+    const auto q = halves(static_cast<std::size_t>(c.b * c.nq * qrow)), kv = halves(static_cast<std::size_t>(c.b * c.nk * krow));
+    const auto bias = halves(static_cast<std::size_t>(c.h * c.nq * c.nk));
+    const double scale = 0.125;
+    std::vector<double> o(static_cast<std::size_t>(c.b * c.nq * w)), lse(static_cast<std::size_t>(c.b * c.h * c.nq));
+    for (std::int64_t b = 0; b < c.b; ++b)
+      for (std::int64_t h = 0; h < c.h; ++h)
+        for (std::int64_t i = 0; i < c.nq; ++i) {
+          std::vector<double> p(static_cast<std::size_t>(c.nk));
+          double sum = 0;
+          for (std::int64_t j = 0; j < c.nk; ++j) {
+            if (c.causal && j > i + c.nk - c.nq) continue;
+            double s = 0;
+            for (std::int64_t e = 0; e < d; ++e)
+              s += value(q[static_cast<std::size_t>((b * c.nq + i) * qrow + h * d + e)]) * value(kv[static_cast<std::size_t>((b * c.nk + j) * krow + h * d + e)]);
+            s = s * scale + (c.bias ? value(bias[static_cast<std::size_t>((h * c.nq + i) * c.nk + j)]) : 0);
+            sum += p[static_cast<std::size_t>(j)] = std::exp(s);
+          }
+          lse[static_cast<std::size_t>((b * c.h + h) * c.nq + i)] = sum > 0 ? std::log(sum) : -INFINITY;
+          for (std::int64_t e = 0; e < d && sum > 0; ++e)
+            for (std::int64_t j = 0; j < c.nk; ++j)
+              o[static_cast<std::size_t>((b * c.nq + i) * w + h * d + e)] += p[static_cast<std::size_t>(j)] / sum * value(kv[static_cast<std::size_t>((b * c.nk + j) * krow + w + h * d + e)]);
+        }
+    for (const Config& order : kOrders) {
+      shim::config() = order;
+      const Buffer<std::uint16_t> qd(q, "q"), kvd(kv, "kv"), bd(bias, "bias"), od(o.size(), "o");
+      const Buffer<float> ld(lse.size(), "lse");
+      const AttentionArgs args{bf16, qd.get(), kvd.get(), kvd.get() + w, c.bias ? bd.get() : nullptr, od.get(), ld.get(), c.h, c.nq, c.nk, d, d,
+                               {c.nq * qrow, qrow, d}, {c.nk * krow, krow, d}, {c.nk * krow, krow, d}, {0, c.nq * c.nk, c.nk, 1}, scale, c.causal, 0, 0};
+      kernels::attention_64_cuda(args, c.b, nullptr);
+      std::vector<float> got;
+      for (const std::uint16_t u : od.read()) got.push_back(gpu::from_bf16(u));
+      check_all(got, o, 1e-2);
+      check_all(ld.read(), lse, 1e-4);
+    }
+  }
+}
+
+TEST_CASE("sum: two stages, the same bits in every order") {
+  const Seconds timer{"sum"};
+  for (const std::int64_t n : {std::int64_t{0}, std::int64_t{1}, std::int64_t{31}, std::int64_t{257}, kSumChunk, kSumChunk + 1, 3 * kSumChunk + 77}) {
+    const auto x = normals(static_cast<std::size_t>(n), 1);
+    double want = 0;
+    for (const float v : x) want += v;
+    std::vector<float> first;
+    for (const Config& order : kOrders) {
+      shim::config() = order;
+      const Buffer<float> xd(x, "x"), part(static_cast<std::size_t>(sum_chunks(n)), "part"), y(1, "y");
+      kernels::sum_cuda({xd.get(), part.get(), y.get(), n}, nullptr);
+      check_all(y.read(), {want}, 1e-5);
+      if (first.empty()) first = y.read();
+      CHECK(first == y.read());
+    }
+  }
+}
+
+namespace {
+
+// "" or how the shim, or the comparison, tells that mirror has this bug.
+std::string found(Bug bug, const Config& order) {
+  shim::config() = order;
+  const std::int64_t blocks = 3;
+  const auto n = static_cast<std::size_t>(blocks * planted::kThreads);
+  const auto x = normals(n);
+  const Buffer<float> xd(x, "x"), yd(n, "y");
+  const std::string text = failure_of([&] { planted::mirror(bug, xd.get(), yd.get(), blocks); });
+  if (!text.empty()) return text;
+  const auto y = yd.read();
+  for (std::size_t i = 0; i < n; ++i) {
+    const std::size_t t = i % planted::kThreads;
+    if (!(y[i] == x[i - t + planted::kThreads - 1 - t])) return cat("value ", i, " is wrong");
+  }
+  return "";
+}
+
+#if !defined(CAPO_SHIM_RACE)
+// What a process that runs f writes to stderr until AddressSanitizer ends it.
+template <class F>
+std::string report_of(F f) {
+  int ends[2];
+  REQUIRE(pipe(ends) == 0);
+  std::fflush(nullptr);
+  const pid_t child = fork();
+  if (child == 0) {
+    dup2(ends[1], 2);
+    f();
+    _exit(0);
+  }
+  ::close(ends[1]);
+  std::string text;
+  char buffer[4096];
+  for (ssize_t n; (n = ::read(ends[0], buffer, sizeof buffer)) > 0;) text.append(buffer, static_cast<std::size_t>(n));
+  ::close(ends[0]);
+  int status = 0;
+  waitpid(child, &status, 0);
+  return WIFEXITED(status) && WEXITSTATUS(status) == 0 ? "" : text;
+}
+#endif
+
+}  // namespace
+
+TEST_CASE("planted bugs are found") {
+  for (const Config& order : kOrders) CHECK(found(Bug::none, order) == "");
+  const Config forward{Order::forward, 0};
+  const auto names = [&](Bug bug, const char* part) {
+    for (const Config& order : kOrders) {
+      const std::string text = found(bug, order);
+      CAPTURE(text);
+      CHECK(has(text, part));
+      CHECK(has(text, "thread"));
+    }
+  };
+  names(Bug::wrong_mask, "which this lane is not in");
+  names(Bug::divergent_barrier, "divergent __syncthreads");
+  CHECK(found(Bug::divergent_shuffle, forward) != "");
+  CHECK(found(Bug::early_exit, forward) != "");
+  CHECK(found(Bug::unwritten, forward) != "");
+#if defined(CAPO_SHIM_RACE)
+  names(Bug::no_barrier, "tile");
+  names(Bug::no_syncwarp, "tile");
+  names(Bug::shared_word, "tile");
+  names(Bug::other_block, "another block");
+  names(Bug::no_wait, "dynamic part");
+  names(Bug::global_index, "outside");
+#else
+  int barrier = 0, wait = 0;
+  for (const Config& order : kOrders) {
+    barrier += found(Bug::no_barrier, order) != "";
+    wait += found(Bug::no_wait, order) != "";
+  }
+  CHECK(barrier >= 3);
+  CHECK(wait >= 3);
+  for (const Bug bug : {Bug::global_index, Bug::shared_index, Bug::carved_index}) {
+    const std::string text = report_of([&] { found(bug, forward); });
+    CAPTURE(text);
+    CHECK((has(text, "AddressSanitizer") || has(text, "out of bounds")));
+    CHECK(has(text, "planted.cu"));
+  }
+#endif
+}
+
+TEST_CASE("many failures in one process") {
+  shim::config() = {};
+  for (int i = 0; i < 50; ++i) CHECK(found(i % 2 ? Bug::divergent_barrier : Bug::wrong_mask, {Order::random, static_cast<std::uint64_t>(i)}) != "");
+  CHECK(found(Bug::none, {}) == "");
+}
+
+TEST_CASE("a replayed step with frozen arguments is found") {
+  shim::config() = {};
+  const std::int64_t n = 150;
+  const auto size = static_cast<std::size_t>(n);
+  const auto w0 = normals(size);
+  const std::vector<std::vector<float>> g = {normals(size), normals(size), normals(size)};
+  const planted::StepState states[] = {{0.1f, 11}, {0.05f, 12}, {0.025f, 13}};
+
+  const auto train = [&](bool frozen, bool replayed, std::vector<std::string>* differing) {
+    const Buffer<float> w(w0, "w"), gd(g[0], "g");
+    const Buffer<planted::StepState> state(1, "state");
+    std::vector<shim::Launch> first;
+    for (std::size_t s = 0; s < 3; ++s) {
+      gd.set(g[s]);
+      state.set({states[s]});
+      if (replayed && s > 0) {
+        shim::replay(first);
+        continue;
+      }
+      shim::start_recording();
+      planted::step(frozen, w.get(), gd.get(), n, states[s].rate, states[s].seed, state.get());
+      const auto now = shim::stop_recording();
+      if (s == 0) first = now;
+      if (differing && s == 1) *differing = shim::frozen_arguments(first, now);
+    }
+    return w.read();
+  };
+  std::vector<std::string> by_value, by_pointer;
+  CHECK(train(true, false, &by_value) == train(false, false, &by_pointer));
+  CHECK(train(false, true, nullptr) == train(false, false, nullptr));
+  CHECK(train(true, true, nullptr) != train(true, false, nullptr));
+  CHECK(by_pointer.empty());
+  CHECK(by_value == std::vector<std::string>{"step_by_value, argument 3", "step_by_value, argument 4"});
+}
