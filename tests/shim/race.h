@@ -21,6 +21,8 @@ void barrier();
 void sync_warp(int warp, unsigned mask);
 void read(const void* p, std::size_t bytes);
 void write(const void* p, std::size_t bytes);
+void async_begin(const void* p, std::size_t bytes);  // a cp.async may write these from now on,
+void async_end(const void* p, std::size_t bytes);    // and has written them now
 std::string take_failure();  // "" or the first failure since the last call
 #else
 inline constexpr bool kOn = false;
@@ -31,6 +33,8 @@ inline void barrier() {}
 inline void sync_warp(int, unsigned) {}
 inline void read(const void*, std::size_t) {}
 inline void write(const void*, std::size_t) {}
+inline void async_begin(const void*, std::size_t) {}
+inline void async_end(const void*, std::size_t) {}
 inline std::string take_failure() { return {}; }
 #endif
 

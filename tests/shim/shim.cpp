@@ -538,6 +538,8 @@ void cp_async(void* to, const void* from, int bytes, int valid, const char* file
   if (misaligned(to) || (valid && misaligned(from))) fail("misaligned cp.async", file, line);
   Thread& me = self();
   me.async.push_back({to, from, bytes, valid, me.groups});
+  std::memset(to, 0xff, static_cast<std::size_t>(bytes));  // anything, until its wait: too early is as visible as too late
+  race::async_begin(to, static_cast<std::size_t>(bytes));
 }
 
 void cp_async_commit() { ++self().groups; }
@@ -549,7 +551,7 @@ void cp_async_wait(int left) {
     if (a.valid) std::memcpy(a.to, a.from, static_cast<std::size_t>(a.valid));
     std::memset(static_cast<char*>(a.to) + a.valid, 0, static_cast<std::size_t>(a.bytes - a.valid));
     race::read(a.from, static_cast<std::size_t>(a.valid));
-    race::write(a.to, static_cast<std::size_t>(a.bytes));
+    race::async_end(a.to, static_cast<std::size_t>(a.bytes));
     return true;
   });
 }
