@@ -61,7 +61,7 @@ inline TuneResult tune_with(const TuneOptions& o, const std::string& name, const
   tuners::apply_spec(model, spec);
 
   LoaderOptions loading{.batch_size = o.batch, .shuffle = true, .seed = o.seed + 1};
-  loading.augment = Augment{.crop = Augment::Crop::pad, .pad = preprocess.size / 16};
+  loading.augment = Augment{};  // flips only: a few epochs on a few images leave no room for more
   LoaderSource train_source(train_set, preprocess, loading);
   LoaderSource plain_source(train_set, preprocess, {.batch_size = 250});
   LoaderSource held_out(validation_set, preprocess, {.batch_size = 250});
