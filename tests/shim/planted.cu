@@ -81,9 +81,42 @@ __global__ void step_by_pointer(float* w, const float* g, std::int64_t n, const 
   if (i < n) w[i] -= state->rate * masked(state->seed, i) * g[i];
 }
 
+__device__ inline std::uint32_t pair(const std::uint16_t* p, int second) {
+  return static_cast<std::uint32_t>(p[0]) | static_cast<std::uint32_t>(p[second]) << 16;
+}
+
+__global__ void tile(bool is_bf16, const std::uint16_t* a, const std::uint16_t* b, float* d, int* wrong) {
+  CAPO_SHARED(uint4, rows, 32);  // 16 rows of 16
+  auto* const s = reinterpret_cast<std::uint16_t*>(rows);
+  const int lane = threadIdx.x, g = lane / 4, t = lane % 4;
+  for (int i = lane; i < 256; i += 32) s[i] = a[i];
+  __syncthreads();
+  std::uint32_t fa[4], fat[4];
+  capo::gpu::ldmatrix(fa, s + lane % 16 * 16 + lane / 16 * 8);
+  capo::gpu::ldmatrix_transposed(fat, s + lane % 16 * 16 + lane / 16 * 8);
+  int bad = 0;
+  for (int i = 0; i < 4; ++i) {
+    const int row = i % 2 * 8, column = i / 2 * 8;
+    bad += fa[i] != pair(s + (row + g) * 16 + column + 2 * t, 1);
+    bad += fat[i] != pair(s + (row + 2 * t) * 16 + column + g, 16);
+  }
+  wrong[lane] = bad;
+  const std::uint32_t fb[2] = {pair(b + g * 16 + 2 * t, 1), pair(b + g * 16 + 2 * t + 8, 1)};
+  float fd[4] = {};
+  if (is_bf16)
+    capo::gpu::mma_bf16(fd, fa, fb);
+  else
+    capo::gpu::mma_f16(fd, fa, fb);
+  for (int i = 0; i < 4; ++i) d[(g + i / 2 * 8) * 8 + 2 * t + i % 2] = fd[i];
+}
+
 }  // namespace
 
 namespace capo::planted {
+
+void tile_product(bool is_bf16, const std::uint16_t* a, const std::uint16_t* b, float* d, int* wrong) {
+  gpu::launch("tile", tile, 1, 32, 0, nullptr, is_bf16, a, b, d, wrong);
+}
 
 void mirror(Bug bug, const float* x, float* y, std::int64_t blocks) {
   switch (bug) {

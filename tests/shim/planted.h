@@ -24,4 +24,8 @@ struct StepState {
 // kernel reads them from the device's state.
 void step(bool frozen, float* w, const float* g, std::int64_t n, float rate, std::uint32_t seed, const StepState* state);
 
+// d [16, 8] = a [16, 16] b^T with b [8, 16], bf16 or f16 bits: A through ldmatrix, B as documented in ptx.h. The rows of a
+// are 16-byte aligned. wrong counts (lane, register) pairs where ldmatrix differs from the documented fragment.
+void tile_product(bool is_bf16, const std::uint16_t* a, const std::uint16_t* b, float* d, int* wrong);
+
 }  // namespace capo::planted

@@ -11,7 +11,9 @@
 
 #include <pthread.h>
 #include <sys/mman.h>
-#if !defined(__x86_64__)
+#if defined(__x86_64__) && !defined(CAPO_SHIM_UCONTEXT)
+#define CAPO_SHIM_SWITCH 1
+#else
 #include <ucontext.h>
 #endif
 
@@ -30,7 +32,7 @@
 capo::shim::Coordinate threadIdx, blockIdx, blockDim, gridDim;
 
 // ---------------------------------------------------------------- stacks and the switch between them
-#if defined(__x86_64__)
+#if defined(CAPO_SHIM_SWITCH)
 // Saves the callee-saved registers on this stack and its pointer in *save, then continues on `to`.
 extern "C" void capo_shim_switch(void** save, void* to);
 asm(R"(
@@ -68,7 +70,7 @@ struct Fiber {
   char* base = nullptr;  // lowest address
   std::size_t size = 0;
   void* fake = nullptr;  // ASan's
-#if defined(__x86_64__)
+#if defined(CAPO_SHIM_SWITCH)
   void* sp = nullptr;
 #else
   ucontext_t context;
@@ -148,7 +150,7 @@ void switch_fiber(Fiber& from, Fiber& to, [[maybe_unused]] bool leaving) {
 #if defined(CAPO_SHIM_ASAN)
   __sanitizer_start_switch_fiber(leaving ? nullptr : &from.fake, to.base, to.size);
 #endif
-#if defined(__x86_64__)
+#if defined(CAPO_SHIM_SWITCH)
   capo_shim_switch(&from.sp, to.sp);
 #else
   swapcontext(&from.context, &to.context);
@@ -178,7 +180,7 @@ Fiber* fresh_fiber() {
   __asan_unpoison_memory_region(f->base, f->size);  // frames of an abandoned run
   f->fake = nullptr;
 #endif
-#if defined(__x86_64__)
+#if defined(CAPO_SHIM_SWITCH)
   auto** top = reinterpret_cast<void**>(f->base + f->size);
   *--top = nullptr;  // root's return address
   *--top = reinterpret_cast<void*>(root);

@@ -184,6 +184,36 @@ TEST_CASE("attention forward on mma") {
   }
 }
 
+TEST_CASE("mma and ldmatrix follow the documented fragments") {
+  // Small integers: exact in bf16 and f16, and so is every product.
+  const auto bf16_bits = [](int v) { return static_cast<std::uint16_t>(gpu::to_bf16x2(static_cast<float>(v), 0)); };
+  const auto f16_bits = [](int v) {  // |v| <= 7
+    static const std::uint16_t bits[] = {0, 0x3c00, 0x4000, 0x4200, 0x4400, 0x4500, 0x4600, 0x4700};
+    return static_cast<std::uint16_t>(bits[std::abs(v)] | (v < 0 ? 0x8000 : 0));
+  };
+  std::uniform_int_distribution<int> integer(-7, 7);
+  std::vector<int> a(256), b(128);
+  for (int& v : a) v = integer(g_random);
+  for (int& v : b) v = integer(g_random);
+  std::vector<double> want(128);
+  for (std::size_t i = 0; i < 16; ++i)
+    for (std::size_t j = 0; j < 8; ++j)
+      for (std::size_t k = 0; k < 16; ++k) want[i * 8 + j] += a[i * 16 + k] * b[j * 16 + k];
+  for (const bool is_bf16 : {true, false})
+    for (const Config& order : kOrders) {
+      shim::config() = order;
+      std::vector<std::uint16_t> ah, bh;
+      for (const int v : a) ah.push_back(is_bf16 ? bf16_bits(v) : f16_bits(v));
+      for (const int v : b) bh.push_back(is_bf16 ? bf16_bits(v) : f16_bits(v));
+      const Buffer<std::uint16_t> ad(ah, "a"), bd(bh, "b");
+      const Buffer<float> d(128, "d");
+      const Buffer<int> wrong(32, "wrong");
+      planted::tile_product(is_bf16, ad.get(), bd.get(), d.get(), wrong.get());
+      check_all(d.read(), want, 0);
+      CHECK(wrong.read() == std::vector<int>(32));
+    }
+}
+
 TEST_CASE("gelu forward and backward") {
   for (const std::size_t n : {std::size_t{1}, std::size_t{257}, std::size_t{1000}}) {
     const auto x = normals(n), dy = normals(n);
