@@ -23,7 +23,7 @@ __global__ void __launch_bounds__(kThreads) mirror(const float* x, float* y) {
   one[bug == Bug::carved_index ? t + 4 : t] = 1.0f;
   if constexpr (bug == Bug::shared_word) tile[0] = x[i - t];  // every thread, the same value
   if constexpr (bug == Bug::early_exit) {
-    if (t == 40) return;
+    if (t == 41) return;
   }
   if constexpr (bug != Bug::no_wait) capo::gpu::cp_async_wait<0>();
   if constexpr (bug == Bug::divergent_barrier) {

@@ -310,8 +310,8 @@ TEST_CASE("planted bugs are found") {
   };
   names(Bug::wrong_mask, "which this lane is not in");
   names(Bug::divergent_barrier, "divergent __syncthreads");
-  CHECK(found(Bug::divergent_shuffle, forward) != "");
-  CHECK(found(Bug::early_exit, forward) != "");
+  CHECK(has(found(Bug::divergent_shuffle, forward), "no thread can run"));
+  CHECK(has(found(Bug::early_exit, forward), "leaves while thread 0"));
   CHECK(found(Bug::unwritten, forward) != "");
 #if defined(CAPO_SHIM_RACE)
   names(Bug::no_barrier, "tile");
