@@ -120,7 +120,9 @@ int main(int argc, char** argv) try {
   const train::TrainResult result = trainer.run();
 
   const std::vector<double> curve = accuracies(options.csv);
-  write_png(out + "/curve.png", plot({{.name = cat(size, "/", patch), .y = curve, .markers = true}},
+  std::vector<double> epoch_numbers;
+  for (std::size_t i = 0; i < curve.size(); ++i) epoch_numbers.push_back(static_cast<double>(i + 1));
+  write_png(out + "/curve.png", plot({{.name = cat(size, "/", patch), .x = epoch_numbers, .y = curve, .markers = true}},
                                      {.title = cat("validation accuracy, ", dataset), .x_label = "epoch", .y_label = "top-1 (%)"}));
   const double top1 = curve.empty() ? 0 : curve.back();
   {
