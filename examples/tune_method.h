@@ -32,7 +32,7 @@ struct TuneResult {
   std::string method;
   double accuracy = 0, seconds = 0, images_per_s = 0;
   std::int64_t trainable = 0, total = 0, peak_bytes = 0;
-  std::vector<double> curve = {};
+  std::vector<double> epoch = {}, curve = {};  // held-out accuracy, %
 };
 
 // Everything before the head, computed once: what a linear probe trains on.
@@ -115,6 +115,7 @@ inline TuneResult tune_with(const TuneOptions& o, const std::string& name, const
   r.peak_bytes = allocator(kCpu).stats().peak_bytes;
   double epoch_seconds = 0;
   for (const auto& e : trained.epochs) {
+    r.epoch.push_back(static_cast<double>(e.epoch + 1));
     r.curve.push_back(100 * e.validation.top1);
     epoch_seconds += e.seconds;
   }
