@@ -45,6 +45,15 @@ std::atomic<Isa>& current() {
 
 Isa isa() { return current().load(std::memory_order_relaxed); }
 
+bool has_bf16_dot() {
+#if defined(__x86_64__) && !defined(CAPO_ONE_ISA)
+  static const bool available = __builtin_cpu_supports("avx512bf16");
+  return available && isa() == Isa::v4;
+#else
+  return false;
+#endif
+}
+
 void set_isa(Isa level) {
   CAPO_CHECK(level <= best_isa(), "set_isa: this processor has ", best_isa(), ", asked for ", level);
   current() = level;

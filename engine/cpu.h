@@ -14,5 +14,7 @@ Isa isa();
 void set_isa(Isa level);
 Isa best_isa();
 std::string to_string(Isa level);
+// Level v4 is in use and the processor multiplies pairs of bf16 (AVX512_BF16).
+bool has_bf16_dot();
 
 }  // namespace capo

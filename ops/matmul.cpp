@@ -7,6 +7,8 @@
 #include <capo/ops/unary.h>
 #include <capo/ops/view.h>
 
+#include <atomic>
+
 namespace capo {
 
 CAPO_KERNEL(matmul, MatmulArgs)
@@ -19,6 +21,16 @@ const char* name_of(Activation activation) {
 }
 
 namespace {
+std::atomic<bool> rounds_to_bf16{false};
+}
+
+DType matmul_precision() { return rounds_to_bf16.load(std::memory_order_relaxed) ? bf16 : f32; }
+void set_matmul_precision(DType precision) {
+  CAPO_CHECK(precision == f32 || precision == bf16, "set_matmul_precision: must be f32 or bf16, got ", precision);
+  rounds_to_bf16 = precision == bf16;
+}
+
+namespace {
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 std::int64_t round_up(std::int64_t a, std::int64_t b) { return ceil_div(a, b) * b; }
@@ -27,8 +39,8 @@ std::int64_t round_up(std::int64_t a, std::int64_t b) { return ceil_div(a, b) * 
 // Returns whether B is packed once for all blocks of rows.
 bool plan(MatmulArgs& p, std::int64_t matrices) {
   constexpr std::int64_t kItems = 16, kMinWork = 1 << 18;
-  const bool in_place = p.b_col == 1 && p.n % 16 == 0 && p.m <= 256;  // B is read as it lies: few rows reuse it
-  const bool whole = p.m <= 96 || (matrices >= kItems && p.m <= 256 && p.a_k == 1);
+  const bool in_place = p.b_col == 1 && p.n % 16 == 0 && p.m <= 256 && !p.bf16;  // B is read as it lies: few rows reuse it
+  const bool whole = p.m <= 96 || (matrices >= kItems && p.m <= 256 && p.a_k == 1 && !p.bf16);
   const bool shared = !whole && !in_place;
   const std::int64_t row_blocks = whole ? 1 : ceil_div(p.m, 48);
   p.row_block = whole ? p.m : round_up(ceil_div(p.m, row_blocks), 12);
@@ -69,6 +81,8 @@ Tensor product(const Tensor& a, const Tensor& b, const Shape& batch, const Shape
 
   MatmulArgs p{};
   p.dtype = t;
+  p.bf16 = t == f32 && matmul_precision() == bf16;
+  p.bf16_dot = p.bf16 && has_bf16_dot();
   p.activation = activation;
   p.m = a.size(-2), p.k = a.size(-1), p.n = b.size(-1);
   p.a_row = a.strides()[a.rank() - 2], p.a_k = p.k == 1 ? 1 : a.strides()[a.rank() - 1];
@@ -100,6 +114,7 @@ Tensor product(const Tensor& a, const Tensor& b, const Shape& batch, const Shape
   MatmulPackArgs pack{};
   if (p.packed) {
     pack.dtype = t;
+    pack.bf16 = p.bf16, pack.bf16_dot = p.bf16_dot;
     pack.n = p.n, pack.k = p.k, pack.k_chunk = p.k_chunk, pack.b_k = p.b_k, pack.b_col = p.b_col;
     std::int64_t distinct = 1;
     for (int i = 0; i < p.rank; ++i) {
@@ -111,7 +126,7 @@ Tensor product(const Tensor& a, const Tensor& b, const Shape& batch, const Shape
       p.sb[i] = distinct;
       distinct *= p.batch[i];
     }
-    packed = empty({distinct, p.k, round_up(p.n, 16)}, t, device);
+    packed = empty({distinct, p.bf16_dot ? ceil_div(p.k, 2) : p.k, round_up(p.n, 16)}, t, device);
   }
   if (p.k_chunks > 1) parts = empty({matrices, p.k_chunks, p.m, p.n}, t, device);
   if (device.is_meta()) return c;
@@ -126,7 +141,7 @@ Tensor product(const Tensor& a, const Tensor& b, const Shape& batch, const Shape
     pack.packed = packed.data();
     p.b = pack.packed;
     // As many blocks of k per chunk as any instruction set makes of it (gemm.h's k_block); spare items do nothing.
-    const std::int64_t longest = t == f32 ? 448 : 224, steps = p.k_chunk > longest ? ceil_div(p.k_chunk, longest) : 1;
+    const std::int64_t longest = p.bf16_dot ? 896 : t == f32 ? 448 : 224, steps = p.k_chunk > longest ? ceil_div(p.k_chunk, longest) : 1;
     std::int64_t distinct = 1;
     for (int i = 0; i < pack.rank; ++i) distinct *= pack.batch[i];
     launch(kernels::matmul_pack, device, pack, distinct * p.k_chunks * steps * ceil_div(p.n, 64), 1);

@@ -2,11 +2,19 @@
 //
 // dtypes  a, b (x, w, b) equal: f32, f64; bf16 and f16 through f32 (CPU). Mixed dtypes and devices throw.
 // bits    sums are blocked by shape only: the same for any thread count.
+// bf16    with set_matmul_precision(bf16), f32 operands are rounded to bf16 on their way in and summed in f32.
 #pragma once
 
 #include <capo/engine/tensor.h>
 
 namespace capo {
+
+// How matmul and linear, and their gradients, take f32 operands: as they are, or rounded to bf16 (nearest, ties to even) with
+// f32 products and sums, which is up to twice as fast where the processor has bf16 dot products and merely rounded where
+// it has not. For the whole process, f32 unless set; f64 is never touched. PyTorch's set_float32_matmul_precision("medium").
+// Another dtype than these two throws.
+DType matmul_precision();
+void set_matmul_precision(DType precision);
 
 // [..., M, K] x [..., K, N] -> [..., M, N], contiguous. Leading axes broadcast. Any strides, read without copies. K = 0
 // gives zeros. A rank below 2 throws.
@@ -28,6 +36,8 @@ struct MatmulArgs {
   DType dtype;
   const void *a, *b;    // b: the matrix, or the panels that matmul_pack made of it
   bool packed;
+  bool bf16;            // f32 operands are rounded to bf16
+  bool bf16_dot;        // and multiplied by the processor's bf16 dot product
   const void* bias;     // [n] or null
   void* z;              // where A B + bias goes as well, or null
   void* c;              // [batch, k_chunks, m, n]
@@ -39,9 +49,11 @@ struct MatmulArgs {
   std::int64_t row_block, col_block, k_chunk;
   std::int64_t row_blocks, col_blocks, k_chunks;
 };
-// An item is a panel group: (matrix, block of k, 64 columns). packed: [matrix][block of k][panel][k][column].
+// An item is a panel group: (matrix, block of k, 64 columns). packed: [matrix][block of k][panel][k][column]; with bf16_dot two
+// neighbours along k share one 32-bit element.
 struct MatmulPackArgs {
   DType dtype;
+  bool bf16, bf16_dot;
   const void* b;
   void* packed;
   std::int64_t n, k, k_chunk, b_k, b_col;

@@ -1,0 +1,191 @@
+// Matrix products whose f32 operands are rounded to bf16 as they are packed and whose sums are f32: twice the rate of f32
+// where the processor has vdpbf16ps. For ops/cpu files (unnamed namespace, see kernel.h); the scheme is gemm.h's, with two
+// neighbours along k in one 32-bit lane:
+//   - A block: [row][pair of k], always packed (the rounding happens there).
+//   - B panel: [pair of k][column], zero-padded to whole vectors; an odd last k is paired with zeros.
+// Without the instruction the operands are rounded the same way and multiplied in f32: equal but for the sums' order.
+#pragma once
+
+#include <capo/ops/cpu/gemm.h>
+
+#if defined(__AVX512BW__)
+#include <immintrin.h>
+#endif
+
+namespace {
+namespace gemm_bf16 {
+
+using gemm::kPanel;
+using gemm::round_up;
+using std::int64_t;
+
+constexpr int64_t kMaxK = 896;       // of a block: a panel of 64 columns is 112 KiB, as in f32
+constexpr int64_t kMaxPairs = kMaxK / 2;
+
+inline int64_t k_block(int64_t k) {
+  const int64_t blocks = k > kMaxK ? (k + kMaxK - 1) / kMaxK : 1;
+  return blocks == 1 ? (k > 0 ? k : 1) : round_up((k + blocks - 1) / blocks, 16);
+}
+
+// ---- Without the instruction ----
+
+// To the nearest bf16, ties to even; NaN stays NaN.
+inline void round_in_place(float* x, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) {
+    std::uint32_t u;
+    __builtin_memcpy(&u, x + i, 4);
+    const std::uint32_t nan = (u & 0x7fffffffu) > 0x7f800000u;
+    u = nan ? (u | 0x400000u) & 0xffff0000u : (u + 0x7fffu + (u >> 16 & 1u)) & 0xffff0000u;
+    __builtin_memcpy(x + i, &u, 4);
+  }
+}
+
+#if defined(__AVX512BW__)
+// ---- With it. Every function that uses it is compiled for it, and only runs where the processor has it. ----
+#define CAPO_BF16 __attribute__((target("avx512bf16,avx512bw,avx512f,prefer-vector-width=512")))
+
+using Pairs = std::uint32_t;
+
+// 32 floats, those at `n` and after taken as zero, as 16 pairs of neighbours.
+CAPO_BF16 inline __m512i neighbours(const float* p, int64_t n) {
+  const __m512 low = n >= 16 ? _mm512_loadu_ps(p) : _mm512_maskz_loadu_ps(static_cast<__mmask16>(n > 0 ? (1u << n) - 1 : 0), p);
+  const __m512 high = n >= 32 ? _mm512_loadu_ps(p + 16)
+                              : _mm512_maskz_loadu_ps(static_cast<__mmask16>(n > 16 ? (1u << (n - 16)) - 1 : 0), p + 16);
+  return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low));
+}
+
+// Pairs (p[j], q[j]) of the first n <= 16 columns; q null: paired with zeros.
+CAPO_BF16 inline __m512i columns(const float* p, const float* q, int64_t n) {
+  const auto mask = static_cast<__mmask16>(n >= 16 ? 0xffffu : (1u << n) - 1);
+  const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20,
+                                         4, 19, 3, 18, 2, 17, 1, 16, 0);
+  const __m512 low = _mm512_maskz_loadu_ps(mask, p);
+  const __m512 high = q ? _mm512_maskz_loadu_ps(mask, q) : _mm512_setzero_ps();
+  return _mm512_permutexvar_epi16(order, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low)));
+}
+
+// The lanes are moved, never computed with: a float's lane holds a pair as well as anything.
+inline void transpose(const Pairs* src, int64_t ld, int64_t rows, int64_t cols, Pairs* dst, int64_t ldd) {
+  gemm::transpose(reinterpret_cast<const float*>(src), ld, rows, cols, reinterpret_cast<float*>(dst), ldd);
+}
+
+// One block of A: dst[i * ldd + p] = pair p of row i; ldd >= round_up(pairs, 16).
+CAPO_BF16 __attribute__((noinline)) void pack_rows(const float* a, int64_t rs, int64_t ks, int64_t m, int64_t k, Pairs* dst,
+                                                   int64_t ldd) {
+  if (ks == 1) {
+    for (int64_t i = 0; i < m; ++i)
+      for (int64_t p = 0; p < k; p += 32) _mm512_storeu_si512(dst + i * ldd + p / 2, neighbours(a + i * rs + p, k - p));
+    return;
+  }
+  alignas(64) Pairs part[16 * 96];  // 16 pairs of k, up to 96 rows
+  for (int64_t p = 0; p < k; p += 32) {
+    const int64_t pairs = lesser(int64_t{16}, (k - p + 1) / 2);
+    for (int64_t x = 0; x < pairs; ++x) {
+      const float *low = a + (p + 2 * x) * ks, *high = p + 2 * x + 1 < k ? low + ks : nullptr;
+      float gathered[2][96];
+      if (rs != 1) {
+        for (int64_t i = 0; i < m; ++i) gathered[0][i] = low[i * rs], gathered[1][i] = high ? high[i * rs] : 0.0f;
+        low = gathered[0], high = gathered[1];
+      }
+      for (int64_t i = 0; i < m; i += 16)
+        _mm512_store_si512(part + x * 96 + i, columns(low + i, high ? high + i : nullptr, m - i));
+    }
+    transpose(part, 96, pairs, m, dst + p / 2, ldd);
+  }
+}
+
+// One panel of B, n <= 64 columns: dst[p * width + j] = pair p of column j; columns n .. width are zero.
+CAPO_BF16 __attribute__((noinline)) void pack_panel(const float* b, int64_t ks, int64_t cs, int64_t k, int64_t n, Pairs* dst) {
+  const int64_t width = gemm::panel_width<float>(0, n), pairs = (k + 1) / 2;
+  if (cs == 1) {
+    for (int64_t p = 0; p < pairs; ++p) {
+      const float *low = b + 2 * p * ks, *high = 2 * p + 1 < k ? low + ks : nullptr;
+      for (int64_t j = 0; j < width; j += 16)
+        _mm512_storeu_si512(dst + p * width + j, columns(low + j, high ? high + j : nullptr, n - j));
+    }
+    return;
+  }
+  alignas(64) Pairs part[16 * 16];  // 16 columns, 16 pairs of k
+  for (int64_t j = 0; j < n; j += 16) {
+    const int64_t cols = lesser(int64_t{16}, n - j);
+    for (int64_t p = 0; p < pairs; p += 16) {
+      const int64_t here = lesser(int64_t{16}, pairs - p);
+      for (int64_t x = 0; x < cols; ++x) {
+        const float* s = b + (j + x) * cs + 2 * p * ks;
+        if (ks == 1) {
+          _mm512_store_si512(part + x * 16, neighbours(s, k - 2 * p));
+        } else {
+          float row[32] = {};
+          for (int64_t y = 0; y < lesser(int64_t{32}, k - 2 * p); ++y) row[y] = s[y * ks];
+          _mm512_store_si512(part + x * 16, neighbours(row, 32));
+        }
+      }
+      // Whole rows of 16 columns at a time; the last tile may hold fewer pairs.
+      alignas(64) Pairs turned[16 * 16];
+      gemm::transpose_tile(reinterpret_cast<const float*>(part), 16, cols, reinterpret_cast<float*>(turned), 16);
+      for (int64_t y = 0; y < here; ++y)
+        _mm512_storeu_si512(dst + (p + y) * width + j, _mm512_load_si512(turned + y * 16));
+    }
+  }
+}
+
+// One register tile over `pairs` pairs of k: MR rows, NV vectors of columns of which n are stored.
+template <int MR, int NV>
+CAPO_BF16 __attribute__((noinline)) void tile(int64_t pairs, const Pairs* a, int64_t rs, const Pairs* b, int64_t ldb, float* c,
+                                              int64_t ldc, int64_t n, bool add) {
+  __m512 acc[MR][NV];
+#pragma GCC unroll 16
+  for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 4
+    for (int j = 0; j < NV; ++j) acc[i][j] = _mm512_setzero_ps();
+  for (int64_t p = 0; p < pairs; ++p) {
+    __m512i x[NV];
+#pragma GCC unroll 4
+    for (int j = 0; j < NV; ++j) x[j] = _mm512_loadu_si512(b + p * ldb + j * 16);
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; ++i) {
+      const __m512i y = _mm512_set1_epi32(static_cast<int>(a[i * rs + p]));
+#pragma GCC unroll 4
+      for (int j = 0; j < NV; ++j)
+        acc[i][j] = _mm512_dpbf16_ps(acc[i][j], reinterpret_cast<__m512bh>(y), reinterpret_cast<__m512bh>(x[j]));
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 4
+    for (int j = 0; j < NV; ++j) {
+      float* d = c + i * ldc + j * 16;
+      const int64_t left = n - j * 16;
+      const auto mask = static_cast<__mmask16>(left >= 16 ? 0xffffu : left > 0 ? (1u << left) - 1 : 0);
+      const __m512 before = add ? _mm512_maskz_loadu_ps(mask, d) : _mm512_setzero_ps();
+      _mm512_mask_storeu_ps(d, mask, add ? _mm512_add_ps(before, acc[i][j]) : acc[i][j]);
+    }
+}
+
+template <int NV>
+void rows(int64_t m, int64_t pairs, const Pairs* a, int64_t rs, const Pairs* b, int64_t ldb, float* c, int64_t ldc, int64_t n,
+          bool add) {
+  constexpr int R = NV == 4 ? 6 : NV == 3 ? 8 : 12;
+  int64_t i = 0;
+  for (; i + R <= m; i += R) tile<R, NV>(pairs, a + i * rs, rs, b, ldb, c + i * ldc, ldc, n, add);
+  if (R > 8 && m - i >= 8) tile<8, NV>(pairs, a + i * rs, rs, b, ldb, c + i * ldc, ldc, n, add), i += 8;
+  if (m - i >= 4) tile<4, NV>(pairs, a + i * rs, rs, b, ldb, c + i * ldc, ldc, n, add), i += 4;
+  if (m - i >= 2) tile<2, NV>(pairs, a + i * rs, rs, b, ldb, c + i * ldc, ldc, n, add), i += 2;
+  if (m - i >= 1) tile<1, NV>(pairs, a + i * rs, rs, b, ldb, c + i * ldc, ldc, n, add);
+}
+
+// C[m, n] (+)= A[m, 2 pairs] panel[2 pairs, n]; n <= 64.
+inline void panel(int64_t m, int64_t pairs, const Pairs* a, int64_t rs, const Pairs* b, int64_t ldb, float* c, int64_t ldc,
+                  int64_t n, bool add) {
+  switch ((n + 15) / 16) {
+    case 1: return rows<1>(m, pairs, a, rs, b, ldb, c, ldc, n, add);
+    case 2: return rows<2>(m, pairs, a, rs, b, ldb, c, ldc, n, add);
+    case 3: return rows<3>(m, pairs, a, rs, b, ldb, c, ldc, n, add);
+    default: return rows<4>(m, pairs, a, rs, b, ldb, c, ldc, n, add);
+  }
+}
+#undef CAPO_BF16
+#endif  // __AVX512BW__
+
+}  // namespace gemm_bf16
+}  // namespace
