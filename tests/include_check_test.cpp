@@ -58,7 +58,6 @@ std::string complaint(const std::string& file, const std::string& target, bool q
   if (!library) return "";
   const auto starts = [&](const char* text) { return target.rfind(text, 0) == 0; };
   if ((starts("cuda") || starts("cublas") || starts("cudnn") || starts("nccl")) && part != "cuda") return "CUDA stays in cuda/";
-  if (starts("Eigen/") && file.rfind("ops/cpu/", 0) != 0) return "Eigen is for ops/cpu files only";
   if (starts("CLI/")) return "the command line belongs to examples";
   if ((starts("stb") || starts("nlohmann")) && is_header(file)) return "third-party headers stay out of ours";
   if (target == "iostream") return "the library does not print";
