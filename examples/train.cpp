@@ -50,7 +50,7 @@ std::vector<double> accuracies(const std::string& csv) {
 int main(int argc, char** argv) try {
   std::string dataset = "tinyimagenet32", size = "vit_ti", out = "out/train", weights;
   int patch = 8, image = 32, epochs = 30, batch = 128, threads = 0, workers = 1, stop_after = 0;
-  double lr = 1e-3, decay = 0.05, warmup = 1, smoothing = 0.1, drop_path = 0, ema = 0, mixup = 0, cutmix = 0, strength = 0.3;
+  double lr = 1e-3, decay = 0.05, warmup = 1, smoothing = 0.1, drop_path = 0, patch_drop = 0, ema = 0, mixup = 0, cutmix = 0, strength = 0.3;
   int rand_ops = 0;
   std::uint64_t seed = 0;
   CLI::App app("Trains a ViT from scratch");
@@ -67,6 +67,7 @@ int main(int argc, char** argv) try {
   app.add_option("--warmup", warmup, "epochs");
   app.add_option("--label-smoothing", smoothing);
   app.add_option("--drop-path", drop_path);
+  app.add_option("--patch-drop", patch_drop, "share of the patches left out in training");
   app.add_option("--ema", ema, "decay of the averaged weights (0: off)");
   app.add_option("--mixup", mixup, "alpha (0: off)");
   app.add_option("--cutmix", cutmix, "alpha (0: off)");
@@ -90,6 +91,8 @@ int main(int argc, char** argv) try {
 
   vit::VitConfig config = vit::config(size, image, patch, train_set->num_classes());
   config.drop_path = drop_path;
+  config.patch_drop = patch_drop;
+  CAPO_CHECK(weights.empty() || patch_drop == 0, "--patch-drop: must be 0 with --weights, got ", patch_drop);
   std::unique_ptr<vit::Vit> model = weights.empty() ? std::make_unique<vit::Vit>(config, nn::Build{.seed = seed})
                                                     : vit::load_vit(weights, {.image = image, .patch = patch}, {.seed = seed}).model;
   std::printf("%s/%d at %d px on %s: %lld parameters, %lld images, %d classes\n", size.c_str(), patch, image,

@@ -2,14 +2,17 @@
 #include <doctest/doctest.h>
 
 #include <capo/engine/threads.h>
+#include <capo/models/train/checkpoint.h>
 #include <capo/models/train/optim.h>
 #include <capo/models/vit/load.h>
+#include <capo/ops/copy.h>
 #include <capo/ops/cross_entropy.h>
 #include <capo/ops/view.h>
 #include <capo/tests/golden_rule.h>
 #include <capo/tests/op_test.h>
 #include <capo/tests/temp_folder.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <string>
@@ -176,6 +179,7 @@ TEST_CASE("checkpointing: the same bits, with dropout and drop-path") {
       vit::VitConfig c = v.config;
       c.drop = 0.1;
       c.drop_path = 0.3;
+      c.patch_drop = 0.4;
       c.checkpoint = checkpointed;
       vit::Vit model(c, {.seed = 5});
       golden::fill(model);
@@ -195,6 +199,114 @@ TEST_CASE("checkpointing: the same bits, with dropout and drop-path") {
     };
     CHECK(run(false) == run(true));
   }
+}
+
+TEST_CASE("patch dropout: eval is untouched, training keeps some patches of each sample and every prefix token") {
+  struct Input : nn::Tap {  // of the first block
+    Tensor apply(const nn::Site& s) override { return seen = s.z.detach(), s.y; }
+    Tensor seen;
+  };
+  const std::int64_t patches = 16, batch = 6;
+  const Tensor x = cast(normal({batch, 32, 32, 3}, "batch"), f32);
+  for (const Variant& v : variants())
+    for (double rate : {0.5, 0.3, 0.99}) {
+      CAPTURE(v.name);
+      CAPTURE(rate);
+      vit::VitConfig c = v.config;
+      vit::Vit whole(c, {.seed = 5});
+      c.patch_drop = rate;
+      vit::Vit model(c, {.seed = 5});
+      CHECK(bytes_of(model) == bytes_of(whole));
+      CHECK(vit::to_json(c) == vit::to_json(v.config));  // as drop_path: training's alone
+      Input before, after;
+      whole.blocks[0].attach_observer(&before);
+      model.blocks[0].attach_observer(&after);
+      {
+        const NoGrad off;
+        CHECK(same_bits(model(x), whole(x)));
+        CHECK(model.patch_drop->rng.offset() == 0);
+      }
+      whole.train();
+      model.train();
+      const std::int64_t prefix = c.prefix_tokens(), kept = std::max(1, static_cast<int>(16 * (1 - rate)));
+      const Tensor image = clone(x);
+      set_requires_grad(image, true);
+      Tensor tokens = model.tokens(image);
+      CHECK(tokens.shape() == Shape{batch, prefix + kept, c.dim});
+      backward(tokens, cast(normal(tokens.shape(), "cotangent"), f32));
+      const Tensor slope = grad_of(image);
+      {
+        const NoGrad off;
+        whole(x);
+      }
+      std::vector<std::string> sets;
+      for (std::int64_t b = 0; b < batch; ++b) {
+        const Tensor full = select(before.seen, 0, b), some = select(after.seen, 0, b);
+        CHECK(same_bits(contiguous(slice(some, 0, 0, prefix)), contiguous(slice(full, 0, 0, prefix))));
+        std::string set(patches, '.');
+        std::int64_t next = 0;  // kept rows are the whole model's, in its order
+        for (std::int64_t i = 0; i < patches && next < kept; ++i)
+          if (same_bits(select(some, 0, prefix + next), select(full, 0, prefix + i))) set[i] = 'x', ++next;
+        CHECK(next == kept);
+        std::string moved(patches, '.');  // patches whose pixels have a gradient
+        for (std::int64_t i = 0; i < patches; ++i) {
+          const Tensor image_b = select(slope, 0, b);
+          const std::int64_t top = i / 4 * 8, left = i % 4 * 8;
+          for (double g : to_vector<double>(cast(slice(slice(image_b, 0, top, top + 8), 1, left, left + 8), f64)))
+            if (g != 0) moved[i] = 'x';
+        }
+        CHECK(moved == set);
+        sets.push_back(set);
+      }
+      std::sort(sets.begin(), sets.end());
+      CHECK(std::unique(sets.begin(), sets.end()) - sets.begin() >= 4);
+    }
+  const auto built = [](double rate) {
+    return error_of([&] {
+      vit::VitConfig c = small();
+      c.patch_drop = rate;
+      vit::Vit model(c, {.device = kMeta});
+    });
+  };
+  CHECK(built(1) == "patch_drop: p must be in [0, 1), got 1");
+  CHECK(contains(built(-0.1), "patch_drop: p must be in [0, 1)"));
+}
+
+TEST_CASE("patch dropout: every patch is kept equally often, drawn anew each time, and resumed by its stream") {
+  vit::VitConfig c = small();
+  c.patch_drop = 0.75;
+  vit::Vit model(c, {.seed = 5}), twin(c, {.seed = 5}), other(c, {.seed = 6});
+  for (vit::Vit* m : {&model, &twin, &other}) m->train();
+  std::vector<double> ids;  // token i of every sample is i
+  for (int b = 0; b < 500; ++b)
+    for (int i = 0; i < 17; ++i) ids.push_back(i);
+  const Tensor tokens = test::values(ids, {500, 17, 1});
+  const auto draw = [&](vit::Vit& m) { return to_vector<double>((*m.patch_drop)(tokens)); };
+  const std::vector<double> first = draw(model), second = draw(model);
+  CHECK(first != second);
+  CHECK(draw(twin) == first);
+  CHECK(draw(other) != first);
+  std::vector<std::string> streams;
+  for (const auto& [path, rng] : train::generators(model))
+    if (rng == &model.patch_drop->rng) streams.push_back(path);
+  CHECK(streams == std::vector<std::string>{"patch_drop"});
+  CHECK(train::generators(model).size() == train::generators(*std::make_unique<vit::Vit>(small())).size() + 1);
+  twin.patch_drop->rng.set_offset(model.patch_drop->rng.offset());
+  CHECK(draw(twin) == draw(model));
+  std::vector<int> counts(17, 0);
+  for (std::size_t k = 0; k < first.size(); k += 5) {
+    CHECK(first[k] == 0);
+    for (std::size_t i = k; i < k + 5; ++i) ++counts[static_cast<std::size_t>(first[i])];
+    for (std::size_t i = k; i < k + 4; ++i) CHECK(first[i] < first[i + 1]);
+  }
+  CHECK(counts[0] == 500);
+  for (int i = 1; i < 17; ++i) CHECK(std::abs(counts[i] - 125) < 50);  // 5 standard deviations
+  // On the meta device shapes alone; an empty batch; too few tokens.
+  vit::Vit meta(c, {.device = kMeta});
+  meta.train();
+  CHECK(meta.tokens(zeros({3, 32, 32, 3}, f32, kMeta)).shape() == Shape{3, 5, 64});
+  CHECK((*model.patch_drop)(zeros({0, 17, 64})).shape() == Shape{0, 5, 64});
+  CHECK(contains(error_of([&] { (*model.patch_drop)(zeros({2, 1, 64})); }), "with more than 1 tokens, got [2, 1, 64]"));
 }
 
 TEST_CASE("checkpointing keeps less") {
@@ -451,6 +563,7 @@ TEST_CASE("the bits of training do not depend on the number of threads") {
     vit::VitConfig c = vit::config("vit_ti", 32, 4, 10);
     c.drop = 0.1;
     c.drop_path = 0.2;
+    c.patch_drop = 0.3;
     vit::Vit model(c, {.seed = 9});
     model.train();
     train::AdamW optimizer(model);

@@ -1,12 +1,15 @@
 #include <capo/models/nn/layers.h>
 #include <capo/ops/binary.h>
+#include <capo/ops/copy.h>
 #include <capo/ops/dropout.h>
 #include <capo/ops/index.h>
+#include <capo/ops/join.h>
 #include <capo/ops/layer_norm.h>
 #include <capo/ops/patch.h>
 #include <capo/ops/unary.h>
 #include <capo/ops/view.h>
 
+#include <algorithm>
 #include <cmath>
 
 namespace capo::nn {
@@ -51,6 +54,31 @@ Tensor Dropout::forward(const Tensor& x) { return training() && p > 0 ? dropout(
 DropPath::DropPath(Module* up, std::string_view name, double p_)
     : Layer(up, name), p(p_), rng(build().seed, stream_of(path())) {}
 Tensor DropPath::forward(const Tensor& x) { return training() && p > 0 ? drop_path(x, p, rng, true) : x; }
+
+PatchDrop::PatchDrop(Module* up, std::string_view name, double p_, int prefix_)
+    : Layer(up, name), p(p_), prefix(prefix_), rng(build().seed, stream_of(path())) {
+  CAPO_CHECK(p >= 0 && p < 1, "patch_drop: p must be in [0, 1), got ", p);
+  CAPO_CHECK(prefix >= 0, "patch_drop: prefix must not be negative, got ", prefix);
+}
+
+Tensor PatchDrop::forward(const Tensor& x) {
+  if (!training() || p == 0) return x;
+  CAPO_CHECK(x.rank() == 3 && x.size(1) > prefix, "patch_drop: x must be [B, N, C] with more than ", prefix,
+             " tokens, got ", x.shape());
+  const std::int64_t batch = x.size(0), all = x.size(1), patches = all - prefix;
+  const auto kept = std::max<std::int64_t>(1, static_cast<std::int64_t>(static_cast<double>(patches) * (1 - p)));
+  Tensor rows;  // of [B N, C]: one index per token, where gather would keep one per element for its gradient
+  {
+    const NoGrad off;
+    const Tensor noise = rand_uniform({batch, patches}, rng, 0, 1, f32, x.device());
+    const Tensor random = topk(noise, kept, 1, false).indices;
+    const Tensor ordered = topk(random, kept, 1, false).values + static_cast<double>(prefix);
+    const Tensor first = expand(arange(prefix, i64, x.device()), {batch, prefix});
+    const Tensor start = reshape(arange(batch, i64, x.device()) * static_cast<double>(all), {batch, 1});
+    rows = flatten(concat({first, ordered}, 1) + start, 0, 1);
+  }
+  return reshape(index_select(reshape(x, {batch * all, x.size(2)}), 0, rows), {batch, prefix + kept, x.size(2)});
+}
 
 LayerScale::LayerScale(Module* up, std::string_view name, std::int64_t dim, double init)
     : Layer(up, name), gamma(this, "gamma", {dim}, Init::constant(init)) {}

@@ -56,6 +56,7 @@ class Dropout : public Layer<Dropout> {
  public:
   Dropout(Module* up, std::string_view name, double p);
   Tensor forward(const Tensor& x);
+  Generator* generator() override { return &rng; }
   const double p;
   Generator rng;
 };
@@ -65,7 +66,21 @@ class DropPath : public Layer<DropPath> {
  public:
   DropPath(Module* up, std::string_view name, double p);
   Tensor forward(const Tensor& x);
+  Generator* generator() override { return &rng; }
   const double p;
+  Generator rng;
+};
+
+// In train() only: [B, prefix + N, C] -> [B, prefix + kept, C], the first `prefix` tokens and, drawn for each sample,
+// kept = max(1, int(N (1 - p))) of the others, in their order. grad: zero for what is dropped.
+// Source: Liu et al. 2022 (PatchDropout).
+class PatchDrop : public Layer<PatchDrop> {
+ public:
+  PatchDrop(Module* up, std::string_view name, double p, int prefix = 0);
+  Tensor forward(const Tensor& x);
+  Generator* generator() override { return &rng; }
+  const double p;
+  const int prefix;
   Generator rng;
 };
 

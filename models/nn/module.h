@@ -180,6 +180,8 @@ class Module {
   // Width of the tokens this module makes (0: it is no token-to-token module), and of those it reads.
   virtual std::int64_t width() const { return 0; }
   virtual std::int64_t input_width() const { return width(); }
+  // The module's own random stream, which a checkpoint of training holds; null for modules that draw nothing.
+  virtual Generator* generator() { return nullptr; }
   // False for mere containers: nothing would ever run a tap there, so attaching throws.
   virtual bool runs_taps() const { return false; }
   // A computation that tuners may apply again (norms); throws for others.

@@ -2,7 +2,6 @@
 #include <capo/engine/safetensors.h>
 #include <capo/engine/sha256.h>
 #include <capo/engine/threads.h>
-#include <capo/models/nn/layers.h>
 #include <capo/models/train/checkpoint.h>
 
 #include <nlohmann/json.hpp>
@@ -118,10 +117,8 @@ File read_checkpoint(const std::string& path) {
 
 std::vector<std::pair<std::string, Generator*>> generators(nn::Module& module) {
   std::vector<std::pair<std::string, Generator*>> all;
-  for (nn::Module* m : module.modules()) {
-    if (auto* dropout = dynamic_cast<nn::Dropout*>(m)) all.emplace_back(m->path(), &dropout->rng);
-    if (auto* path = dynamic_cast<nn::DropPath*>(m)) all.emplace_back(m->path(), &path->rng);
-  }
+  for (nn::Module* m : module.modules())
+    if (Generator* g = m->generator()) all.emplace_back(m->path(), g);
   return all;
 }
 

@@ -46,7 +46,7 @@ struct TrainState {
   std::string settings = "";  // the run's other settings as text: must be equal on load
 };
 
-// Random streams inside the module tree (Dropout, DropPath), by module path.
+// Random streams inside the module tree (nn::Module::generator), by module path.
 std::vector<std::pair<std::string, Generator*>> generators(nn::Module& module);
 
 class Checkpointer {

@@ -63,6 +63,9 @@ Vit::Vit(const VitConfig& c, const nn::Build& build)
       reg_token(token(this, "reg_token", c.registers > 0, c.registers, c.dim, 1e-6)),
       pos_embed(this, "pos_embed", {1, c.tokens() + c.placed_prefix(), c.dim}, nn::Init::trunc_normal(0.02)),
       pos_drop(this, "pos_drop", c.drop),
+      patch_drop(c.patch_drop == 0
+                     ? nullptr
+                     : std::make_unique<nn::PatchDrop>(this, "patch_drop", c.patch_drop, c.prefix_tokens())),
       blocks(this, "blocks") {
   for (int i = 0; i < c.depth; ++i) blocks.add(c, c.depth > 1 ? c.drop_path * i / (c.depth - 1) : 0.0);
   (c.pool == Pool::mean ? fc_norm : norm) =
@@ -86,6 +89,7 @@ Tensor Vit::stream(const Tensor& image) {
   if (parts.size() > 1) x = concat(parts, 1);
   if (!config.no_embed_class) x = x + pos_embed.value();
   x = pos_drop(x);
+  if (patch_drop) x = (*patch_drop)(x);
   for (auto& block : blocks) {
     if (config.checkpoint && grad_enabled()) {
       std::vector<Tensor> trainable;

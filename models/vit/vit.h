@@ -27,6 +27,7 @@ struct VitConfig {
   double layer_scale = 0;   // initial gamma; 0: none
   double drop_path = 0;     // of the last block; grows linearly over depth
   double drop = 0;
+  double patch_drop = 0;    // share of the patches that training leaves out, drawn for each sample; prefix tokens stay
   double norm_eps = 1e-6;
   bool checkpoint = false;  // recompute each block in the backward pass
 
@@ -81,7 +82,7 @@ class Vit : public nn::Layer<Vit> {
 
   // image [B, image, image, channels] -> logits [B, classes] (features [B, dim] when classes is 0).
   Tensor forward(const Tensor& image) { return classify(features(image)); }
-  // Tokens after the last block and norm: [B, prefix + patches, dim].
+  // Tokens after the last block and norm: [B, prefix + patches, dim] (in training: the patches kept).
   Tensor tokens(const Tensor& image);
   // What the head reads: [B, dim], or [B, 2, dim] when distilled.
   Tensor features(const Tensor& image);
@@ -95,6 +96,7 @@ class Vit : public nn::Layer<Vit> {
   std::unique_ptr<nn::Parameter> cls_token, dist_token, reg_token;  // [1, 1, dim], [1, 1, dim], [1, n, dim]
   nn::Parameter pos_embed;                                            // [1, placed_prefix + patches, dim]
   nn::Dropout pos_drop;
+  std::unique_ptr<nn::PatchDrop> patch_drop;
   nn::List<Block> blocks;
   std::unique_ptr<nn::LayerNorm> norm, fc_norm;
   std::unique_ptr<Head> head, head_dist;
