@@ -48,7 +48,7 @@ std::vector<double> accuracies(const std::string& csv) {
 }  // namespace
 
 int main(int argc, char** argv) try {
-  std::string dataset = "tinyimagenet32", size = "vit_ti", out = "out/train", weights;
+  std::string dataset = "tinyimagenet32", size = "vit_ti", out = "out/train", weights, optimizer = "adamw";
   int patch = 8, image = 32, epochs = 30, batch = 128, threads = 0, workers = 1, stop_after = 0;
   double lr = 1e-3, decay = 0.05, warmup = 1, smoothing = 0.1, drop_path = 0, patch_drop = 0, ema = 0, mixup = 0, cutmix = 0, strength = 0.3;
   int rand_ops = 0;
@@ -63,7 +63,8 @@ int main(int argc, char** argv) try {
   app.add_option("--stop-after", stop_after, "end the run cleanly after this many optimiser steps in all (0: never)");
   app.add_option("--batch", batch);
   app.add_option("--lr", lr);
-  app.add_option("--weight-decay", decay);
+  app.add_option("--optimizer", optimizer, "adamw, muon or sgd");
+  const CLI::Option* decay_given = app.add_option("--weight-decay", decay, "0.05, with sgd 1e-4");
   app.add_option("--warmup", warmup, "epochs");
   app.add_option("--label-smoothing", smoothing);
   app.add_option("--drop-path", drop_path);
@@ -78,6 +79,8 @@ int main(int argc, char** argv) try {
   app.add_option("--workers", workers, "loader threads");
   app.add_option("--out", out);
   CLI11_PARSE(app, argc, argv);
+  const train::OptimizerKind kind = train::optimizer_kind(optimizer);
+  if (kind == train::OptimizerKind::sgd && decay_given->count() == 0) decay = 1e-4;  // its decay is L2
   if (threads > 0) set_num_threads(threads);
   std::filesystem::create_directories(out);
 
@@ -103,7 +106,8 @@ int main(int argc, char** argv) try {
   train::ClassificationTask task(classifier, smoothing);
   train::TrainOptions options;
   options.epochs = epochs;
-  options.adamw.weight_decay = decay;
+  options.optimizer = kind;
+  options.adamw.weight_decay = options.sgd.weight_decay = options.muon.weight_decay = decay;
   options.schedule = {.lr = lr, .min_lr = lr * 0.01};
   options.warmup_epochs = warmup;
   options.clip_norm = 1.0;

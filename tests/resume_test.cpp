@@ -108,6 +108,8 @@ void check_every_stop(train::OptimizerKind kind, DType dtype) {
 
 TEST_CASE("resume: AdamW, after any step") { check_every_stop(train::OptimizerKind::adamw, f32); }
 TEST_CASE("resume: SGD, after any step") { check_every_stop(train::OptimizerKind::sgd, f32); }
+TEST_CASE("resume: Muon, after any step") { check_every_stop(train::OptimizerKind::muon, f32); }
+TEST_CASE("resume: Muon, bf16 weights") { check_every_stop(train::OptimizerKind::muon, bf16); }
 TEST_CASE("resume: bf16 weights with f32 masters") { check_every_stop(train::OptimizerKind::adamw, bf16); }
 
 TEST_CASE("resume: several stops in one run, and a finished run stays finished") {

@@ -1,5 +1,6 @@
 // models/train: optimisers against scalar f64 formulas, schedules, averages, accumulation, the guard, logs, the plan.
 #include <capo/datasets/batch_source.h>
+#include <capo/engine/threads.h>
 #include <capo/models/train/memory_plan.h>
 #include <capo/models/train/tensorboard.h>
 #include <capo/models/vit/vit.h>
@@ -10,6 +11,7 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <map>
@@ -127,6 +129,205 @@ TEST_CASE("optim: SGD is the textbook formula") {
       }
 }
 
+namespace {
+
+// Square, wide and tall matrices, two of one shape; no head.
+struct Matrices : nn::Module {
+  explicit Matrices(DType dtype) : Module(build_of(dtype)) {}
+  nn::Linear wide{this, "wide", 9, 4, true, nn::Init::normal(1)};
+  nn::Linear tall{this, "tall", 5, 13, true, nn::Init::normal(1)};
+  nn::Linear wide2{this, "wide2", 9, 4, false, nn::Init::normal(1)};
+  nn::Linear one{this, "one", 1, 1, false, nn::Init::normal(1)};
+};
+
+using Matrix = std::vector<std::vector<double>>;
+Matrix product_of(const Matrix& a, const Matrix& b) {
+  Matrix c(a.size(), std::vector<double>(b[0].size(), 0.0));
+  for (std::size_t i = 0; i < a.size(); ++i)
+    for (std::size_t j = 0; j < b[0].size(); ++j)
+      for (std::size_t k = 0; k < b.size(); ++k) c[i][j] += a[i][k] * b[k][j];
+  return c;
+}
+Matrix transposed(const Matrix& a) {
+  Matrix t(a[0].size(), std::vector<double>(a.size()));
+  for (std::size_t i = 0; i < a.size(); ++i)
+    for (std::size_t j = 0; j < a[0].size(); ++j) t[j][i] = a[i][j];
+  return t;
+}
+// Row-major [rows, columns], as PyTorch's _zeropower_via_newtonschulz does it, in f64.
+std::vector<double> newton_schulz_by_loop(const std::vector<double>& values, std::size_t rows, int steps) {
+  Matrix x(rows);
+  const std::size_t columns = values.size() / rows;
+  double squares = 0;
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    x[i / columns].push_back(values[i]);
+    squares += values[i] * values[i];
+  }
+  if (rows > columns) x = transposed(x);
+  for (auto& row : x)
+    for (double& v : row) v /= std::max(std::sqrt(squares), 1e-7);
+  for (int s = 0; s < steps; ++s) {
+    const Matrix gram = product_of(x, transposed(x));
+    Matrix b = product_of(gram, gram);
+    for (std::size_t i = 0; i < b.size(); ++i)
+      for (std::size_t j = 0; j < b.size(); ++j) b[i][j] = -4.7750 * gram[i][j] + 2.0315 * b[i][j];
+    const Matrix bx = product_of(b, x);
+    for (std::size_t i = 0; i < x.size(); ++i)
+      for (std::size_t j = 0; j < x[0].size(); ++j) x[i][j] = 3.4445 * x[i][j] + bx[i][j];
+  }
+  if (rows > columns) x = transposed(x);
+  std::vector<double> out;
+  for (const auto& row : x) out.insert(out.end(), row.begin(), row.end());
+  return out;
+}
+
+}  // namespace
+
+TEST_CASE("optim: Muon is the published algorithm; vectors go by AdamW") {
+  for (const DType dtype : {f64, f32})
+    for (const bool nesterov : {true, false}) {
+      Matrices model(dtype);
+      const auto parameters = model.parameters();  // wide.weight, wide.bias, tall.weight, tall.bias, wide2.weight, one.weight
+      REQUIRE(parameters.size() == 6);
+      const std::vector<train::Rule> rules{{"tall", 0.5, 0.3}};
+      const double scales[] = {1, 1, 0.5, 0.5, 1, 1}, decays[] = {0.05, 0, 0.3, 0.3, 0.05, 0.05};
+      train::Muon opt(model, {.nesterov = nesterov, .beta1 = 0.8, .beta2 = 0.95, .rules = rules});
+      auto want = values_of(parameters);
+      auto buffers = want, squares = want;
+      for (auto* state : {&buffers, &squares})
+        for (auto& values : *state) std::fill(values.begin(), values.end(), 0.0);
+      for (int t = 1; t <= 4; ++t) {
+        set_gradients(parameters, t);
+        const double lr = 0.1 / t, grad_scale = t == 2 ? 0.25 : 1;
+        opt.step(lr, grad_scale);
+        for (std::size_t p = 0; p < want.size(); ++p) {
+          const double rate = lr * scales[p];
+          CHECK(opt.weight_decay(p) == decays[p]);
+          std::vector<double> update;
+          for (std::size_t i = 0; i < want[p].size(); ++i) {
+            const double g = grad_scale * gradient(t, static_cast<int>(p), i);
+            double& m = buffers[p][i];
+            if (parameters[p]->value().rank() == 2) {
+              m = 0.95 * m + 0.05 * g;
+              update.push_back(nesterov ? 0.95 * m + 0.05 * g : m);
+            } else {
+              double& v = squares[p][i];
+              m = 0.8 * m + 0.2 * g;
+              v = 0.95 * v + 0.05 * g * g;
+              update.push_back(m / (1 - std::pow(0.8, t)) / (std::sqrt(v / (1 - std::pow(0.95, t))) + 1e-8));
+            }
+          }
+          double factor = 1;
+          if (parameters[p]->value().rank() == 2) {
+            const auto rows = static_cast<std::size_t>(parameters[p]->value().size(0));
+            update = newton_schulz_by_loop(update, rows, 5);
+            factor = 0.2 * std::sqrt(static_cast<double>(std::max(rows, update.size() / rows)));
+          }
+          for (std::size_t i = 0; i < want[p].size(); ++i) {
+            want[p][i] *= 1 - rate * decays[p];
+            want[p][i] -= rate * factor * update[i];
+          }
+        }
+      }
+      const double error = worst(values_of(parameters), want);
+      CHECK_MESSAGE(error < (dtype == f64 ? 1e-12 : 1e-4), error);
+      std::string names;
+      for (const auto& s : opt.state_list()) names += s.name + " ";
+      CHECK(names == "step momentum/wide.weight m/wide.bias v/wide.bias momentum/tall.weight m/tall.bias v/tall.bias "
+                     "momentum/wide2.weight momentum/one.weight ");
+    }
+}
+
+TEST_CASE("optim: newton_schulz makes singular values about 1, of one matrix or a stack") {
+  Generator rng(3);
+  for (const Shape& shape : {Shape{40, 24}, Shape{24, 40}, Shape{3, 17, 33}}) {
+    const Tensor x = rand_normal(shape, rng, 0, 100, f64), y = train::newton_schulz(x);
+    const std::int64_t r = shape[shape.size() - 2], c = shape[shape.size() - 1];
+    CHECK(y.shape() == shape);
+    const auto xs = to_vector<double>(x), ys = to_vector<double>(y);
+    const std::size_t each = static_cast<std::size_t>(r * c);
+    for (std::size_t at = 0; at < xs.size(); at += each) {
+      const std::vector<double> one(xs.begin() + static_cast<std::ptrdiff_t>(at), xs.begin() + static_cast<std::ptrdiff_t>(at + each));
+      const auto want = newton_schulz_by_loop(one, static_cast<std::size_t>(r), 5);
+      double error = 0, squares = 0;
+      for (std::size_t i = 0; i < each; ++i) {
+        error = std::max(error, std::fabs(ys[at + i] - want[i]));
+        squares += ys[at + i] * ys[at + i];
+      }
+      CHECK(error < 1e-10);
+      CHECK(squares / static_cast<double>(std::min(r, c)) == doctest::Approx(1).epsilon(0.25));  // mean squared singular value
+    }
+  }
+  CHECK(to_vector<double>(train::newton_schulz(zeros({3, 5}, f64))) == std::vector<double>(15, 0.0));
+  CHECK(starts_with(error_of([] { train::newton_schulz(zeros({3})); }), "newton_schulz: needs"));
+}
+
+TEST_CASE("optim: Muon leaves head, embeddings and tokens to AdamW, bit by bit") {
+  vit::VitConfig c = vit::config("vit_ti", 16, 8, 10);
+  c.dim = 24, c.depth = 2, c.heads = 2;
+  vit::Vit a(c), b(c);
+  train::Muon muon(a);
+  train::AdamW adamw(b);
+  for (int t = 1; t <= 2; ++t) {
+    set_gradients(a.parameters(), 1);
+    set_gradients(b.parameters(), 1);
+    muon.step(0.01);
+    adamw.step(0.01);
+  }
+  const auto pa = a.parameters(), pb = b.parameters();
+  std::string taken;
+  for (std::size_t i = 0; i < pa.size(); ++i) {
+    const bool takes = train::muon_takes(*pa[i]);
+    if (takes && starts_with(pa[i]->path(), "blocks.1.")) taken += pa[i]->path() + " ";
+    CHECK(takes == (pa[i]->value().rank() == 2 && starts_with(pa[i]->path(), "blocks.")));
+    CHECK_MESSAGE((bytes_of(pa[i]->value()) == bytes_of(pb[i]->value())) == !takes, pa[i]->path());
+    CHECK(muon.weight_decay(i) == adamw.weight_decay(i));
+  }
+  CHECK(taken == "blocks.1.attn.qkv.weight blocks.1.attn.proj.weight blocks.1.mlp.fc1.weight blocks.1.mlp.fc2.weight ");
+  struct Table : nn::Module {
+    Table() : Module(nn::Build{}) {}
+    nn::Embedding words{this, "words", 7, 3};
+  } table;
+  CHECK(!train::muon_takes(table.words.weight));
+}
+
+TEST_CASE("optim: Muon in bf16 follows the f32 masters; any number of threads gives the same bits") {
+  Matrices half(bf16), single(f32);
+  {
+    const NoGrad off;
+    for (std::size_t i = 0; i < half.parameters().size(); ++i) copy_into(single.parameters()[i]->value(), half.parameters()[i]->value());
+  }
+  train::Muon x(half), y(single);
+  for (int t = 1; t <= 3; ++t) {
+    for (auto* model : {&half, &single})
+      for (auto* p : model->parameters()) set_grad(p->value(), full(p->value().shape(), t % 2 ? 1 : -0.5, p->value().dtype()));
+    x.step(1e-3);
+    y.step(1e-3);
+  }
+  for (const auto& s : x.state_list())
+    if (s.name == "master/tall.weight") {
+      const auto got = to_vector<double>(s.value), want = to_vector<double>(single.tall.weight.value());
+      for (std::size_t i = 0; i < got.size(); ++i) CHECK(got[i] == doctest::Approx(want[i]).epsilon(1e-5));
+      CHECK(bytes_of(cast(s.value, bf16)) == bytes_of(half.tall.weight.value()));
+    }
+
+  std::vector<std::string> bits;
+  const int before = num_threads();
+  for (const int threads : {1, 2, 5}) {
+    set_num_threads(threads);
+    vit::VitConfig c = vit::config("vit_ti", 16, 8, 10);
+    c.depth = 2;
+    vit::Vit model(c);
+    train::Muon opt(model);
+    set_gradients(model.parameters(), 1);
+    opt.step(0.01);
+    bits.push_back(bytes_of(nn::state_dict(model, nn::Part::all)) + bytes_of(opt.state()));
+  }
+  set_num_threads(before);
+  CHECK((bits[0] == bits[1]));
+  CHECK((bits[0] == bits[2]));
+}
+
 TEST_CASE("optim: defaults, errors, frozen parameters") {
   Zoo zoo(f32);
   CHECK(!train::decays_by_default(zoo.cls_token));
@@ -135,6 +336,13 @@ TEST_CASE("optim: defaults, errors, frozen parameters") {
   CHECK(contains(error_of([&] { train::AdamW o(zoo, {.rules = {{"blocks.*", 2}}}); }), "\"blocks.*\" matches no parameter"));
   CHECK(starts_with(error_of([&] { train::AdamW o(zoo, {.beta1 = 1}); }), "adamw: betas"));
   CHECK(starts_with(error_of([&] { train::Sgd o(zoo, {.momentum = 0, .nesterov = true}); }), "sgd: nesterov"));
+  CHECK(starts_with(error_of([&] { train::Muon o(zoo, {.momentum = 1}); }), "muon: momentum"));
+  CHECK(starts_with(error_of([&] { train::Muon o(zoo, {.ns_steps = 0}); }), "muon: ns_steps"));
+  CHECK(starts_with(error_of([&] { train::optimizer_kind("adam"); }), "optimizer: must be adamw, sgd or muon, got \"adam\""));
+  for (const char* name : {"adamw", "sgd", "muon"}) {
+    CHECK(to_string(train::optimizer_kind(name)) == name);
+    CHECK(std::string(train::make_optimizer(train::optimizer_kind(name), zoo)->name()) == name);
+  }
   zoo.fc.set_trainable(false);
   train::AdamW opt(zoo);
   CHECK(opt.parameters().size() == 3);
@@ -514,7 +722,7 @@ TEST_CASE("csv: a table goes on where the checkpoint says") {
 
 TEST_CASE("memory: the plan on the meta device is what the CPU measures") {
   const auto make = [](const nn::Build& b) { return std::make_unique<TinyMlp>(b); };
-  for (const auto kind : {train::OptimizerKind::adamw, train::OptimizerKind::sgd})
+  for (const auto kind : {train::OptimizerKind::adamw, train::OptimizerKind::sgd, train::OptimizerKind::muon})
     for (const std::int64_t accumulate : {1, 3}) {
       train::MemoryOptions o;
       o.optimizer = kind;
@@ -528,7 +736,10 @@ TEST_CASE("memory: the plan on the meta device is what the CPU measures") {
       CHECK(plan.activations == real.activations);
       CHECK(plan.rows.size() == real.rows.size());
       CHECK(std::fabs(static_cast<double>(plan.peak - real.peak)) <= 0.05 * static_cast<double>(real.peak));
-      CHECK(plan.optimizer == (kind == train::OptimizerKind::adamw ? 2 : 1) * plan.gradients);
+      // Muon: one momentum for the matrices, two moments for the two biases, which fill one unit of the allocator each.
+      const std::int64_t biases = 2 * static_cast<std::int64_t>(rounded_bytes(1));
+      CHECK(plan.optimizer == (kind == train::OptimizerKind::adamw ? 2 : 1) * plan.gradients +
+                                  (kind == train::OptimizerKind::muon ? biases : 0));
       CHECK(plan.peak > plan.weights + plan.optimizer + plan.activations);
       CHECK(contains(to_string(plan), "peak of a step"));
     }

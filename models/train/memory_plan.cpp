@@ -34,11 +34,7 @@ MemoryPlan run_memory(ModelFactory make, void* user, const Shape& x, const Memor
   std::vector<Tensor> weights;
   for (nn::Parameter* p : module.parameters(true)) weights.push_back(p->value());
 
-  std::unique_ptr<Optimizer> optimizer;
-  if (options.optimizer == OptimizerKind::adamw)
-    optimizer = std::make_unique<AdamW>(module);
-  else
-    optimizer = std::make_unique<Sgd>(module);
+  const std::unique_ptr<Optimizer> optimizer = make_optimizer(options.optimizer, module);
   plan.optimizer = optimizer->state_bytes();
 
   for (int step = 0; step < 2; ++step) {

@@ -16,12 +16,6 @@ bool rule_covers(const std::string& pattern, const std::string& path) {
   return false;
 }
 
-std::string text_of(const std::vector<Rule>& rules) {
-  std::string out;
-  for (const auto& r : rules) out += cat(" rule ", r.pattern, " ", r.lr_scale, " ", r.weight_decay);
-  return out;
-}
-
 }  // namespace
 
 bool decays_by_default(const nn::Parameter& p) {
@@ -31,9 +25,29 @@ bool decays_by_default(const nn::Parameter& p) {
   return true;
 }
 
-std::string to_string(OptimizerKind kind) { return kind == OptimizerKind::adamw ? "adamw" : "sgd"; }
+std::string to_string(OptimizerKind kind) {
+  switch (kind) {
+    case OptimizerKind::sgd: return "sgd";
+    case OptimizerKind::muon: return "muon";
+    default: return "adamw";
+  }
+}
 
-Optimizer::Optimizer(nn::Module& module, double weight_decay, const std::vector<Rule>& rules, bool first, bool second)
+OptimizerKind optimizer_kind(std::string_view text) {
+  for (const auto kind : {OptimizerKind::adamw, OptimizerKind::sgd, OptimizerKind::muon})
+    if (text == to_string(kind)) return kind;
+  detail::fail("optimizer: must be adamw, sgd or muon, got \"", text, "\"");
+}
+
+std::unique_ptr<Optimizer> make_optimizer(OptimizerKind kind, nn::Module& module, const AdamWOptions& adamw,
+                                          const SgdOptions& sgd, const MuonOptions& muon) {
+  if (kind == OptimizerKind::sgd) return std::make_unique<Sgd>(module, sgd);
+  if (kind == OptimizerKind::muon) return std::make_unique<Muon>(module, muon);
+  return std::make_unique<AdamW>(module, adamw);
+}
+
+Optimizer::Optimizer(nn::Module& module, double weight_decay, const std::vector<Rule>& rules, bool first, bool second,
+                     bool (*takes_matrix)(const nn::Parameter&))
     : counter_(zeros({1}, i64)) {
   const NoGrad off;
   std::vector<nn::Parameter*> all = module.parameters();
@@ -50,11 +64,12 @@ Optimizer::Optimizer(nn::Module& module, double weight_decay, const std::vector<
       slot.lr_scale = rule.lr_scale;
       if (rule.weight_decay >= 0) slot.weight_decay = rule.weight_decay;
     }
+    slot.matrix = takes_matrix && takes_matrix(*p);
     const Tensor& value = p->value();
     if (is_half(value.dtype())) slot.master = cast(value.detach(), f32);
     const DType dtype = is_half(value.dtype()) ? f32 : value.dtype();
     if (first) slot.first = zeros(value.shape(), dtype, value.device());
-    if (second) slot.second = zeros(value.shape(), dtype, value.device());
+    if (second && !slot.matrix) slot.second = zeros(value.shape(), dtype, value.device());
     parameters_.push_back(p);
     slots_.push_back(std::move(slot));
   }
@@ -70,14 +85,16 @@ void Optimizer::step(double lr, double grad_scale) {
     if (!g.defined() || !p.trainable()) continue;
     const Slot& slot = slots_[i];
     if (slot.master.defined()) {  // one at a time: only one gradient's f32 copy is alive
-      update({lr * slot.lr_scale, slot.weight_decay, grad_scale, {slot.master}, {cast(g, f32)}, {slot.first}, {slot.second}});
+      update({lr * slot.lr_scale, slot.weight_decay, grad_scale, slot.matrix, {slot.master}, {cast(g, f32)}, {slot.first},
+              {slot.second}});
       copy_into(p.value(), slot.master);
       continue;
     }
     auto group = std::find_if(groups.begin(), groups.end(), [&](const Group& known) {
-      return known.lr == lr * slot.lr_scale && known.weight_decay == slot.weight_decay;
+      return known.lr == lr * slot.lr_scale && known.weight_decay == slot.weight_decay && known.matrix == slot.matrix;
     });
-    if (group == groups.end()) group = groups.insert(group, {lr * slot.lr_scale, slot.weight_decay, grad_scale, {}, {}, {}, {}});
+    if (group == groups.end())
+      group = groups.insert(group, {lr * slot.lr_scale, slot.weight_decay, grad_scale, slot.matrix, {}, {}, {}, {}});
     group->targets.push_back(p.value());
     group->grads.push_back(g);
     group->first.push_back(slot.first);
@@ -125,7 +142,7 @@ StateList Optimizer::state_list() const {
     const auto add = [&](const char* kind, const Tensor& t) {
       if (t.defined()) list.push_back({cat(kind, "/", p.path()), t, p.layout()});
     };
-    add(first_name(), slots_[i].first);
+    add(slots_[i].matrix ? "momentum" : first_name(), slots_[i].first);
     add(second_name(), slots_[i].second);
     add("master", slots_[i].master);
   }
@@ -138,6 +155,24 @@ std::int64_t Optimizer::state_bytes() const {
     for (const Tensor* t : {&s.master, &s.first, &s.second})
       if (t->defined()) bytes += static_cast<std::int64_t>(rounded_bytes(t->storage()->bytes()));
   return bytes;
+}
+
+void Optimizer::update_adamw(const Group& group, double beta1, double beta2, double eps) const {
+  AdamwOptions o;
+  o.lr = group.lr;
+  o.beta1 = beta1;
+  o.beta2 = beta2;
+  o.eps = eps;
+  o.weight_decay = group.weight_decay;
+  o.grad_scale = group.grad_scale;
+  o.step = steps();
+  adamw_(group.targets, group.grads, group.first, group.second, o);
+}
+
+std::string Optimizer::text_of(const std::vector<Rule>& rules) {
+  std::string out;
+  for (const auto& r : rules) out += cat(" rule ", r.pattern, " ", r.lr_scale, " ", r.weight_decay);
+  return out;
 }
 
 Sgd::Sgd(nn::Module& module, const SgdOptions& options)
@@ -171,16 +206,6 @@ std::string AdamW::settings() const {
   return cat("adamw ", options_.beta1, " ", options_.beta2, " ", options_.eps, " decay ", options_.weight_decay, text_of(options_.rules));
 }
 
-void AdamW::update(const Group& group) {
-  AdamwOptions o;
-  o.lr = group.lr;
-  o.beta1 = options_.beta1;
-  o.beta2 = options_.beta2;
-  o.eps = options_.eps;
-  o.weight_decay = group.weight_decay;
-  o.grad_scale = group.grad_scale;
-  o.step = steps();
-  adamw_(group.targets, group.grads, group.first, group.second, o);
-}
+void AdamW::update(const Group& group) { update_adamw(group, options_.beta1, options_.beta2, options_.eps); }
 
 }  // namespace capo::train

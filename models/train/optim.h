@@ -16,6 +16,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace capo::train {
@@ -41,8 +42,21 @@ struct AdamWOptions {
   std::vector<Rule> rules = {};
 };
 
+// For the matrices of hidden layers (muon_takes); all other parameters go by AdamW with beta1, beta2 and eps.
+struct MuonOptions {
+  double momentum = 0.95;
+  bool nesterov = true;
+  int ns_steps = 5;            // of Newton-Schulz; 1 to 99
+  double weight_decay = 0.05;  // decoupled, for both kinds
+  double beta1 = 0.9, beta2 = 0.999, eps = 1e-8;
+  std::vector<Rule> rules = {};
+};
+
 // True for parameters that decay by default: rank >= 2, and not cls_token, pos_embed, reg_token, dist_token.
 bool decays_by_default(const nn::Parameter& p);
+// True for parameters that Muon orthogonalises: rank 2, of no head (nn::Kind::head), no embedding table, no token. The
+// patch embedding and convolutions have rank 4 and go by AdamW.
+bool muon_takes(const nn::Parameter& p);
 
 class Optimizer {
  public:
@@ -85,16 +99,22 @@ class Optimizer {
     double lr_scale = 1, weight_decay = 0;
     Tensor master;         // f32, for half parameters
     Tensor first, second;  // momentum; or m and v
+    bool matrix = false;
   };
-  Optimizer(nn::Module& module, double weight_decay, const std::vector<Rule>& rules, bool first, bool second);
+  // takes_matrix (or null): parameters that have a momentum alone and groups of their own.
+  Optimizer(nn::Module& module, double weight_decay, const std::vector<Rule>& rules, bool first, bool second,
+            bool (*takes_matrix)(const nn::Parameter&) = nullptr);
   // Tensors that are updated alike: parameters or masters, gradients of their dtype, Slot::first, Slot::second.
   struct Group {
     double lr, weight_decay, grad_scale;
+    bool matrix;
     std::vector<Tensor> targets, grads, first, second;
   };
   // steps() counts this step.
   virtual void update(const Group& group) = 0;
-  // Names of Slot::first and Slot::second in state().
+  void update_adamw(const Group& group, double beta1, double beta2, double eps) const;
+  static std::string text_of(const std::vector<Rule>& rules);
+  // Names of Slot::first and Slot::second in state(); a matrix has "momentum".
   virtual const char* first_name() const = 0;
   virtual const char* second_name() const { return ""; }
 
@@ -131,7 +151,38 @@ class AdamW final : public Optimizer {
   AdamWOptions options_;
 };
 
-enum class OptimizerKind { adamw, sgd };
+// Jordan et al. 2024, in the form of torch.optim.Muon with adjust_lr_fn = "match_rms_adamw" (Liu et al. 2025, so that
+// AdamW's lr and weight decay carry over). For the matrices p [r, c] that muon_takes:
+//   buf = momentum buf + (1 - momentum) g;  u = nesterov ? momentum buf + (1 - momentum) g : buf
+//   p *= 1 - lr wd;  p -= lr 0.2 sqrt(max(r, c)) newton_schulz(u)
+// The one difference: PyTorch rounds u to bf16 before Newton-Schulz, here it keeps p's dtype (f32 for half parameters);
+// set_matmul_precision(bf16) holds for its products too.
+// Everything else: AdamW. Both take step()'s lr. State: "momentum/<path>" for the matrices, "m/" and "v/" for the rest.
+class Muon final : public Optimizer {
+ public:
+  explicit Muon(nn::Module& module, const MuonOptions& options = {});
+  const char* name() const override { return "muon"; }
+  std::string settings() const override;
+
+ private:
+  void update(const Group& group) override;
+  void update_alike(const Group& group, const std::vector<std::size_t>& at) const;
+  const char* first_name() const override { return "m"; }
+  const char* second_name() const override { return "v"; }
+  MuonOptions options_;
+};
+
+// Matrices x [..., r, c] (f32, f64) with the SVD's vectors kept and its values pushed towards 1 (to about 0.7 to 1.2 in
+// 5 steps, tiny ones less far): X = x / max(|x|_F, 1e-7), then `steps` times A = X X^T, X = a X + (b A + c A A) X with
+// (a, b, c) = (3.4445, -4.7750, 2.0315); tall matrices as their transposes. Not recorded. x is taken by value: moved
+// in, its memory goes back early.
+Tensor newton_schulz(Tensor x, int steps = 5);
+
+enum class OptimizerKind { adamw, sgd, muon };
 std::string to_string(OptimizerKind kind);
+// "adamw", "sgd", "muon"; other text throws.
+OptimizerKind optimizer_kind(std::string_view text);
+std::unique_ptr<Optimizer> make_optimizer(OptimizerKind kind, nn::Module& module, const AdamWOptions& adamw = {},
+                                          const SgdOptions& sgd = {}, const MuonOptions& muon = {});
 
 }  // namespace capo::train

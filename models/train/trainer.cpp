@@ -212,10 +212,7 @@ Trainer::Trainer(Task& task, BatchSource& train, BatchSource* validation, const 
   if (schedule_.warmup_steps == 0)
     schedule_.warmup_steps = static_cast<std::int64_t>(std::llround(options.warmup_epochs * static_cast<double>(per_epoch)));
   nn::Module& module = task.module();
-  if (options.optimizer == OptimizerKind::adamw)
-    optimizer_ = std::make_unique<AdamW>(module, options.adamw);
-  else
-    optimizer_ = std::make_unique<Sgd>(module, options.sgd);
+  optimizer_ = make_optimizer(options.optimizer, module, options.adamw, options.sgd, options.muon);
   CAPO_CHECK(!optimizer_->parameters().empty(), "trainer: the model has no trainable parameter");
   if (options.ema_decay > 0) ema_ = std::make_unique<Ema>(module, options.ema_decay, options.ema_warm_up);
   // All else that the bits depend on.

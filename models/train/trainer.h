@@ -107,6 +107,7 @@ struct TrainOptions {
   OptimizerKind optimizer = OptimizerKind::adamw;
   AdamWOptions adamw = {};
   SgdOptions sgd = {};
+  MuonOptions muon = {};
   Schedule schedule = {};    // total_steps 0: all epochs' steps
   double warmup_epochs = 0;  // used when schedule.warmup_steps is 0
   double clip_norm = 0;      // 0: off
