@@ -11,6 +11,7 @@
 #include <capo/examples/progress.h>
 #include <capo/models/train/trainer.h>
 #include <capo/models/vit/load.h>
+#include <capo/ops/matmul.h>
 
 #include <CLI/CLI.hpp>
 #include <cstdio>
@@ -48,7 +49,7 @@ std::vector<double> accuracies(const std::string& csv) {
 }  // namespace
 
 int main(int argc, char** argv) try {
-  std::string dataset = "tinyimagenet32", size = "vit_ti", out = "out/train", weights, optimizer = "adamw";
+  std::string dataset = "tinyimagenet32", size = "vit_ti", out = "out/train", weights, optimizer = "adamw", precision = "f32";
   int patch = 8, image = 32, epochs = 30, batch = 128, threads = 0, workers = 1, stop_after = 0;
   double lr = 1e-3, decay = 0.05, warmup = 1, smoothing = 0.1, drop_path = 0, patch_drop = 0, ema = 0, mixup = 0, cutmix = 0, strength = 0.3;
   int rand_ops = 0;
@@ -75,6 +76,7 @@ int main(int argc, char** argv) try {
   app.add_option("--rand-ops", rand_ops, "RandAugment operations per image");
   app.add_option("--rand-strength", strength);
   app.add_option("--seed", seed);
+  app.add_option("--precision", precision, "of the matrix products: f32, or bf16 (operands rounded, sums f32)")->check(CLI::IsMember({"f32", "bf16"}));
   app.add_option("--threads", threads, "0: all processors, or CAPO_THREADS");
   app.add_option("--workers", workers, "loader threads");
   app.add_option("--out", out);
@@ -82,6 +84,7 @@ int main(int argc, char** argv) try {
   const train::OptimizerKind kind = train::optimizer_kind(optimizer);
   if (kind == train::OptimizerKind::sgd && decay_given->count() == 0) decay = 1e-4;  // its decay is L2
   if (threads > 0) set_num_threads(threads);
+  set_matmul_precision(precision == "bf16" ? bf16 : f32);
   std::filesystem::create_directories(out);
 
   const DatasetPtr train_set = open_dataset(dataset, "", "train"), test_set = open_dataset(dataset, "", "test");
@@ -95,9 +98,9 @@ int main(int argc, char** argv) try {
   vit::VitConfig config = vit::config(size, image, patch, train_set->num_classes());
   config.drop_path = drop_path;
   config.patch_drop = patch_drop;
-  CAPO_CHECK(weights.empty() || patch_drop == 0, "--patch-drop: must be 0 with --weights, got ", patch_drop);
   std::unique_ptr<vit::Vit> model = weights.empty() ? std::make_unique<vit::Vit>(config, nn::Build{.seed = seed})
-                                                    : vit::load_vit(weights, {.image = image, .patch = patch}, {.seed = seed}).model;
+                                                    : vit::load_vit(weights, {.image = image, .patch = patch, .drop_path = drop_path,
+                                                                              .patch_drop = patch_drop}, {.seed = seed}).model;
   std::printf("%s/%d at %d px on %s: %lld parameters, %lld images, %d classes\n", size.c_str(), patch, image,
               train_set->name().c_str(), static_cast<long long>(nn::parameter_count(*model)),
               static_cast<long long>(train_set->size()), train_set->num_classes());
@@ -114,6 +117,7 @@ int main(int argc, char** argv) try {
   options.ema_decay = ema;
   options.ema_warm_up = true;
   options.seed = seed;
+  options.settings = precision == "bf16" ? "products in bf16" : "";
   options.checkpoint_dir = out + "/checkpoint";
   options.csv = out + "/log.csv";
   options.tensorboard_dir = out + "/tensorboard";

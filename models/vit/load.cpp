@@ -34,6 +34,7 @@ LoadedVit load_vit(const std::string& path, const LoadOptions& options, const nn
   if (options.classes >= 0) c.classes = options.classes;
   if (options.patch > 0) c.patch = options.patch;
   if (options.image > 0) c.image = options.image;
+  c.drop_path = options.drop_path, c.patch_drop = options.patch_drop;
   LoadedVit out{std::make_unique<Vit>(c, build), header.metadata("preprocess"), header.metadata("classes")};
   nn::StateDict dict = nn::read_tensors(path);
   for (auto& t : dict) {

@@ -12,9 +12,9 @@ namespace capo::vit {
 struct LoadOptions {
   int classes = -1;  // -1: the file's head; 0: none; otherwise a new head of this many classes
   int image = 0;     // 0: the file's; otherwise position embeddings are resized to this image size
-  int patch =
-      0;  // 0: the file's; otherwise the patch projection is resampled to this patch size (see resize_patch_embed)
+  int patch = 0;     // 0: the file's; otherwise the patch projection is resampled to this size (see resize_patch_embed)
   int heads = 0;     // only where the file does not say and dim / 64 is wrong
+  double drop_path = 0, patch_drop = 0;  // training only, never in a file
 };
 
 struct LoadedVit {
