@@ -138,11 +138,23 @@ void check_case(const std::string& name, const vit::VitConfig& config) {
     CHECK_MESSAGE(error <= std::max(2 * theirs, 1e-6), key << " f32: error " << error << ", PyTorch's " << theirs);
   }
   MESSAGE(name << " f32: at most " << share << " times PyTorch's error");
-  // AdamW's first steps divide tiny gradients by their own size: a gradient that is all rounding still moves its weight
-  // by the full rate, so the losses drift apart from step to step, whoever computes them. Only the course is held.
-  for (std::size_t i = 0; i < losses.size(); ++i)
-    CHECK_MESSAGE(std::abs(narrow.losses[i] - losses[i]) <= 3e-3,
-                  "f32 step " << i << ": " << narrow.losses[i] << " " << losses[i]);
+  // The losses: after the first update they tell more of one weight than of anybody's accuracy. AdamW's first step is
+  // lr g / (|g| + 1e-8), so a gradient of the size of its own rounding moves its weight by anything up to lr either way.
+  // In ViT-Ti blocks.0.mlp.fc2.weight[4178] has g = 2.1e-8, where the tensor's largest is 0.2; its f32 error is 1.6e-8
+  // rms here, 1.7e-8 in PyTorch. Moving this one weight so in an f64 run moves the later losses by up to 6e-4. (Not the
+  // key biases, whose gradient is nothing but rounding: moved by lr at every step they change f64 losses by 1e-15.)
+  // PyTorch's one stored run drifts by 6e-6 by luck: with each image element moved by at most one unit in the last
+  // place its largest drift is 2e-5 to 7e-4, in half the runs above 1.5e-4; unmoved but without fused attention it is
+  // 5e-4. So the yardstick of the losses is that spread: the largest errors of 16 such runs of PyTorch's f32.
+  const auto spread = golden["f32.spread.losses"];
+  double loss_share = 0;
+  for (std::size_t i = 0; i < losses.size(); ++i) {
+    const double error = std::abs(narrow.losses[i] - losses[i]) / losses[i];
+    loss_share = std::max(loss_share, error / std::max(spread[i], 5e-7));
+    CHECK_MESSAGE(error <= std::max(2 * spread[i], 1e-6),
+                  "f32 step " << i << ": error " << error << ", PyTorch's spread " << spread[i]);
+  }
+  MESSAGE(name << " f32 losses: at most " << loss_share << " times PyTorch's spread");
 }
 
 }  // namespace

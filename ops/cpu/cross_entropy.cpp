@@ -21,24 +21,36 @@ void run(const capo::CrossEntropyArgs& a, std::int64_t begin, std::int64_t end) 
       continue;
     }
     const T top = largest(x, n);
-    T total;
+    // A label that leads: its own term, exactly 1, stays out of the sum. In 1 + others a small loss, and the gradient
+    // that goes with it, would round away.
+    const std::int64_t label = a.labels ? a.labels[r] : 0;
+    const bool leads = a.labels && x[label] == top && n <= INT32_MAX;
+    T others;
     if (d) {
 #pragma omp simd
       for (std::int64_t i = 0; i < n; ++i) d[i] = m::exp(x[i] - top);
-      total = sum_of<T>(n, [d](std::int64_t i) { return d[i]; });
+      if (leads) d[label] = T(0);
+      others = sum_of<T>(n, [d](std::int64_t i) { return d[i]; });
+    } else if (leads) {
+      const std::int32_t skip = static_cast<std::int32_t>(label);  // half as many vectors to compare
+      others = sum_of<T>(
+          n, [=](std::int64_t i) { return static_cast<std::int32_t>(i) == skip ? T(0) : m::exp(x[i] - top); });
     } else {
-      total = sum_of<T>(n, [x, top](std::int64_t i) { return m::exp(x[i] - top); });
+      others = sum_of<T>(n, [x, top](std::int64_t i) { return m::exp(x[i] - top); });
     }
-    const T rest = m::log(total), scale = T(1) / total;
+    const T total = leads ? T(1) + others : others;
+    const T rest = leads ? m::log1p(others) : m::log(total), scale = T(1) / total;
     T loss, mass = T(1);  // mass: the sum of q
     if (a.labels) {
-      const std::int64_t label = a.labels[r];
       loss = keep * (rest - (x[label] - top));
       if (smooth > T(0)) loss += even * sum_of<T>(n, [=](std::int64_t i) { return rest - (x[i] - top); });
       if (d) {
 #pragma omp simd
         for (std::int64_t i = 0; i < n; ++i) d[i] = d[i] * scale - even;
-        d[label] -= keep;
+        if (leads)  // 1 / total - 1; x - top is 0, or NaN when both are infinite
+          d[label] = (x[label] - top) - others * scale + (smooth - even);
+        else
+          d[label] -= keep;
       }
     } else {
       const T* t = static_cast<const T*>(a.target) + r * n;

@@ -49,6 +49,8 @@ WHAT EACH FILE HOLDS (dtype F64)
   f32.err.K        [1]      max|a - t| / max|t|, a = PyTorch's float32 result of the same model
   f32.err.loss     [1]      the same for loss (relative) and
   f32.err.losses   [10]     for each training loss
+  f32.spread.losses [10]    the largest such error of 16 more float32 runs, s = 1..16, each with image element i moved
+                            by splitmix64(fnv("ulp#" + str(s)) + i) % 3 - 1 units in the last place
   __metadata__              versions and the case's configuration, all as strings
 """
 import json
@@ -63,6 +65,7 @@ from timm.models.vision_transformer import VisionTransformer
 NSAMPLES = 256
 NPROJ = 16
 STEPS = 10
+SPREAD_RUNS = 16
 ADAMW = dict(lr=1e-3, betas=(0.9, 0.999), eps=1e-8)
 WEIGHT_DECAY = 0.05
 NO_DECAY = ("cls_token", "pos_embed")
@@ -113,7 +116,14 @@ def make(name, shape):
     return torch.from_numpy((offset + scale * r(name, int(np.prod(shape)))).reshape(shape))
 
 
-def run(cfg, dtype):
+def nudged(x, s):
+    """float32 x, each element moved by -1, 0 or 1 units in the last place."""
+    a = x.numpy()
+    way = (splitmix64(fnv("ulp#%d" % s), a.size) % np.uint64(3)).astype(np.int64).reshape(a.shape) - 1
+    return torch.from_numpy(np.where(way == 0, a, np.nextafter(a, np.where(way > 0, np.float32(2), np.float32(-2)))))
+
+
+def run(cfg, dtype, nudge=0):
     """One case in one dtype -> (logits, loss, {key: gradient}, losses), as float64 arrays."""
     args = {k: v for k, v in cfg.items() if k != "batch"}
     model = VisionTransformer(qkv_bias=True, class_token=True, global_pool="token", **args)
@@ -125,6 +135,8 @@ def run(cfg, dtype):
         for name, p in model.named_parameters():
             p.copy_(make(name, p.shape))
     x = make("input", (cfg["batch"], 3, cfg["img_size"], cfg["img_size"])).to(dtype)
+    if nudge:
+        x = nudged(x, nudge)
     y = torch.from_numpy((splitmix64(fnv("labels"), cfg["batch"])
                           % np.uint64(cfg["num_classes"])).astype(np.int64))
 
@@ -174,9 +186,11 @@ def golden(name):
     (logits, loss, grads, losses), labels = run(cfg, torch.float64)
     (logits32, loss32, grads32, losses32), _ = run(cfg, torch.float32)
     assert loss[0] == losses[0]
+    nudged_losses = [run(cfg, torch.float32, s)[0][3] for s in range(1, SPREAD_RUNS + 1)]
     out = {"logits": logits, "loss": loss, "losses": losses,
            "f32.err.loss": rel(loss32, loss),
            "f32.err.losses": np.abs(losses32 - losses) / np.abs(losses),
+           "f32.spread.losses": np.max([np.abs(l - losses) / np.abs(losses) for l in nudged_losses], axis=0),
            "f32.err.logits": rel(logits32, logits)}
     out.update(compact("logits", logits))
     for key, t in grads.items():
@@ -236,7 +250,7 @@ def main(argv):
             bad += 1
             print("%s: the keys differ" % path)
         for key in sorted(set(old) & set(tensors)):
-            if key.startswith("f32.err."):
+            if key.startswith("f32."):
                 continue  # differs between machines
             scale = max(np.abs(old[key]).max(), np.finfo(np.float64).tiny)
             worst = max(worst, float(np.abs(old[key] - tensors[key]).max() / scale))

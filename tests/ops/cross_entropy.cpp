@@ -1,7 +1,10 @@
+#include <capo/autograd/autograd.h>
 #include <capo/ops/cross_entropy.h>
 #include <capo/ops/softmax.h>
 #include <capo/ops/unary.h>
 #include <capo/tests/op_test.h>
+
+#include <doctest/doctest.h>
 
 #include <cmath>
 
@@ -136,5 +139,47 @@ OpCase soft_case() {
 }  // namespace
 
 std::vector<OpCase> op_cases() { return {hard_case(), soft_case()}; }
+
+TEST_CASE("a small f32 loss and its gradient keep their digits") {
+  for (const double smoothing : {0.0, 0.1})
+    for (const double gap : {1.0, 6.0, 12.0, 20.0, 40.0}) {
+      const int n = 37, label = 5;
+      std::vector<float> x(n);
+      for (int i = 0; i < n; ++i) x[i] = static_cast<float>(std::sin(1.7 * i));
+      x[label] = static_cast<float>(1 + gap);
+      double rest = 0, gaps = 0;
+      for (int i = 0; i < n; ++i) {
+        const double below = static_cast<double>(x[i]) - static_cast<double>(x[label]);
+        gaps -= below;
+        if (i != label) rest += std::exp(below);
+      }
+      const double even = smoothing / n;
+      const double loss = std::log1p(rest) + even * gaps, slope = -rest / (1 + rest) + smoothing - even;
+      const Tensor labels = from_vector(std::vector<std::int64_t>{label}, {1});
+      CrossEntropyOptions o;
+      o.label_smoothing = smoothing;
+      const Tensor logits = from_vector(x, {1, n});
+      const double frozen = cross_entropy(logits, labels, o).item();
+      set_requires_grad(logits, true);
+      const Tensor y = cross_entropy(logits, labels, o);
+      backward(y);
+      CAPTURE(smoothing);
+      CAPTURE(gap);
+      CHECK(y.item() == frozen);
+      const auto error = [](double got, double want) { return std::abs(got / want - 1); };  // Approx has a floor of 1
+      CHECK(error(y.item(), loss) <= 1e-6);
+      CHECK(error(to_vector<double>(grad_of(logits))[label], slope) <= 1e-6);
+    }
+}
+
+TEST_CASE("an infinite logit gives NaN, also where the label leads") {
+  const double inf = INFINITY;
+  const Tensor x = from_vector(std::vector<double>{inf, 1, 2}, {1, 3});
+  set_requires_grad(x, true);
+  const Tensor y = cross_entropy(x, from_vector(std::vector<std::int64_t>{0}, {1}));
+  backward(y);
+  CHECK(std::isnan(y.item()));
+  CHECK(std::isnan(to_vector<double>(grad_of(x))[0]));
+}
 
 }  // namespace capo::test
