@@ -4,6 +4,7 @@
 #include <capo/engine/threads.h>
 #include <capo/ops/copy.h>
 #include <capo/tests/op_test.h>
+#include <capo/tests/support.h>
 
 #include <doctest/doctest.h>
 
@@ -17,19 +18,9 @@
 
 using namespace capo;
 using namespace capo::test;
+using namespace capo::testing;
 
 namespace {
-
-template <class F>
-std::string error_of(const F& f) {
-  try {
-    f();
-  } catch (const Error& e) {
-    return e.what();
-  }
-  return "(no error)";
-}
-bool has(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 
 bool same_float(float a, float b) { return std::memcmp(&a, &b, 4) == 0 || (a != a && b != b); }
 
@@ -143,7 +134,7 @@ TEST_CASE("cast kernels convert as engine/dtype.h does, on every instruction set
     midpoints.push_back(std::nextafter((a + b) / 2, 0.0f));
   }
   const Tensor wide = from_vector(midpoints, {static_cast<std::int64_t>(midpoints.size())});
-  const Isa before = isa();
+  const IsaScope restore;
   for (const Isa level : {Isa::v2, Isa::v3, Isa::v4}) {
     if (level > best_isa()) break;
     set_isa(level);
@@ -160,7 +151,6 @@ TEST_CASE("cast kernels convert as engine/dtype.h does, on every instruction set
     }
     CHECK(wrong == 0);
   }
-  set_isa(before);
 }
 
 // ---------------------------------------------------------------- errors, devices, shapes
@@ -184,9 +174,9 @@ TEST_CASE("log: silent until a sink is set") {
 TEST_CASE("device: names both ways") {
   for (const Device d : {kCpu, kMeta, Device{DeviceType::cuda, 0}, Device{DeviceType::cuda, 3}}) CHECK(parse_device(to_string(d)) == d);
   CHECK(parse_device("cuda") == Device{DeviceType::cuda, 0});
-  CHECK(has(error_of([] { parse_device("gpu"); }), "device: must be cpu, cuda, cuda:N or meta, got \"gpu\""));
-  CHECK(has(error_of([] { parse_device("cuda:x"); }), "device: "));
-  CHECK(has(error_of([] { allocator({DeviceType::cuda, 0}); }), "no CUDA memory in this build"));
+  CHECK(contains(error_of([] { parse_device("gpu"); }), "device: must be cpu, cuda, cuda:N or meta, got \"gpu\""));
+  CHECK(contains(error_of([] { parse_device("cuda:x"); }), "device: "));
+  CHECK(contains(error_of([] { allocator({DeviceType::cuda, 0}); }), "no CUDA memory in this build"));
 }
 
 TEST_CASE("Dims") {
@@ -204,24 +194,24 @@ TEST_CASE("Dims") {
   CHECK(to_string(Dims{}) == "[]");
   CHECK(Dims::filled(3, -1) == Dims{-1, -1, -1});
   Dims full = Dims::filled(8, 1);
-  CHECK(has(error_of([&] { full.push_back(1); }), "at most 8 dimensions"));
-  CHECK(has(error_of([&] { full.insert(0, 1); }), "at most 8 dimensions"));
-  CHECK(has(error_of([] { Dims{1, 2, 3, 4, 5, 6, 7, 8, 9}; }), "at most 8 dimensions, got 9"));
+  CHECK(contains(error_of([&] { full.push_back(1); }), "at most 8 dimensions"));
+  CHECK(contains(error_of([&] { full.insert(0, 1); }), "at most 8 dimensions"));
+  CHECK(contains(error_of([] { Dims{1, 2, 3, 4, 5, 6, 7, 8, 9}; }), "at most 8 dimensions, got 9"));
 }
 
 TEST_CASE("shape functions") {
   CHECK(numel({}) == 1);
   CHECK(numel({3, 0, 5}) == 0);
-  CHECK(has(error_of([] { numel({2, -1}); }), "sizes must not be negative"));
-  CHECK(has(error_of([] { numel({std::int64_t{1} << 40, std::int64_t{1} << 40}); }), "too many elements"));
+  CHECK(contains(error_of([] { numel({2, -1}); }), "sizes must not be negative"));
+  CHECK(contains(error_of([] { numel({std::int64_t{1} << 40, std::int64_t{1} << 40}); }), "too many elements"));
   CHECK(contiguous_strides({2, 3, 4}) == Dims{12, 4, 1});
   CHECK(contiguous_strides({2, 0, 4}) == Dims{4, 4, 1});
   CHECK(broadcast_shapes("op", {2, 1, 4}, {3, 1}) == Shape{2, 3, 4});
   CHECK(broadcast_shapes("op", {}, {2}) == Shape{2});
   CHECK(broadcast_shapes("op", {1, 3}, {0, 3}) == Shape{0, 3});
-  CHECK(has(error_of([] { broadcast_shapes("op", {2}, {3}); }), "op: shapes must broadcast, got [2] and [3]"));
+  CHECK(contains(error_of([] { broadcast_shapes("op", {2}, {3}); }), "op: shapes must broadcast, got [2] and [3]"));
   CHECK(normalize_axis("op", -1, 3) == 2);
-  CHECK(has(error_of([] { normalize_axis("op", 3, 3); }), "op: axis must be in [-3, 3), got 3"));
+  CHECK(contains(error_of([] { normalize_axis("op", 3, 3); }), "op: axis must be in [-3, 3), got 3"));
 }
 
 // ---------------------------------------------------------------- tensors
@@ -252,14 +242,14 @@ TEST_CASE("tensor: handles, metadata, values") {
 
 TEST_CASE("tensor: misuse throws") {
   const Tensor t = from_vector<float>({1, 2}, {2}), m = empty({2}, f32, kMeta);
-  CHECK(has(error_of([] { Tensor().shape(); }), "tensor: used while undefined"));
-  CHECK(has(error_of([&] { t.data<double>(); }), "data: tensor is f32, asked for f64"));
-  CHECK(has(error_of([&] { m.data(); }), "data: a meta tensor [2] has no values"));
-  CHECK(has(error_of([&] { t.item(); }), "item: needs exactly one element"));
-  CHECK(has(error_of([&] { empty({}, f32, kMeta).item(); }), "item: needs a cpu tensor"));
-  CHECK(has(error_of([&] { to_vector<float>(m); }), "to_vector: needs a cpu tensor"));
-  CHECK(has(error_of([] { from_vector<float>({1, 2}, {3}); }), "from_vector: [3] needs 3 values, got 2"));
-  CHECK(has(error_of([&] { t.size(1); }), "size: axis must be in"));
+  CHECK(contains(error_of([] { Tensor().shape(); }), "tensor: used while undefined"));
+  CHECK(contains(error_of([&] { t.data<double>(); }), "data: tensor is f32, asked for f64"));
+  CHECK(contains(error_of([&] { m.data(); }), "data: a meta tensor [2] has no values"));
+  CHECK(contains(error_of([&] { t.item(); }), "item: needs exactly one element"));
+  CHECK(contains(error_of([&] { empty({}, f32, kMeta).item(); }), "item: needs a cpu tensor"));
+  CHECK(contains(error_of([&] { to_vector<float>(m); }), "to_vector: needs a cpu tensor"));
+  CHECK(contains(error_of([] { from_vector<float>({1, 2}, {3}); }), "from_vector: [3] needs 3 values, got 2"));
+  CHECK(contains(error_of([&] { t.size(1); }), "size: axis must be in"));
 }
 
 TEST_CASE("strided_view: bounds") {
@@ -267,11 +257,11 @@ TEST_CASE("strided_view: bounds") {
   CHECK(to_vector<float>(strided_view(t, {2, 2}, {3, 1}, 1)) == std::vector<float>{1, 2, 4, 5});
   CHECK(to_vector<float>(strided_view(t, {2, 3}, {1, 2}, 0)) == std::vector<float>{0, 2, 4, 1, 3, 5});
   CHECK(to_vector<float>(strided_view(t, {3}, {0}, 5)) == std::vector<float>{5, 5, 5});
-  CHECK(has(error_of([&] { strided_view(t, {2, 2}, {3, 1}, 2); }), "leaves the storage of 6 elements"));
-  CHECK(has(error_of([&] { strided_view(t, {1}, {1}, 6); }), "leaves the storage"));
-  CHECK(has(error_of([&] { strided_view(t, {1}, {1}, -1); }), "leaves the storage"));
-  CHECK(has(error_of([&] { strided_view(t, {2}, {-1}, 1); }), "strides must not be negative"));
-  CHECK(has(error_of([&] { strided_view(t, {2}, {1, 1}, 0); }), "differ in rank"));
+  CHECK(contains(error_of([&] { strided_view(t, {2, 2}, {3, 1}, 2); }), "leaves the storage of 6 elements"));
+  CHECK(contains(error_of([&] { strided_view(t, {1}, {1}, 6); }), "leaves the storage"));
+  CHECK(contains(error_of([&] { strided_view(t, {1}, {1}, -1); }), "leaves the storage"));
+  CHECK(contains(error_of([&] { strided_view(t, {2}, {-1}, 1); }), "strides must not be negative"));
+  CHECK(contains(error_of([&] { strided_view(t, {2}, {1, 1}, 0); }), "differ in rank"));
   CHECK(strided_view(t, {0}, {1}, 6).numel() == 0);  // an empty view may start at the end
 }
 
@@ -293,7 +283,7 @@ TEST_CASE("swap_storage") {
   CHECK(to_vector<float>(handle) == std::vector<float>{3, 4});
   CHECK(to_vector<float>(b) == std::vector<float>{1, 2});
   Tensor c = from_vector<float>({1}, {1});
-  CHECK(has(error_of([&] { a.swap_storage(c); }), "swap_storage: shapes, dtypes and strides must be equal"));
+  CHECK(contains(error_of([&] { a.swap_storage(c); }), "swap_storage: shapes, dtypes and strides must be equal"));
 }
 
 TEST_CASE("storage: versions and the last writer") {
@@ -356,7 +346,7 @@ TEST_CASE("an impossible allocation is an error, not a crash") {
   try {
     empty({std::int64_t{1} << 58}, u8);
   } catch (const OutOfMemory& e) {
-    thrown = has(e.what(), "cpu allocator: ");
+    thrown = contains(e.what(), "cpu allocator: ");
   }
   CHECK(thrown);
 }
@@ -392,12 +382,12 @@ TEST_CASE("the debug allocator sees damage on both sides, live or released, once
     CHECK(reinterpret_cast<std::uintptr_t>(p) % 64 == 0);
     CHECK_NOTHROW(debug.check());
     p[bytes] ^= 1;
-    CHECK(has(error_of([&] { debug.check(); }), cat("overwritten after a block of ", bytes, " bytes")));
+    CHECK(contains(error_of([&] { debug.check(); }), cat("overwritten after a block of ", bytes, " bytes")));
     p[bytes] ^= 1;
     CHECK_NOTHROW(debug.check());
     p[-1] ^= 1;
     debug.release(p, bytes);
-    CHECK(has(error_of([&] { debug.check(); }), cat("overwritten before a block of ", bytes, " bytes")));
+    CHECK(contains(error_of([&] { debug.check(); }), cat("overwritten before a block of ", bytes, " bytes")));
     CHECK_NOTHROW(debug.check());
   }
 }
@@ -405,15 +395,6 @@ TEST_CASE("the debug allocator sees damage on both sides, live or released, once
 // ---------------------------------------------------------------- threads
 
 namespace {
-
-class WithThreads {
- public:
-  explicit WithThreads(int n) : before_(num_threads()) { set_num_threads(n); }
-  ~WithThreads() { set_num_threads(before_); }
-
- private:
-  int before_;
-};
 
 std::set<std::pair<std::int64_t, std::int64_t>> chunks_of(std::int64_t n, std::int64_t grain) {
   std::mutex mutex;
@@ -436,7 +417,7 @@ TEST_CASE("parallel_for: the chunks do not depend on the number of threads") {
       std::set<std::pair<std::int64_t, std::int64_t>> expected;
       for (std::int64_t b = 0; b < n; b += grain) expected.emplace(b, std::min(n, b + grain));
       for (const int threads : {1, 2, 5}) {
-        const WithThreads with(threads);
+        const ThreadsScope with(threads);
         CHECK(chunks_of(n, grain) == expected);
       }
     }
@@ -444,7 +425,7 @@ TEST_CASE("parallel_for: the chunks do not depend on the number of threads") {
 
 TEST_CASE("parallel_for: the first exception comes back, the pool works on") {
   for (const int threads : {1, 3}) {
-    const WithThreads with(threads);
+    const ThreadsScope with(threads);
     std::atomic<int> ran{0};
     CHECK(error_of([&] {
             parallel_for(1000, 1, [&](std::int64_t begin, std::int64_t) {
@@ -455,11 +436,11 @@ TEST_CASE("parallel_for: the first exception comes back, the pool works on") {
     if (threads == 1) CHECK(ran == 6);  // chunks not yet started are not run; with more threads others may be done already
     CHECK(chunks_of(10, 1).size() == 10);
   }
-  CHECK(has(error_of([] { parallel_for(1, 0, [](std::int64_t, std::int64_t) {}); }), "grain must be at least 1"));
+  CHECK(contains(error_of([] { parallel_for(1, 0, [](std::int64_t, std::int64_t) {}); }), "grain must be at least 1"));
 }
 
 TEST_CASE("parallel_for: inside a chunk it runs inline, in the same chunks") {
-  const WithThreads with(3);
+  const ThreadsScope with(3);
   std::atomic<std::int64_t> sum{0};
   std::atomic<int> other_thread{0}, wide{0};
   parallel_for(8, 1, [&](std::int64_t, std::int64_t) {
@@ -479,7 +460,7 @@ TEST_CASE("parallel_for: inside a chunk it runs inline, in the same chunks") {
 }
 
 TEST_CASE("parallel_for: several callers at once") {
-  const WithThreads with(3);
+  const ThreadsScope with(3);
   std::atomic<int> wrong{0};
   std::vector<std::thread> callers;
   for (int t = 0; t < 4; ++t)
@@ -497,10 +478,11 @@ TEST_CASE("parallel_for: several callers at once") {
 }
 
 TEST_CASE("set_num_threads: limits") {
-  const WithThreads with(2);
+  const ThreadsScope with(2);
   CHECK(num_threads() == 2);
-  CHECK(has(error_of([] { set_num_threads(0); }), "set_num_threads: must be 1..1024, got 0"));
-  CHECK(has(error_of([] { parallel_for(2, 1, [](std::int64_t, std::int64_t) { set_num_threads(1); }); }), "must not be called from inside"));
+  CHECK(contains(error_of([] { set_num_threads(0); }), "set_num_threads: must be 1..1024, got 0"));
+  CHECK(contains(error_of([] { parallel_for(2, 1, [](std::int64_t, std::int64_t) { set_num_threads(1); }); }),
+                 "must not be called from inside"));
   CHECK(num_threads() == 2);
 }
 
@@ -508,7 +490,7 @@ TEST_CASE("set_num_threads: limits") {
 TEST_CASE("parallel_for: denormals are flushed in every participant and the caller's mode comes back") {
   volatile float tiny = std::numeric_limits<float>::min();
   for (const int threads : {1, 3}) {
-    const WithThreads with(threads);
+    const ThreadsScope with(threads);
     std::atomic<int> kept{0};
     parallel_for(64, 1, [&](std::int64_t, std::int64_t) {
       volatile float half = tiny * 0.5f;
@@ -525,11 +507,10 @@ TEST_CASE("parallel_for: denormals are flushed in every participant and the call
 #endif
 
 TEST_CASE("set_isa refuses what the processor lacks") {
-  const Isa before = isa();
+  const IsaScope restore;
   set_isa(Isa::v2);
   CHECK(isa() == Isa::v2);
-  if (best_isa() < Isa::v4) CHECK(has(error_of([] { set_isa(Isa::v4); }), "set_isa: this processor has"));
-  set_isa(before);
+  if (best_isa() < Isa::v4) CHECK(contains(error_of([] { set_isa(Isa::v4); }), "set_isa: this processor has"));
 }
 
 // ---------------------------------------------------------------- random numbers
@@ -546,7 +527,7 @@ TEST_CASE("Philox: known answers of Random123 (kat_vectors, philox4x32-10)") {
 
 TEST_CASE("the fill kernel draws engine/rng.h's numbers, on every instruction set") {
   const std::uint64_t seed = 0x123456789abcdef0ull, stream = stream_of("blocks.3.attn");
-  const Isa before = isa();
+  const IsaScope restore;
   for (const Isa level : {Isa::v2, Isa::v3, Isa::v4}) {
     if (level > best_isa()) break;
     set_isa(level);
@@ -561,7 +542,6 @@ TEST_CASE("the fill kernel draws engine/rng.h's numbers, on every instruction se
     CHECK(wrong == 0);
     CHECK(rng.offset() == (std::uint64_t{1} << 32) - 2 + 1025);
   }
-  set_isa(before);
 }
 
 TEST_CASE("draws look as they should") {

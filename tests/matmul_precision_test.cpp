@@ -6,12 +6,14 @@
 #include <capo/ops/copy.h>
 #include <capo/ops/matmul.h>
 #include <capo/ops/view.h>
+#include <capo/tests/support.h>
 
-#include <cmath>
-#include <cstring>
 #include <doctest/doctest.h>
 
+#include <cstring>
+
 using namespace capo;
+using namespace capo::testing;
 
 namespace {
 
@@ -19,23 +21,8 @@ struct Bf16Scope {
   Bf16Scope() { set_matmul_precision(bf16); }
   ~Bf16Scope() { set_matmul_precision(f32); }
 };
-struct IsaScope {
-  ~IsaScope() { set_isa(best_isa()); }
-};
 
 Tensor rounded(const Tensor& t) { return cast(cast(t, bf16), f64); }
-
-// max |a - b| / max |b|
-double error(const Tensor& a, const Tensor& b) {
-  const auto x = to_vector<double>(cast(a, f64)), y = to_vector<double>(cast(b, f64));
-  REQUIRE(x.size() == y.size());
-  double difference = 0, scale = 1e-30;
-  for (std::size_t i = 0; i < x.size(); ++i) {
-    difference = std::max(difference, std::fabs(x[i] - y[i]));
-    scale = std::max(scale, std::fabs(y[i]));
-  }
-  return difference / scale;
-}
 
 // A [m, k] as it lies, transposed in memory, or with a hole between elements.
 Tensor matrix(Generator& rng, std::int64_t rows, std::int64_t cols, int layout) {
@@ -63,7 +50,7 @@ TEST_CASE("bf16 products equal products of rounded operands, whatever the shape,
           set_isa(level);
           const Bf16Scope scope;
           INFO(s.m, " x ", s.n, " x ", s.k, " layouts ", la, lb, " ", to_string(level));
-          CHECK(error(matmul(a, b), want) < 2e-6);
+          CHECK(relative_error(matmul(a, b), want) < 2e-6);
         }
       }
 }
@@ -72,15 +59,15 @@ TEST_CASE("batched products and a shared second matrix") {
   Generator rng(4);
   const Bf16Scope scope;
   const Tensor a = rand_normal({3, 20, 130, 65}, rng), b = rand_normal({3, 1, 65, 50}, rng);
-  CHECK(error(matmul(a, b), matmul(rounded(a), rounded(b))) < 2e-6);
+  CHECK(relative_error(matmul(a, b), matmul(rounded(a), rounded(b))) < 2e-6);
   const Tensor c = rand_normal({65, 50}, rng);
-  CHECK(error(matmul(a, c), matmul(rounded(a), rounded(c))) < 2e-6);
+  CHECK(relative_error(matmul(a, c), matmul(rounded(a), rounded(c))) < 2e-6);
 }
 
 TEST_CASE("linear: bias and activation stay f32, gradients are rounded products, bits do not depend on threads") {
   Generator rng(5);
   const Tensor x = rand_normal({7, 31, 96}, rng), w = rand_normal({200, 96}, rng), bias = rand_normal({200}, rng), dy = rand_normal({7, 31, 200}, rng);
-  const int before = num_threads();
+  const ThreadsScope restore;
   Tensor first[3];
   for (int threads : {1, 2, 3}) {
     set_num_threads(threads);
@@ -92,27 +79,26 @@ TEST_CASE("linear: bias and activation stay f32, gradients are rounded products,
     const Tensor got[3] = {y.detach(), g[0], g[1]};
     if (threads == 1) {
       const Tensor rows = reshape(rounded(dy), {217, 200});
-      CHECK(error(y, matmul(rounded(x), transpose(rounded(w), 0, 1)) + cast(bias, f64)) < 2e-6);
-      CHECK(error(g[0], matmul(rounded(dy), rounded(w))) < 2e-6);
-      CHECK(error(g[1], matmul(transpose(rows, 0, 1), reshape(rounded(x), {217, 96}))) < 2e-6);
+      CHECK(relative_error(y, matmul(rounded(x), transpose(rounded(w), 0, 1)) + cast(bias, f64)) < 2e-6);
+      CHECK(relative_error(g[0], matmul(rounded(dy), rounded(w))) < 2e-6);
+      CHECK(relative_error(g[1], matmul(transpose(rows, 0, 1), reshape(rounded(x), {217, 96}))) < 2e-6);
       for (int i = 0; i < 3; ++i) first[i] = got[i];
     }
     for (int i = 0; i < 3; ++i)
       CHECK(std::memcmp(got[i].data(), first[i].data(), static_cast<std::size_t>(got[i].numel()) * 4) == 0);
   }
-  set_num_threads(before);
 }
 
 TEST_CASE("only f32 is rounded, only when asked, and only f32 and bf16 can be asked for") {
   Generator rng(6);
   const Tensor a = rand_normal({20, 30}, rng), b = rand_normal({30, 10}, rng);
   const Tensor exact = matmul(cast(a, f64), cast(b, f64));
-  CHECK(error(matmul(a, b), exact) < 1e-6);
+  CHECK(relative_error(matmul(a, b), exact) < 1e-6);
   {
     const Bf16Scope scope;
     CHECK(matmul_precision() == bf16);
-    CHECK(error(matmul(cast(a, f64), cast(b, f64)), exact) == 0);
-    CHECK(error(matmul(a, b), exact) > 1e-4);  // it does round
+    CHECK(relative_error(matmul(cast(a, f64), cast(b, f64)), exact) == 0);
+    CHECK(relative_error(matmul(a, b), exact) > 1e-4);  // it does round
   }
   CHECK(matmul_precision() == f32);
   CHECK_THROWS_WITH_AS(set_matmul_precision(f16), doctest::Contains("must be f32 or bf16"), Error);

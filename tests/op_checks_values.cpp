@@ -2,6 +2,7 @@
 #include <capo/engine/cpu.h>
 #include <capo/engine/threads.h>
 #include <capo/tests/op_checks.h>
+#include <capo/tests/support.h>
 
 #include <algorithm>
 #include <cmath>
@@ -46,23 +47,6 @@ bool finite(const Tensors& tensors) {
         if (!std::isfinite(v)) return false;
   return true;
 }
-
-class Threads {
- public:
-  Threads() : before_(num_threads()) {}
-  ~Threads() { set_num_threads(before_); }
-
- private:
-  int before_;
-};
-class Level {
- public:
-  Level() : before_(isa()) {}
-  ~Level() { set_isa(before_); }
-
- private:
-  Isa before_;
-};
 
 // Gradients lose about a digit against values: sums of products, derivatives near cancellation.
 double gradient_tolerance(const Sample& sample) { return 20 * sample.tol_f32; }
@@ -164,7 +148,7 @@ void check_layouts(const Subject& s) {
 void check_repeat(const Subject& s) { compare_bits("second run", run_all(s, s.inputs), run_all(s, s.inputs)); }
 
 void check_threads(const Subject& s) {
-  const Threads restore;
+  const testing::ThreadsScope restore;
   const Tensors inputs = s.sample.f32 ? in_dtype(s.inputs, f32) : s.inputs;
   set_num_threads(1);
   const Result one = run_all(s, inputs);
@@ -175,7 +159,7 @@ void check_threads(const Subject& s) {
 }
 
 void check_isa(const Subject& s) {
-  const Level restore;
+  const testing::IsaScope restore;
   const Tensors single = in_dtype(s.inputs, f32), rounded = in_dtype(single, f64);
   const Tensors reference64 = reference_of(s.sample, s.inputs), reference32 = reference_of(s.sample, rounded);
   const Result exact = run_all(s, rounded);

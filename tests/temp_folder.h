@@ -1,8 +1,8 @@
-// Helpers of the file tests: a folder that removes itself, and the text of the Error a call throws.
+// For tests of files: a folder that removes itself.
 #pragma once
 
-#include <capo/engine/error.h>
 #include <capo/engine/files.h>
+#include <capo/tests/support.h>
 
 #include <unistd.h>
 
@@ -44,19 +44,5 @@ class TempFolder {
  private:
   std::filesystem::path path_;
 };
-
-// what() of the capo::Error that f throws; "no error" when it throws none. Other exceptions pass.
-template <class F>
-std::string error_of(F&& f) {
-  try {
-    f();
-  } catch (const Error& e) {
-    return e.what();
-  }
-  return "no error";
-}
-
-inline bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
-inline bool starts_with(const std::string& text, const std::string& part) { return text.rfind(part, 0) == 0; }
 
 }  // namespace capo::testing

@@ -5,6 +5,7 @@
 #include <capo/models/train/trainer.h>
 #include <capo/ops/copy.h>
 #include <capo/ops/unary.h>
+#include <capo/tests/support.h>
 
 #include <cstring>
 #include <string>
@@ -58,9 +59,6 @@ class SyntheticSource final : public train::BatchSource {
   bool soft_;
 };
 
-inline std::string bytes_of(const Tensor& t) {
-  return t.numel() ? std::string(static_cast<const char*>(t.data()), t.nbytes()) : std::string();
-}
 inline std::string bytes_of(const nn::StateDict& dict) {
   std::string all;
   for (const auto& t : dict) all += t.name + bytes_of(t.value);

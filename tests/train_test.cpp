@@ -312,7 +312,7 @@ TEST_CASE("optim: Muon in bf16 follows the f32 masters; any number of threads gi
     }
 
   std::vector<std::string> bits;
-  const int before = num_threads();
+  const ThreadsScope restore;
   for (const int threads : {1, 2, 5}) {
     set_num_threads(threads);
     vit::VitConfig c = vit::config("vit_ti", 16, 8, 10);
@@ -323,7 +323,6 @@ TEST_CASE("optim: Muon in bf16 follows the f32 masters; any number of threads gi
     opt.step(0.01);
     bits.push_back(bytes_of(nn::state_dict(model, nn::Part::all)) + bytes_of(opt.state()));
   }
-  set_num_threads(before);
   CHECK((bits[0] == bits[1]));
   CHECK((bits[0] == bits[2]));
 }

@@ -12,6 +12,7 @@
 #include <capo/ops/unary.h>
 #include <capo/ops/view.h>
 #include <capo/tests/op_test.h>
+#include <capo/tests/support.h>
 #include <capo/tuners/spec.h>
 
 #include <cmath>
@@ -25,6 +26,7 @@ using namespace capo;
 using test::close;
 using test::normal;
 using test::same_bits;
+using testing::bytes_of;
 
 namespace {
 
@@ -127,7 +129,6 @@ std::int64_t trained(const std::string& spec, int classes = 0) {
   return nn::parameter_count(model, true);
 }
 
-std::string bytes_of(const Tensor& t) { return {static_cast<const char*>(t.data()), t.nbytes()}; }
 std::map<std::string, std::string> base_bytes(nn::Module& m) {
   std::map<std::string, std::string> all;
   for (nn::Parameter* p : m.parameters())

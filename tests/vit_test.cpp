@@ -575,10 +575,9 @@ TEST_CASE("the bits of training do not depend on the number of threads") {
     }
     return bytes_of(model);
   };
-  const int before = num_threads();
+  const ThreadsScope restore;
   const std::string one = run(1);
   for (int threads : {2, 3, 5}) CHECK(run(threads) == one);
-  set_num_threads(before);
 }
 
 TEST_CASE("forwards on several threads at once give the same bits") {

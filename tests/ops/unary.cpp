@@ -4,6 +4,7 @@
 #include <capo/ops/binary.h>
 #include <capo/ops/unary.h>
 #include <capo/tests/op_test.h>
+#include <capo/tests/support.h>
 
 #include <doctest/doctest.h>
 
@@ -110,7 +111,7 @@ TEST_CASE("f32 approximations keep to their range and to 8 ulp") {
     UnaryKind kind;
     double low, high, ulp;
   };
-  const Isa before = isa();
+  const testing::IsaScope restore;
   for (const Isa level : {Isa::v2, Isa::v3, Isa::v4}) {
     if (level > best_isa()) break;
     set_isa(level);
@@ -132,7 +133,6 @@ TEST_CASE("f32 approximations keep to their range and to 8 ulp") {
     }
     for (const float v : to_vector<float>(gelu(cast(arange(4001, f64) * -0.0025 - 1, f32)))) REQUIRE(v <= 0);  // the tail below -1
   }
-  set_isa(before);
 }
 
 TEST_CASE("relu and pow at their corners") {

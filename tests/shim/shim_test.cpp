@@ -7,6 +7,7 @@
 #include <capo/cuda/ptx.h>
 #include <capo/ops/unary.h>
 #include <capo/tests/shim/planted.h>
+#include <capo/tests/support.h>
 
 #include <cstdio>
 #include <ctime>
@@ -25,6 +26,8 @@ using namespace capo;
 using capo::shim::Buffer;
 using capo::shim::Config;
 using capo::shim::Order;
+using capo::testing::contains;
+using capo::testing::error_of;
 using planted::Bug;
 
 namespace {
@@ -69,18 +72,6 @@ struct Seconds {
     std::printf("%-12s %.3f s, three kernels so far %.3f s, for 40 stems %.1f s\n", what, s, total, total / 3 * 40);
   }
 };
-
-template <class F>
-std::string failure_of(F f) {
-  try {
-    f();
-  } catch (const Error& e) {
-    return e.what();
-  }
-  return "";
-}
-
-bool has(const std::string& text, const char* part) { return text.find(part) != std::string::npos; }
 
 }  // namespace
 
@@ -261,8 +252,8 @@ std::string found(Bug bug, const Config& order) {
   const auto n = static_cast<std::size_t>(blocks * planted::kThreads);
   const auto x = normals(n);
   const Buffer<float> xd(x, "x"), yd(n, "y");
-  const std::string text = failure_of([&] { planted::mirror(bug, xd.get(), yd.get(), blocks); });
-  if (!text.empty()) return text;
+  const std::string text = error_of([&] { planted::mirror(bug, xd.get(), yd.get(), blocks); });
+  if (text != "no error") return text;
   const auto y = yd.read();
   for (std::size_t i = 0; i < n; ++i) {
     const std::size_t t = i % planted::kThreads;
@@ -304,14 +295,14 @@ TEST_CASE("planted bugs are found") {
     for (const Config& order : kOrders) {
       const std::string text = found(bug, order);
       CAPTURE(text);
-      CHECK(has(text, part));
-      CHECK(has(text, "thread"));
+      CHECK(contains(text, part));
+      CHECK(contains(text, "thread"));
     }
   };
   names(Bug::wrong_mask, "which this lane is not in");
   names(Bug::divergent_barrier, "divergent __syncthreads");
-  CHECK(has(found(Bug::divergent_shuffle, forward), "no thread can run"));
-  CHECK(has(found(Bug::early_exit, forward), "leaves while thread 0"));
+  CHECK(contains(found(Bug::divergent_shuffle, forward), "no thread can run"));
+  CHECK(contains(found(Bug::early_exit, forward), "leaves while thread 0"));
   CHECK(found(Bug::unwritten, forward) != "");
 #if defined(CAPO_SHIM_RACE)
   names(Bug::no_barrier, "tile");
@@ -331,8 +322,8 @@ TEST_CASE("planted bugs are found") {
   for (const Bug bug : {Bug::global_index, Bug::shared_index, Bug::carved_index}) {
     const std::string text = report_of([&] { found(bug, forward); });
     CAPTURE(text);
-    CHECK((has(text, "AddressSanitizer") || has(text, "out of bounds")));
-    CHECK(has(text, "planted.cu"));
+    CHECK((contains(text, "AddressSanitizer") || contains(text, "out of bounds")));
+    CHECK(contains(text, "planted.cu"));
   }
 #endif
 }
