@@ -1,14 +1,11 @@
-#include <capo/engine/allocator.h>
+#include <capo/engine/backend.h>
+#include <capo/engine/caching_allocator.h>
 #include <capo/engine/error.h>
 
 #include <atomic>
 #include <bit>
 #include <cstdlib>
 #include <cstring>
-#include <mutex>
-#include <new>
-#include <unordered_map>
-#include <vector>
 
 namespace capo {
 
@@ -39,117 +36,41 @@ std::size_t rounded_bytes(std::size_t bytes) {
 
 namespace {
 
-// Live and peak bytes of one allocator.
-class Counter {
+class CpuMemory final : public MemorySource {
  public:
-  void add(std::int64_t bytes) {
-    stats_.live_bytes += bytes;
-    ++stats_.allocations;
-    if (stats_.live_bytes > stats_.peak_bytes) stats_.peak_bytes = stats_.live_bytes;
-  }
-  void sub(std::int64_t bytes) { stats_.live_bytes -= bytes; }
-  void reset_peak() { stats_.peak_bytes = stats_.live_bytes; }
-  MemoryStats stats_;
-};
-
-void* system_allocate(std::size_t bytes) {
-  void* p = std::aligned_alloc(64, (bytes + 63) & ~std::size_t{63});
-  if (!p) throw OutOfMemory(cat("cpu allocator: ", bytes, " bytes asked, the system has no room"));
-  return p;
-}
-
-// Blocks of one rounded size are kept and reused; the cache never holds more than twice the peak.
-class CachedCpuAllocator final : public Allocator {
- public:
-  void* allocate(std::size_t bytes) override {
-    const std::size_t size = rounded_bytes(bytes);
-    std::lock_guard lock(mutex_);
-    void* p = nullptr;
-    auto it = free_.find(size);
-    if (it != free_.end() && !it->second.empty()) {
-      p = it->second.back();
-      it->second.pop_back();
-      counter_.stats_.cached_bytes -= static_cast<std::int64_t>(size);
-      ++counter_.stats_.cache_hits;
-    } else {
-      try {
-        p = system_allocate(size);
-      } catch (const OutOfMemory&) {
-        drop_cache();
-        p = system_allocate(size);
-      }
-    }
-    counter_.add(static_cast<std::int64_t>(size));
-    return p;
-  }
-
-  void release(void* p, std::size_t bytes) override {
-    const std::size_t size = rounded_bytes(bytes);
-    std::lock_guard lock(mutex_);
-    counter_.sub(static_cast<std::int64_t>(size));
-    auto& s = counter_.stats_;
-    if (s.cached_bytes + static_cast<std::int64_t>(size) > 2 * s.peak_bytes + (64 << 20)) {
-      std::free(p);
-      return;
-    }
-    free_[size].push_back(p);
-    s.cached_bytes += static_cast<std::int64_t>(size);
-  }
-
-  MemoryStats stats() const override {
-    std::lock_guard lock(mutex_);
-    return counter_.stats_;
-  }
-  void reset_peak() override {
-    std::lock_guard lock(mutex_);
-    counter_.reset_peak();
-  }
-  void release_all() override {
-    std::lock_guard lock(mutex_);
-    drop_cache();
-  }
-
- private:
-  void drop_cache() {
-    for (auto& [size, blocks] : free_)
-      for (void* p : blocks) std::free(p);
-    free_.clear();
-    counter_.stats_.cached_bytes = 0;
-  }
-
-  mutable std::mutex mutex_;
-  std::unordered_map<std::size_t, std::vector<void*>> free_;
-  Counter counter_;
+  const char* name() const override { return "cpu"; }
+  void* take(std::size_t bytes) override { return std::aligned_alloc(64, (bytes + 63) & ~std::size_t{63}); }
+  void give_back(void* p) override { std::free(p); }
 };
 
 class MetaAllocator final : public Allocator {
  public:
   void* allocate(std::size_t bytes) override {
     std::lock_guard lock(mutex_);
-    counter_.add(static_cast<std::int64_t>(rounded_bytes(bytes)));
+    count_allocation(stats_, rounded_bytes(bytes));
     return nullptr;
   }
   void release(void*, std::size_t bytes) override {
     std::lock_guard lock(mutex_);
-    counter_.sub(static_cast<std::int64_t>(rounded_bytes(bytes)));
+    stats_.live_bytes -= static_cast<std::int64_t>(rounded_bytes(bytes));
   }
   MemoryStats stats() const override {
     std::lock_guard lock(mutex_);
-    return counter_.stats_;
+    return stats_;
   }
   void reset_peak() override {
     std::lock_guard lock(mutex_);
-    counter_.reset_peak();
+    stats_.peak_bytes = stats_.live_bytes;
   }
 
  private:
   mutable std::mutex mutex_;
-  Counter counter_;
+  MemoryStats stats_;
 };
 
 // Immortal: tensors in static storage may outlive any destructor order.
-CachedCpuAllocator& cached_cpu() {
-  static auto* a = new CachedCpuAllocator;
+CachingAllocator& cached_cpu() {
+  static auto* a = new CachingAllocator(*new CpuMemory);
   return *a;
 }
 MetaAllocator& meta_allocator() {
@@ -164,7 +85,7 @@ constexpr unsigned char kGuardByte = 0xA5;
 struct DebugState {
   mutable std::mutex mutex;
   std::unordered_map<void*, std::size_t> live;
-  Counter counter;
+  MemoryStats stats;
   std::string damage;
 
   void inspect(void* p, std::size_t bytes) {
@@ -193,7 +114,7 @@ Allocator& allocator(Device device) {
     case DeviceType::meta: return meta_allocator();
     case DeviceType::cuda: break;
   }
-  detail::fail("allocator: no CUDA memory in this build, asked for ", device);
+  return backend_for(device).allocator(device.index);
 }
 
 Allocator* set_cpu_allocator(Allocator* a) {
@@ -209,12 +130,13 @@ DebugAllocator& DebugAllocator::instance() {
 void* DebugAllocator::allocate(std::size_t bytes) {
   auto& s = debug_state();
   std::lock_guard lock(s.mutex);
-  auto* raw = static_cast<unsigned char*>(system_allocate(bytes + 2 * kGuard));
+  auto* raw = static_cast<unsigned char*>(std::aligned_alloc(64, (bytes + 2 * kGuard + 63) & ~std::size_t{63}));
+  if (!raw) throw OutOfMemory(cat("cpu allocator: ", bytes, " bytes asked, the system has no room"));
   std::memset(raw, kGuardByte, kGuard);
   std::memset(raw + kGuard, 0xFF, bytes);  // NaN in every float format
   std::memset(raw + kGuard + bytes, kGuardByte, kGuard);
   s.live.emplace(raw + kGuard, bytes);
-  s.counter.add(static_cast<std::int64_t>(rounded_bytes(bytes)));
+  count_allocation(s.stats, rounded_bytes(bytes));
   return raw + kGuard;
 }
 
@@ -223,17 +145,17 @@ void DebugAllocator::release(void* p, std::size_t bytes) {
   std::lock_guard lock(s.mutex);
   s.inspect(p, bytes);
   s.live.erase(p);
-  s.counter.sub(static_cast<std::int64_t>(rounded_bytes(bytes)));
+  s.stats.live_bytes -= static_cast<std::int64_t>(rounded_bytes(bytes));
   std::free(static_cast<unsigned char*>(p) - kGuard);
 }
 
 MemoryStats DebugAllocator::stats() const {
   std::lock_guard lock(debug_state().mutex);
-  return debug_state().counter.stats_;
+  return debug_state().stats;
 }
 void DebugAllocator::reset_peak() {
   std::lock_guard lock(debug_state().mutex);
-  debug_state().counter.reset_peak();
+  debug_state().stats.peak_bytes = debug_state().stats.live_bytes;
 }
 
 void DebugAllocator::check() {

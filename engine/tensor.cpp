@@ -1,3 +1,4 @@
+#include <capo/engine/backend.h>
 #include <capo/engine/tensor.h>
 
 #include <cstdio>
@@ -97,10 +98,19 @@ double read_element(DType t, const char* p) {
   return 0;
 }
 
-// Calls f(pointer) for every element in row-major order.
+// The same tensor on the CPU: itself, or a copy of the span of memory from its first to its last element.
+Tensor on_host(const Tensor& t) {
+  if (t.device().is_cpu()) return t;
+  std::int64_t span = t.numel() > 0 ? 1 : 0;
+  for (int i = 0; i < t.rank() && span > 0; ++i) span += (t.shape()[i] - 1) * t.strides()[i];
+  const Tensor copy = empty({span}, t.dtype());
+  copy_bytes(copy.data(), kCpu, t.data(), t.device(), copy.nbytes());
+  return strided_view(copy, t.shape(), t.strides(), 0);
+}
+
+// Calls f(pointer) for every element of a CPU tensor in row-major order.
 template <class F>
 void for_each_element(const Tensor& t, const F& f) {
-  CAPO_CHECK(t.device().is_cpu(), "to_vector: needs a cpu tensor, got ", describe(t));
   const auto* base = static_cast<const char*>(t.data());
   const std::size_t width = size_of(t.dtype());
   const int rank = t.rank();
@@ -142,8 +152,7 @@ void print(const Tensor& t, std::int64_t at, int axis, std::string& out) {
 
 double Tensor::item() const {
   CAPO_CHECK(numel() == 1, "item: needs exactly one element, got ", shape());
-  CAPO_CHECK(device().is_cpu(), "item: needs a cpu tensor, got ", device());
-  return read_element(dtype(), static_cast<const char*>(data()));
+  return read_element(dtype(), static_cast<const char*>(on_host(*this).data()));
 }
 
 template <class T>
@@ -156,7 +165,8 @@ Tensor from_vector(const std::vector<T>& values, const Shape& shape) {
 }
 
 template <class T>
-std::vector<T> to_vector(const Tensor& t) {
+std::vector<T> to_vector(const Tensor& source) {
+  const Tensor t = on_host(source);
   std::vector<T> out;
   out.reserve(static_cast<std::size_t>(t.numel()));
   for_each_element(t, [&](const char* p) {
@@ -184,9 +194,10 @@ std::string describe(const Tensor& t) {
   return cat(t.dtype(), " ", t.shape(), " ", t.device());
 }
 
-std::string to_string(const Tensor& t) {
-  std::string out = describe(t);
-  if (!t.defined() || !t.device().is_cpu()) return out;
+std::string to_string(const Tensor& source) {
+  std::string out = describe(source);
+  if (!source.defined() || source.device().is_meta()) return out;
+  const Tensor t = on_host(source);
   out += '\n';
   print(t, t.offset(), 0, out);
   return out;

@@ -72,7 +72,7 @@ class Tensor {
     CAPO_CHECK(dtype() == dtype_of<T>::value, "data: tensor is ", dtype(), ", asked for ", dtype_of<T>::value);
     return static_cast<T*>(data());
   }
-  // The only element of a one-element CPU tensor, as double.
+  // The only element, as double. Waits for the device where it is not the CPU.
   double item() const;
 
   const Ref<GradSlotBase>& grad_slot() const { return get().slot; }
@@ -119,7 +119,7 @@ Tensor strided_view(const Tensor& t, const Shape& shape, const Dims& strides, st
 // Copies host values in (CPU): from_vector<float>({1, 2, 3, 4}, {2, 2}).
 template <class T>
 Tensor from_vector(const std::vector<T>& values, const Shape& shape);
-// Elements in row-major order, whatever the strides (CPU), converted to T.
+// Elements in row-major order, whatever the strides, converted to T. Waits for the device where it is not the CPU.
 template <class T>
 std::vector<T> to_vector(const Tensor& t);
 

@@ -1,12 +1,13 @@
 #include <capo/autograd/autograd.h>
+#include <capo/engine/backend.h>
 #include <capo/ops/copy.h>
 #include <capo/ops/kernel.h>
 
 namespace capo {
 
-CAPO_KERNEL(copy, CopyArgs)
-CAPO_KERNEL(fill, FillArgs)
-CAPO_KERNEL(random, RandomArgs)
+CAPO_KERNEL_CUDA(copy, CopyArgs)
+CAPO_KERNEL_CUDA(fill, FillArgs)
+CAPO_KERNEL_CUDA(random, RandomArgs)
 
 namespace {
 
@@ -95,6 +96,18 @@ Tensor cast(const Tensor& x, DType dtype) {
   if (!is_floating(dtype)) return record_no_gradient("cast", y, {x});
   const DType from = x.dtype();
   return record("cast", y, {x}, Saved(), [from](const Saved&, const Tensor& dy, Needs) -> Grads { return {cast(dy, from)}; });
+}
+
+Tensor to(const Tensor& x, Device device) {
+  if (x.device() == device) return x;
+  CAPO_CHECK(!x.device().is_meta(), "to: a meta tensor ", x.shape(), " has no values to bring to ", device);
+  const Tensor y = empty(x.shape(), x.dtype(), device);
+  if (!device.is_meta() && x.numel() > 0) {
+    const Tensor packed = contiguous(x.detach());
+    copy_bytes(y.data(), device, packed.data(), x.device(), y.nbytes());
+  }
+  const Device from = x.device();
+  return record("to", y, {x}, Saved(), [from](const Saved&, const Tensor& dy, Needs) -> Grads { return {to(dy, from)}; });
 }
 
 void copy_into(const Tensor& dst, const Tensor& src, const Tensor& mask) {

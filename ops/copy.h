@@ -26,6 +26,10 @@ Tensor clone(const Tensor& x);
 // grad (floating to floating): cast back.
 Tensor cast(const Tensor& x, DType dtype);
 
+// x on another device: x itself when it is there already, else a contiguous copy. To meta only the shape goes; from meta to
+// anywhere throws. grad: back to x's device.
+Tensor to(const Tensor& x, Device device);
+
 // Writes src (same shape, cast if needed) into dst, which may be any view; in place, not recorded, bumps the version.
 // With a mask (bool, same shape) only where it is true. dst and src must not overlap.
 void copy_into(const Tensor& dst, const Tensor& src, const Tensor& mask = {});

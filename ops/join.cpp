@@ -6,7 +6,7 @@
 
 namespace capo {
 
-CAPO_KERNEL(copy, CopyArgs)  // flip is a copy with negative source strides
+CAPO_KERNEL_CUDA(copy, CopyArgs)  // flip is a copy with negative source strides
 
 namespace {
 

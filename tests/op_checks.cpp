@@ -23,7 +23,7 @@ constexpr NamedCheck kChecks[] = {
     {"half", check_half},         {"layouts", check_layouts},   {"gradient", check_gradient},
     {"subsets", check_subsets},   {"second order", check_second_order},
     {"repeat", check_repeat},     {"threads", check_threads},   {"isa", check_isa},
-    {"nothing kept", check_nothing_kept},
+    {"device", check_device},     {"nothing kept", check_nothing_kept},
 };
 
 std::string check_error(const std::string& op, const ErrorSample& sample) {

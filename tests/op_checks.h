@@ -30,6 +30,9 @@ Tensor repeat_first(const Tensor& t, int axis, bool view);
 // Floating tensors in another floating dtype, all others as they are.
 Tensors in_dtype(const Tensors& tensors, DType dtype);
 Tensors on_meta(const Tensors& tensors);
+// The same elements in another device's memory (contiguous), and back.
+Tensor on_device(const Tensor& t, Device device);
+Tensors on_device(const Tensors& tensors, Device device);
 // "" when |a - b| <= tol * (floor + max|b|) everywhere (equal infinities and NaN in both count as equal).
 std::string difference(const Tensor& a, const Tensor& b, double tol, double floor = 1.0);
 
@@ -48,6 +51,12 @@ void compare(const std::string& what, const Tensors& a, const Tensors& b, double
 void compare_bits(const std::string& what, const Tensors& a, const Tensors& b);
 void compare_bits(const std::string& what, const Result& a, const Result& b);
 bool any(const std::vector<bool>& v);
+// Values, and gradients where the sample has any.
+Result run_all(const Subject& s, const Tensors& inputs);
+// Gradients lose about a digit against values: sums of products, derivatives near cancellation.
+inline double gradient_tolerance(const Sample& sample) { return 20 * sample.tol_f32; }
+bool has_floating(const Tensors& inputs);
+bool all_finite_values(const Tensors& tensors);
 inline bool differentiable(const Subject& s) { return s.sample.gradient && any(s.wanted); }
 
 // ---- the checks; letters as in docs of the op table
@@ -62,6 +71,9 @@ void check_second_order(const Subject& s);  // (g)
 void check_repeat(const Subject& s);        // (h)
 void check_threads(const Subject& s);       // (h)
 void check_isa(const Subject& s);           // (h)
+void check_device(const Subject& s);        // (i)
 void check_nothing_kept(const Subject& s);  // (k)
+// Kernels that check_device found missing: their names, once each. Empty in builds without a device.
+std::vector<std::string> missing_kernels();
 
 }  // namespace capo::test

@@ -1,4 +1,5 @@
 // Host-side tensors for the checks: seeded inputs, layouts, casts, comparisons.
+#include <capo/engine/backend.h>
 #include <capo/engine/rng.h>
 #include <capo/tests/op_checks.h>
 
@@ -141,6 +142,19 @@ Tensors in_dtype(const Tensors& tensors, DType dtype) {
 Tensors on_meta(const Tensors& tensors) {
   Tensors out;
   for (const auto& t : tensors) out.push_back(t.defined() ? empty(t.shape(), t.dtype(), kMeta) : t);
+  return out;
+}
+
+Tensor on_device(const Tensor& t, Device device) {
+  if (!t.defined() || t.device() == device) return t;
+  const Tensor packed = t.is_contiguous() ? t : lay_out(t, Layout::plain);
+  const Tensor out = empty(t.shape(), t.dtype(), device);
+  copy_bytes(out.data(), device, packed.data(), t.device(), out.nbytes());
+  return out;
+}
+Tensors on_device(const Tensors& tensors, Device device) {
+  Tensors out;
+  for (const auto& t : tensors) out.push_back(on_device(t, device));
   return out;
 }
 

@@ -2,6 +2,7 @@
 #include <capo/tests/op_checks.h>
 
 #include <algorithm>
+#include <cmath>
 
 namespace capo::test {
 
@@ -37,7 +38,7 @@ Tensors cotangents_of(const Tensors& outputs, Layout layout) {
       cotangents.push_back(empty_like(y));
     } else {
       const Tensor c = in_dtype({normal(y.shape(), cat("cotangent ", k))}, bf16)[0];  // the same value in every dtype
-      cotangents.push_back(lay_out(in_dtype({c}, y.dtype())[0], layout));
+      cotangents.push_back(on_device(lay_out(in_dtype({c}, y.dtype())[0], layout), y.device()));
     }
   }
   return cotangents;
@@ -69,6 +70,23 @@ Result differentiate(const Fn& run, const Tensors& inputs, const std::vector<boo
            cat("gradient ", i, " is ", describe(g), " for an input ", describe(leaves[i])));
   }
   return r;
+}
+
+Result run_all(const Subject& s, const Tensors& inputs) {
+  if (differentiable(s)) return differentiate(s.sample.run, inputs, s.wanted);
+  return {forward(s.sample.run, inputs), {}};
+}
+
+bool has_floating(const Tensors& inputs) {
+  return std::any_of(inputs.begin(), inputs.end(), [](const Tensor& t) { return t.defined() && is_floating(t.dtype()); });
+}
+
+bool all_finite_values(const Tensors& tensors) {
+  for (const auto& t : tensors)
+    if (t.defined())
+      for (const double v : host(t))
+        if (!std::isfinite(v)) return false;
+  return true;
 }
 
 void compare(const std::string& what, const Tensors& a, const Tensors& b, double tol) {

@@ -36,26 +36,6 @@ void expect_dtypes(const Tensors& outputs, const Tensors& in_f64, DType precisio
   }
 }
 
-bool has_floating(const Tensors& inputs) {
-  return std::any_of(inputs.begin(), inputs.end(), [](const Tensor& t) { return t.defined() && is_floating(t.dtype()); });
-}
-
-bool finite(const Tensors& tensors) {
-  for (const auto& t : tensors)
-    if (t.defined())
-      for (const double v : host(t))
-        if (!std::isfinite(v)) return false;
-  return true;
-}
-
-// Gradients lose about a digit against values: sums of products, derivatives near cancellation.
-double gradient_tolerance(const Sample& sample) { return 20 * sample.tol_f32; }
-
-Result run_all(const Subject& s, const Tensors& inputs) {
-  if (differentiable(s)) return differentiate(s.sample.run, inputs, s.wanted);
-  return {forward(s.sample.run, inputs), {}};
-}
-
 }  // namespace
 
 void check_meta(const Subject& s) {
@@ -95,15 +75,15 @@ void check_half(const Subject& s) {
   if (!s.sample.f32 || !s.sample.half || !has_floating(s.inputs)) return;
   for (const DType t : {bf16, f16}) {
     const Tensors half = in_dtype(s.inputs, t), rounded = in_dtype(half, f64);
-    if (!finite(rounded)) continue;  // out of f16's range
+    if (!all_finite_values(rounded)) continue;  // out of f16's range
     const Tensors reference = reference_of(s.sample, rounded);
-    if (!finite(reference)) continue;
+    if (!all_finite_values(reference)) continue;
     const Result got = run_all(s, half), exact = run_all(s, rounded);
     expect_dtypes(got.outputs, exact.outputs, t);
-    if (!finite(in_dtype(reference, t))) continue;
+    if (!all_finite_values(in_dtype(reference, t))) continue;
     const double unit = t == bf16 ? 0x1p-8 : 0x1p-11;  // rounding of the storage, a few of them in a row
     compare(cat(t, " output"), got.outputs, reference, 6 * unit + s.sample.tol_f32);
-    if (!differentiable(s) || !finite(in_dtype(exact.gradients, t))) continue;
+    if (!differentiable(s) || !all_finite_values(in_dtype(exact.gradients, t))) continue;
     compare(cat(t, " gradient"), got.gradients, exact.gradients, 24 * unit + gradient_tolerance(s.sample));
   }
 }

@@ -1,0 +1,151 @@
+// The engine's CUDA devices through the CUDA runtime: memory, copies, streams.
+#include <capo/cuda/runtime.h>
+#include <capo/engine/backend.h>
+#include <capo/engine/caching_allocator.h>
+
+#include <cuda_runtime_api.h>
+
+#include <array>
+#include <memory>
+
+namespace capo {
+namespace gpu {
+
+void check_cuda(int code, const char* what) {
+  if (code == cudaSuccess) return;
+  const auto error = static_cast<cudaError_t>(code);
+  cudaGetLastError();  // not to be found again by the next call
+  detail::fail(what, ": ", cudaGetErrorName(error), ", ", cudaGetErrorString(error));
+}
+
+}  // namespace gpu
+
+namespace {
+
+using gpu::check_cuda;
+
+constexpr int kMaxDevices = 16;
+
+class UseDevice {
+ public:
+  explicit UseDevice(int index) {
+    check_cuda(cudaGetDevice(&before_), "cuda: asking for the current device");
+    if (before_ != index) check_cuda(cudaSetDevice(index), "cuda: choosing a device");
+  }
+  ~UseDevice() { cudaSetDevice(before_); }
+  UseDevice(const UseDevice&) = delete;
+  UseDevice& operator=(const UseDevice&) = delete;
+
+ private:
+  int before_ = 0;
+};
+
+class CudaMemory final : public MemorySource {
+ public:
+  explicit CudaMemory(int index) : index_(index), name_(cat("cuda:", index)) {}
+  const char* name() const override { return name_.c_str(); }
+  void* take(std::size_t bytes) override {
+    const UseDevice use(index_);
+    void* p = nullptr;
+    const cudaError_t error = cudaMalloc(&p, bytes);
+    if (error == cudaErrorMemoryAllocation) {
+      cudaGetLastError();
+      return nullptr;
+    }
+    check_cuda(error, "cuda: allocating memory");
+    return p;
+  }
+  void give_back(void* p) override {
+    const UseDevice use(index_);
+    cudaFree(p);  // at process exit the driver may be gone already: nothing to do about it
+  }
+
+ private:
+  int index_;
+  std::string name_;
+};
+
+// One device. The default stream of this library is one of its own that does not wait for the legacy stream.
+struct CudaDevice {
+  explicit CudaDevice(int i) : index(i), memory(i), allocator(memory) {
+    const UseDevice use(i);
+    cudaStream_t s;
+    check_cuda(cudaStreamCreateWithFlags(&s, cudaStreamNonBlocking), "cuda: making a stream");
+    own = s;
+  }
+  int index;
+  CudaMemory memory;
+  CachingAllocator allocator;
+  void* own = nullptr;
+};
+
+class CudaBackend final : public DeviceBackend {
+ public:
+  CudaBackend() {
+    int n = 0;
+    const cudaError_t error = cudaGetDeviceCount(&n);
+    if (error != cudaSuccess) {
+      cudaGetLastError();
+      why_ = cudaGetErrorString(error);
+      return;
+    }
+    if (n == 0) why_ = "the driver sees no device";
+    for (int i = 0; i < n && i < kMaxDevices; ++i) {
+      int major = 0, minor = 0;
+      check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, i), "cuda: asking for the architecture");
+      check_cuda(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, i), "cuda: asking for the architecture");
+      if (major < 8) {
+        why_ = cat("cuda:", i, " is sm_", major, minor, ", this build needs sm_80 or newer");
+        break;
+      }
+      count_ = i + 1;
+    }
+  }
+
+  int count() override { return count_; }
+  std::string why_none() override { return why_; }
+  Allocator& allocator(int index) override { return device(index).allocator; }
+
+  void copy(void* dst, Device to, const void* src, Device from, std::size_t bytes) override {
+    const int index = to.is_cuda() ? to.index : from.index;
+    const UseDevice use(index);
+    const auto s = static_cast<cudaStream_t>(stream(index));
+    check_cuda(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDefault, s), "cuda: copying");
+    if (to.is_cpu() || from.is_cpu()) check_cuda(cudaStreamSynchronize(s), "cuda: copying");
+  }
+
+  void* stream(int index) override {
+    void* s = chosen_[static_cast<std::size_t>(index)];
+    return s ? s : device(index).own;
+  }
+  void set_stream(int index, void* stream) override { chosen_[static_cast<std::size_t>(index)] = stream; }
+
+  void synchronize(int index) override {
+    const UseDevice use(index);
+    check_cuda(cudaStreamSynchronize(static_cast<cudaStream_t>(stream(index))), "cuda: waiting for the stream");
+  }
+
+ private:
+  CudaDevice& device(int index) {
+    const std::lock_guard lock(mutex_);
+    auto& d = devices_[static_cast<std::size_t>(index)];
+    if (!d) d = new CudaDevice(index);
+    return *d;
+  }
+
+  int count_ = 0;
+  std::string why_;
+  std::mutex mutex_;
+  std::array<CudaDevice*, kMaxDevices> devices_{};
+  static thread_local std::array<void*, kMaxDevices> chosen_;
+};
+thread_local std::array<void*, kMaxDevices> CudaBackend::chosen_{};
+
+}  // namespace
+
+DeviceBackend& linked_backend() {
+  static auto* b = new CudaBackend;  // immortal: tensors in static storage give memory back late
+  return *b;
+}
+
+}  // namespace capo
