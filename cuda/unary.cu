@@ -1,39 +1,71 @@
-#include <capo/cuda/gpu.h>
+// y = f(x) and dx = dy f'(saved), 16 bytes of each tensor per thread and step.
+#include <capo/cuda/element.cuh>
 #include <capo/cuda/math.cuh>
 #include <capo/ops/unary.h>
 #include <capo/ops/unary_functors.h>
 
 namespace {
 
+namespace gpu = capo::gpu;
+
 constexpr int kThreads = 256;
 
-template <class F>
-__global__ void __launch_bounds__(kThreads) unary_forward(const float* x, float* y, std::int64_t n, float p, float q) {
+// The first `packs` packs of kPack<T> elements, then what is left one by one (everything where packs is 0).
+template <class F, class T>
+__global__ void __launch_bounds__(kThreads) unary_forward(const T* x, T* y, std::int64_t packs, std::int64_t n, float p,
+                                                          float q) {
+  using Pack = gpu::Pack<T, gpu::kPack<T>>;
   const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * kThreads;
-  for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < n; i += step)
-    y[i] = F::f(x[i], p, q);
+  const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  for (std::int64_t i = first; i < packs; i += step) {
+    const Pack in = reinterpret_cast<const Pack*>(x)[i];
+    Pack out;
+    for (int j = 0; j < gpu::kPack<T>; ++j) out.v[j] = gpu::Store<T>::from(F::f(gpu::load(in.v[j]), p, q));
+    reinterpret_cast<Pack*>(y)[i] = out;
+  }
+  for (std::int64_t i = packs * gpu::kPack<T> + first; i < n; i += step)
+    y[i] = gpu::Store<T>::from(F::f(gpu::load(x[i]), p, q));
 }
 
 // saved is x, or y for the functions whose derivative reads the output: df looks at the one that it needs.
-template <class F>
-__global__ void __launch_bounds__(kThreads) unary_backward(const float* saved, const float* dy, float* dx,
+template <class F, class T>
+__device__ inline T slope_times(T saved, T dy, float p, float q) {
+  const float s = gpu::load(saved);
+  return gpu::Store<T>::from(gpu::load(dy) * F::df(s, s, p, q));
+}
+
+template <class F, class T>
+__global__ void __launch_bounds__(kThreads) unary_backward(const T* saved, const T* dy, T* dx, std::int64_t packs,
                                                            std::int64_t n, float p, float q) {
+  using Pack = gpu::Pack<T, gpu::kPack<T>>;
   const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * kThreads;
-  for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < n; i += step)
-    dx[i] = dy[i] * F::df(saved[i], saved[i], p, q);
+  const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  for (std::int64_t i = first; i < packs; i += step) {
+    const Pack s = reinterpret_cast<const Pack*>(saved)[i], g = reinterpret_cast<const Pack*>(dy)[i];
+    Pack out;
+    for (int j = 0; j < gpu::kPack<T>; ++j) out.v[j] = slope_times<F>(s.v[j], g.v[j], p, q);
+    reinterpret_cast<Pack*>(dx)[i] = out;
+  }
+  for (std::int64_t i = packs * gpu::kPack<T> + first; i < n; i += step) dx[i] = slope_times<F>(saved[i], dy[i], p, q);
+}
+
+template <class F, class T>
+void run_as(const capo::UnaryArgs& a, std::int64_t n, void* stream) {
+  const auto* x = static_cast<const T*>(a.x);
+  const auto* dy = static_cast<const T*>(a.dy);
+  auto* y = static_cast<T*>(a.y);
+  const float p = static_cast<float>(a.p), q = static_cast<float>(a.q);
+  const std::int64_t packs = gpu::aligned(x) && gpu::aligned(dy) && gpu::aligned(y) ? n / gpu::kPack<T> : 0;
+  const std::int64_t blocks = gpu::blocks_for(packs ? packs : n, kThreads);
+  if (dy)
+    gpu::launch("unary_backward", unary_backward<F, T>, blocks, kThreads, 0, stream, x, dy, y, packs, n, p, q);
+  else
+    gpu::launch("unary_forward", unary_forward<F, T>, blocks, kThreads, 0, stream, x, y, packs, n, p, q);
 }
 
 template <class F>
 void run(const capo::UnaryArgs& a, std::int64_t n, void* stream) {
-  const auto* x = static_cast<const float*>(a.x);
-  const auto* dy = static_cast<const float*>(a.dy);
-  auto* y = static_cast<float*>(a.y);
-  const float p = static_cast<float>(a.p), q = static_cast<float>(a.q);
-  const std::int64_t blocks = capo::gpu::blocks_for(n, kThreads);
-  if (dy)
-    capo::gpu::launch("unary_backward", unary_backward<F>, blocks, kThreads, 0, stream, x, dy, y, n, p, q);
-  else
-    capo::gpu::launch("unary_forward", unary_forward<F>, blocks, kThreads, 0, stream, x, y, n, p, q);
+  gpu::for_floating(name_of(a.kind), a.dtype, [&](auto t) { run_as<F, decltype(t)>(a, n, stream); });
 }
 
 }  // namespace
@@ -41,7 +73,6 @@ void run(const capo::UnaryArgs& a, std::int64_t n, void* stream) {
 namespace capo::kernels {
 
 void unary_cuda(const UnaryArgs& args, std::int64_t items, void* stream) {
-  CAPO_CHECK(args.dtype == DType::f32, name_of(args.kind), ": the CUDA kernel is f32 only, got ", args.dtype);
   using K = UnaryKind;
   switch (args.kind) {
     case K::abs: return run<Abs>(args, items, stream);
