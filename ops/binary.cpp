@@ -8,8 +8,8 @@
 
 namespace capo {
 
-CAPO_KERNEL(binary, BinaryArgs)
-CAPO_KERNEL(axpy, AxpyArgs)
+CAPO_KERNEL_CUDA(binary, BinaryArgs)
+CAPO_KERNEL_CUDA(axpy, AxpyArgs)
 
 const char* name_of(BinaryKind kind) {
   constexpr const char* names[] = {"add", "sub", "mul", "div", "maximum", "minimum", "equal", "not_equal", "less",
