@@ -1,6 +1,7 @@
 // Copies between views, casts, fills and random numbers.
 #include <capo/cuda/element.cuh>
 #include <capo/cuda/math.cuh>
+#include <capo/cuda/philox.cuh>
 #include <capo/ops/copy.h>
 
 namespace {
@@ -129,24 +130,6 @@ void run_fill(const FillArgs& p, std::int64_t n, void* stream) {
   gpu::launch("fill", fill<T>, gpu::blocks_for(n, kThreads), kThreads, 0, stream, static_cast<T*>(p.dst), p.value, p.iota, n);
 }
 
-// Philox4x32-10, the words of engine/rng.h.
-__device__ inline void philox_block(const capo::RngRange& range, std::uint64_t block, std::uint32_t* out) {
-  const std::uint64_t at = range.offset + block;
-  std::uint32_t c0 = static_cast<std::uint32_t>(at), c1 = static_cast<std::uint32_t>(at >> 32);
-  std::uint32_t c2 = static_cast<std::uint32_t>(range.stream), c3 = static_cast<std::uint32_t>(range.stream >> 32);
-  std::uint32_t k0 = static_cast<std::uint32_t>(range.seed), k1 = static_cast<std::uint32_t>(range.seed >> 32);
-  for (int round = 0; round < 10; ++round) {
-    const std::uint64_t p0 = std::uint64_t{0xD2511F53u} * c0, p1 = std::uint64_t{0xCD9E8D57u} * c2;
-    c0 = static_cast<std::uint32_t>(p1 >> 32) ^ c1 ^ k0;
-    c2 = static_cast<std::uint32_t>(p0 >> 32) ^ c3 ^ k1;
-    c1 = static_cast<std::uint32_t>(p1);
-    c3 = static_cast<std::uint32_t>(p0);
-    k0 += 0x9E3779B9u;
-    k1 += 0xBB67AE85u;
-  }
-  out[0] = c0, out[1] = c1, out[2] = c2, out[3] = c3;
-}
-
 // One thread, one Philox block: four elements, by the formulas of ops/cpu/copy.cpp.
 template <class T>
 __global__ void __launch_bounds__(kThreads) random(RandomArgs p, std::int64_t blocks) {
@@ -154,7 +137,7 @@ __global__ void __launch_bounds__(kThreads) random(RandomArgs p, std::int64_t bl
   const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * kThreads;
   for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < blocks; i += step) {
     std::uint32_t words[4];
-    philox_block(p.range, static_cast<std::uint64_t>(i), words);
+    gpu::philox_block(p.range, static_cast<std::uint64_t>(i), words);
     double u[4];
     for (int j = 0; j < 4; ++j) u[j] = (static_cast<double>(words[j]) + 0.5) * 0x1p-32;
     if (p.normal) {

@@ -11,18 +11,18 @@
 
 namespace capo {
 
-CAPO_KERNEL(dropout, DropoutArgs)
+CAPO_KERNEL_CUDA(dropout, DropoutArgs)
 
 namespace {
 
-// x times the mask that `range` describes; its own gradient.
-Tensor masked(const Tensor& x0, double p, RngRange range) {
+// x times the mask that `range` describes, one draw for `run` neighbours; its own gradient.
+Tensor masked(const Tensor& x0, double p, RngRange range, std::int64_t run = 1) {
   const Tensor x = contiguous(x0), y = empty_like(x);
   const auto threshold = static_cast<std::uint32_t>(std::min(std::ceil(p * 0x1p32), 0x1p32 - 1));
-  const DropoutArgs args{x.dtype(), data_or_null(x), data_or_null(y), x.numel(), range, threshold, 1.0 / (1.0 - p)};
-  launch(kernels::dropout, x.device(), args, (x.numel() + 3) / 4, 4096);
-  return record("dropout", y, {x}, Saved(), [p, range](const Saved&, const Tensor& dy, Needs) -> Grads {
-    return {masked(dy, p, range)};
+  const DropoutArgs args{x.dtype(), data_or_null(x), data_or_null(y), x.numel(), range, threshold, 1.0 / (1.0 - p), run};
+  launch(kernels::dropout, x.device(), args, (x.numel() / run + 3) / 4, 4096);
+  return record("dropout", y, {x}, Saved(), [p, range, run](const Saved&, const Tensor& dy, Needs) -> Grads {
+    return {masked(dy, p, range, run)};
   });
 }
 
@@ -45,6 +45,10 @@ Tensor drop_path(const Tensor& x, double p, Generator& rng, bool training) {
   CAPO_CHECK(x.rank() >= 1, "drop_path: x must be [B, ...], got a scalar");
   if (!training || p == 0) return x;
   if (is_half(x.dtype()) && !x.device().is_cuda()) return cast(drop_path(cast(x, f32), p, rng, true), x.dtype());
+  if (x.device().is_cuda()) {
+    const std::int64_t samples = x.size(0), run = samples ? std::max<std::int64_t>(x.numel() / samples, 1) : 1;
+    return masked(x, p, rng.reserve(samples), run);
+  }
   Shape per_sample = Shape::filled(x.rank(), 1);
   per_sample[0] = x.size(0);
   return x * masked(ones(per_sample, x.dtype(), x.device()), p, rng.reserve(x.size(0)));

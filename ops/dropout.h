@@ -9,7 +9,7 @@
 //          is dropped when Philox word i (b) of the range is below p 2^32: the same on every device.
 // training false, or p = 0: x itself
 // grad     the same mask on dy, any order. dropout keeps only where its numbers came from (seed, stream, offset) and makes the mask
-//          again; drop_path keeps one factor per sample.
+//          again; drop_path keeps one factor per sample (CUDA: makes it again).
 #pragma once
 
 #include <capo/engine/rng.h>
@@ -20,7 +20,7 @@ namespace capo {
 Tensor dropout(const Tensor& x, double p, Generator& rng, bool training);
 Tensor drop_path(const Tensor& x, double p, Generator& rng, bool training);
 
-// Work item: four neighbouring elements, one Philox block.
+// Work item: four neighbouring draws, one Philox block.
 struct DropoutArgs {
   DType dtype;
   const void* x;
@@ -29,6 +29,7 @@ struct DropoutArgs {
   RngRange range;
   std::uint32_t threshold;  // a word below it drops its element
   double scale;
+  std::int64_t run;         // neighbours that share a draw: 1, or a sample's elements (CUDA only)
 };
 
 }  // namespace capo
