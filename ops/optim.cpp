@@ -1,4 +1,5 @@
 #include <capo/autograd/autograd.h>
+#include <capo/engine/backend.h>
 #include <capo/ops/args.h>
 #include <capo/ops/copy.h>
 #include <capo/ops/kernel.h>
@@ -9,11 +10,11 @@
 
 namespace capo {
 
-CAPO_KERNEL(sgd, SgdArgs)
-CAPO_KERNEL(adamw, AdamwArgs)
-CAPO_KERNEL(ema, EmaArgs)
-CAPO_KERNEL(optim_scale, ScaleArgs)
-CAPO_KERNEL(grad_stat, GradStatArgs)
+CAPO_KERNEL_CUDA(sgd, SgdArgs)
+CAPO_KERNEL_CUDA(adamw, AdamwArgs)
+CAPO_KERNEL_CUDA(ema, EmaArgs)
+CAPO_KERNEL_CUDA(optim_scale, ScaleArgs)
+CAPO_KERNEL_CUDA(grad_stat, GradStatArgs)
 
 namespace {
 
@@ -91,6 +92,16 @@ void write_all(const char* op, const std::vector<Row>& rows, std::initializer_li
       if (row.t[list].defined()) write_in_place(op, row.t[list]);
 }
 
+// The sum of what a kernel left per chunk. A device's parts are added here: a few numbers, in order, in f64.
+double sum_of_parts(const Tensor& parts) {
+  if (!parts.device().is_cuda()) return sum(parts).item();
+  std::vector<double> here(static_cast<std::size_t>(parts.numel()));
+  copy_bytes(here.data(), kCpu, parts.data(), parts.device(), here.size() * sizeof(double));
+  double sum = 0;
+  for (const double v : here) sum += v;
+  return sum;
+}
+
 // Sums over all chunks of all tensors, in order.
 double total(const char* op, const TensorList& tensors, bool count_non_finite) {
   const NoGrad off;
@@ -99,15 +110,16 @@ double total(const char* op, const TensorList& tensors, bool count_non_finite) {
     if (!t.defined()) continue;
     CAPO_CHECK(is_floating(t.dtype()), op, ": needs floating tensors, got ", describe(t));
     if (t.device().is_meta()) continue;
-    rows.push_back({{contiguous(is_half(t.dtype()) ? cast(t, f32) : t), {}, {}, {}}});
+    rows.push_back({{contiguous(is_half(t.dtype()) && !t.device().is_cuda() ? cast(t, f32) : t), {}, {}, {}}});
   }
-  double sum_of_all = 0;
+  TensorList parts;  // read once all kernels are under way
   by_tables(rows, [&](const TensorTable& table, Device device, std::int64_t chunks) {
-    const Tensor parts = empty({chunks}, f64, device);
-    const GradStatArgs args{table, count_non_finite, static_cast<double*>(parts.data())};
+    parts.push_back(empty({chunks}, f64, device));
+    const GradStatArgs args{table, count_non_finite, static_cast<double*>(parts.back().data())};
     launch(kernels::grad_stat, device, args, chunks, 1);
-    sum_of_all += sum(parts).item();
   });
+  double sum_of_all = 0;
+  for (const Tensor& p : parts) sum_of_all += sum_of_parts(p);
   return sum_of_all;
 }
 

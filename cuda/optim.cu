@@ -1,0 +1,170 @@
+// In-place optimiser steps over tables of tensors, and sums over gradients. One block, one chunk of one tensor.
+#include <capo/cuda/block_sum.cuh>
+#include <capo/cuda/pack.cuh>
+#include <capo/ops/optim.h>
+
+namespace {
+
+using capo::kOptimChunk;
+using capo::TensorTable;
+namespace gpu = capo::gpu;
+
+constexpr int kThreads = 256;
+constexpr int kWidth = 4;  // elements that a thread takes together
+
+struct Piece {
+  int tensor;
+  std::int64_t begin;
+  int count;
+};
+__device__ inline Piece piece_of(const TensorTable& t, std::int64_t item) {
+  int k = 0;
+  while (item >= t.first[k + 1]) ++k;
+  const std::int64_t begin = (item - t.first[k]) * kOptimChunk, rest = t.size[k] - begin;
+  return {k, begin, static_cast<int>(rest < kOptimChunk ? rest : kOptimChunk)};
+}
+
+template <int kLists>
+__device__ inline bool aligned_pieces(float* const (&at)[kLists]) {
+  bool yes = true;
+  for (int l = 0; l < kLists; ++l) yes = yes && reinterpret_cast<std::uintptr_t>(at[l]) % 16 == 0;
+  return yes;
+}
+
+// Calls f(v) for every element, v[l] being its value in list l, and stores what f leaves in the lists of kWritten (bits).
+template <int kLists, unsigned kWritten, class F>
+__device__ inline void each(const TensorTable& table, const F& f) {
+  const Piece piece = piece_of(table, blockIdx.x);
+  float* at[kLists];
+  for (int l = 0; l < kLists; ++l)
+    at[l] = table.data[l][piece.tensor] ? static_cast<float*>(table.data[l][piece.tensor]) + piece.begin : nullptr;
+  const int tail = aligned_pieces(at) ? piece.count / kWidth * kWidth : 0;
+  for (int i = kWidth * static_cast<int>(threadIdx.x); i < tail; i += kWidth * kThreads) {
+    float v[kLists][kWidth];
+#pragma unroll
+    for (int l = 0; l < kLists; ++l) gpu::load_many<kWidth>(at[l] + i, v[l]);
+#pragma unroll
+    for (int j = 0; j < kWidth; ++j) {
+      float one[kLists];
+      for (int l = 0; l < kLists; ++l) one[l] = v[l][j];
+      f(one);
+      for (int l = 0; l < kLists; ++l) v[l][j] = one[l];
+    }
+#pragma unroll
+    for (int l = 0; l < kLists; ++l)
+      if (kWritten >> l & 1) gpu::store_many<kWidth>(at[l] + i, v[l]);
+  }
+  for (int i = tail + static_cast<int>(threadIdx.x); i < piece.count; i += kThreads) {
+    float one[kLists];
+    for (int l = 0; l < kLists; ++l) one[l] = at[l][i];
+    f(one);
+    for (int l = 0; l < kLists; ++l)
+      if (kWritten >> l & 1) at[l][i] = one[l];
+  }
+}
+
+__global__ void __launch_bounds__(kThreads) sgd_plain(const TensorTable t, float lr, float decay, float scale) {
+  each<2, 1>(t, [=](float* v) { v[0] -= lr * (v[1] * scale + decay * v[0]); });
+}
+
+struct Momentum {
+  float lr, decay, scale, old, fresh, of_g, of_buffer;
+  bool first;
+};
+__global__ void __launch_bounds__(kThreads) sgd_momentum(const TensorTable t, Momentum o) {
+  each<3, 1 | 4>(t, [=](float* v) {
+    const float g = v[1] * o.scale + o.decay * v[0];
+    v[2] = (o.first ? 0.0f : o.old * v[2]) + o.fresh * g;  // the first time it may hold anything, NaN too
+    v[0] -= o.lr * (o.of_g * g + o.of_buffer * v[2]);
+  });
+}
+
+struct Adamw {
+  float decay, scale, eps, fresh1, beta2, fresh2, step_size, root;
+};
+__global__ void __launch_bounds__(kThreads) adamw(const TensorTable t, Adamw o) {
+  each<4, 1 | 4 | 8>(t, [=](float* v) {
+    const float g = v[1] * o.scale;
+    v[2] += o.fresh1 * (g - v[2]);
+    v[3] = o.beta2 * v[3] + o.fresh2 * g * g;
+    v[0] = v[0] * o.decay - o.step_size * (v[2] / (sqrtf(v[3]) * o.root + o.eps));
+  });
+}
+
+__global__ void __launch_bounds__(kThreads) ema(const TensorTable t, float weight) {
+  each<2, 1>(t, [=](float* v) { v[0] += weight * (v[1] - v[0]); });
+}
+
+__global__ void __launch_bounds__(kThreads) scale(const TensorTable t, float factor) {
+  each<1, 1>(t, [=](float* v) { v[0] *= factor; });
+}
+
+// x - x is 0 for a finite x, else NaN.
+template <class T, bool kCountNonFinite>
+__device__ inline double stat_of(T x) {
+  const float v = gpu::load(x);
+  if (kCountNonFinite) return v - v == 0.0f ? 0.0 : 1.0;
+  return static_cast<double>(v) * static_cast<double>(v);
+}
+
+template <class T, bool kCountNonFinite>
+__global__ void __launch_bounds__(kThreads) grad_stat(const TensorTable t, double* out) {
+  constexpr int kTogether = gpu::kPack<T>;
+  const Piece piece = piece_of(t, blockIdx.x);
+  const T* x = static_cast<const T*>(t.data[0][piece.tensor]) + piece.begin;
+  const int tail = reinterpret_cast<std::uintptr_t>(x) % 16 == 0 ? piece.count / kTogether * kTogether : 0;
+  double sum = 0;
+  for (int i = kTogether * static_cast<int>(threadIdx.x); i < tail; i += kTogether * kThreads) {
+    const auto pack = *reinterpret_cast<const gpu::Pack<T, kTogether>*>(x + i);
+    for (int j = 0; j < kTogether; ++j) sum += stat_of<T, kCountNonFinite>(pack.v[j]);
+  }
+  for (int i = tail + static_cast<int>(threadIdx.x); i < piece.count; i += kThreads) sum += stat_of<T, kCountNonFinite>(x[i]);
+  sum = gpu::block_sum<kThreads>(sum);
+  if (threadIdx.x == 0) out[blockIdx.x] = sum;
+}
+
+void check_f32(const char* op, capo::DType dtype) {
+  CAPO_CHECK(dtype == capo::f32, op, ": CUDA kernels write f32 (keep f32 masters), got ", dtype);
+}
+float f(double v) { return static_cast<float>(v); }
+
+}  // namespace
+
+namespace capo::kernels {
+
+void sgd_cuda(const SgdArgs& a, std::int64_t chunks, void* stream) {
+  check_f32("sgd_", a.table.dtype);
+  const SgdOptions& o = a.options;
+  if (o.momentum == 0)
+    return gpu::launch("sgd", sgd_plain, chunks, kThreads, 0, stream, a.table, f(o.lr), f(o.weight_decay), f(o.grad_scale));
+  const Momentum m{f(o.lr), f(o.weight_decay), f(o.grad_scale), f(o.momentum), o.first ? 1.0f : f(1 - o.dampening),
+                   o.nesterov ? 1.0f : 0.0f, o.nesterov ? f(o.momentum) : 1.0f, o.first};
+  gpu::launch("sgd", sgd_momentum, chunks, kThreads, 0, stream, a.table, m);
+}
+
+void adamw_cuda(const AdamwArgs& a, std::int64_t chunks, void* stream) {
+  check_f32("adamw_", a.table.dtype);
+  const Adamw o{f(a.decay), f(a.grad_scale), f(a.eps), f(1 - a.beta1), f(a.beta2), f(1 - a.beta2), f(a.step_size),
+                f(1 / a.root_correction)};
+  gpu::launch("adamw", adamw, chunks, kThreads, 0, stream, a.table, o);
+}
+
+void ema_cuda(const EmaArgs& a, std::int64_t chunks, void* stream) {
+  check_f32("ema_", a.table.dtype);
+  gpu::launch("ema", ema, chunks, kThreads, 0, stream, a.table, f(a.weight));
+}
+
+void optim_scale_cuda(const ScaleArgs& a, std::int64_t chunks, void* stream) {
+  check_f32("scale_", a.table.dtype);
+  gpu::launch("scale", scale, chunks, kThreads, 0, stream, a.table, f(a.scale));
+}
+
+void grad_stat_cuda(const GradStatArgs& a, std::int64_t chunks, void* stream) {
+  gpu::for_floating(a.count_non_finite ? "all_finite" : "global_norm", a.table.dtype, [&](auto t) {
+    using T = decltype(t);
+    gpu::launch("grad_stat", a.count_non_finite ? grad_stat<T, true> : grad_stat<T, false>, chunks, kThreads, 0, stream,
+                a.table, a.out);
+  });
+}
+
+}  // namespace capo::kernels
