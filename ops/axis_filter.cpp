@@ -1,14 +1,19 @@
 #include <capo/autograd/autograd.h>
+#include <capo/engine/backend.h>
 #include <capo/ops/axis_filter.h>
 #include <capo/ops/copy.h>
 #include <capo/ops/kernel.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <map>
+#include <mutex>
+#include <vector>
 
 namespace capo {
 
-CAPO_KERNEL(axis_filter, AxisFilterArgs)
+CAPO_KERNEL_CUDA(axis_filter, AxisFilterArgs)
 
 namespace {
 
@@ -116,6 +121,55 @@ Taps transposed(const Taps& a, std::int64_t columns) {
   return t;
 }
 
+Taps final_taps(const AxisFilter& f) { return f.transposed ? transposed(taps_of(f), f.in) : taps_of(f); }
+
+void launch_here(AxisFilterArgs p, const AxisFilter& f, std::int64_t items) {
+  const Taps taps = final_taps(f);
+  const std::vector<float> narrow(taps.weight.begin(), taps.weight.end());
+  p.begin = taps.begin.data();
+  p.column = taps.column.data();
+  p.weight = p.dtype == f64 ? static_cast<const void*>(taps.weight.data()) : narrow.data();
+  const auto per_row = static_cast<std::int64_t>(taps.column.size()) / p.rows + 1;
+  launch(kernels::axis_filter, kCpu, p, items, 1 + 16384 / (p.inner * per_row));
+}
+
+struct TapsThere {
+  Tensor begin, column, weight;
+};
+
+template <class T>
+Tensor upload(const std::vector<T>& v, Device device) {
+  const Tensor there = empty({static_cast<std::int64_t>(v.size())}, dtype_of<T>::value, device);
+  if (!v.empty()) copy_bytes(there.data(), device, v.data(), kCpu, v.size() * sizeof(T));
+  return there;
+}
+
+// A model has a few filters and applies them at every step: an upload, which waits for the stream, is made once for each.
+// Past kMost of them (sizes that change all the time) nothing more is kept.
+TapsThere taps_there(const AxisFilter& f, Device device) {
+  using Key = std::array<std::int64_t, 11>;
+  constexpr std::size_t kMost = 256;
+  static std::mutex mutex;
+  static auto* kept = new std::map<Key, TapsThere>;  // immortal: tensors in static storage give memory back late
+  const Key key{static_cast<std::int64_t>(f.kind), f.in, f.out, f.antialias, f.align_corners, f.kernel, f.stride, f.padding,
+                f.count_padding, f.transposed, device.index};
+  const std::lock_guard lock(mutex);
+  if (const auto found = kept->find(key); found != kept->end()) return found->second;
+  const Taps taps = final_taps(f);
+  const std::vector<float> weight(taps.weight.begin(), taps.weight.end());
+  const TapsThere there{upload(taps.begin, device), upload(taps.column, device), upload(weight, device)};
+  if (kept->size() < kMost) kept->emplace(key, there);
+  return there;
+}
+
+void launch_there(AxisFilterArgs p, const AxisFilter& f, Device device, std::int64_t items) {
+  const TapsThere taps = taps_there(f, device);
+  p.begin = taps.begin.data<std::int64_t>();
+  p.column = taps.column.data<std::int64_t>();
+  p.weight = taps.weight.data();
+  launch(kernels::axis_filter, device, p, items, 1);
+}
+
 }  // namespace
 
 Tensor axis_filter(const Tensor& x0, std::int64_t axis0, const AxisFilter& f) {
@@ -136,13 +190,12 @@ Tensor axis_filter(const Tensor& x0, std::int64_t axis0, const AxisFilter& f) {
   shape[axis] = rows;
   const Tensor y = empty(shape, x.dtype(), x.device());
   if (!x.device().is_meta() && y.numel() > 0) {
-    const Taps taps = f.transposed ? transposed(taps_of(f), f.in) : taps_of(f);
-    const std::vector<float> narrow(taps.weight.begin(), taps.weight.end());
-    const void* weight = x.dtype() == f64 ? static_cast<const void*>(taps.weight.data()) : narrow.data();
-    AxisFilterArgs p{x.dtype(), x.data(), y.data(), taps.begin.data(), taps.column.data(), weight, columns, rows, 1};
+    AxisFilterArgs p{x.dtype(), x.data(), y.data(), nullptr, nullptr, nullptr, columns, rows, 1};
     for (int i = axis + 1; i < x.rank(); ++i) p.inner *= shape[i];
-    const auto per_row = static_cast<std::int64_t>(taps.column.size()) / rows + 1;
-    launch(kernels::axis_filter, x.device(), p, y.numel() / p.inner, 1 + 16384 / (p.inner * per_row));
+    if (x.device().is_cuda())
+      launch_there(p, f, x.device(), y.numel() / p.inner);
+    else
+      launch_here(p, f, y.numel() / p.inner);
   }
   AxisFilter back = f;
   back.transposed = !f.transposed;

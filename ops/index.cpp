@@ -5,14 +5,17 @@
 #include <capo/ops/kernel.h>
 #include <capo/ops/view.h>
 
+#include <algorithm>
+
 namespace capo {
 
-CAPO_KERNEL(index_select, IndexSelectArgs)
-CAPO_KERNEL(index_add, IndexAddArgs)
-CAPO_KERNEL(gather, GatherArgs)
-CAPO_KERNEL(scatter_add, ScatterAddArgs)
-CAPO_KERNEL(topk, TopKArgs)
-CAPO_KERNEL(arg_extreme, ArgExtremeArgs)
+CAPO_KERNEL_CUDA_ONLY(index_check, IndexCheckArgs)
+CAPO_KERNEL_CUDA(index_select, IndexSelectArgs)
+CAPO_KERNEL_CUDA(index_add, IndexAddArgs)
+CAPO_KERNEL_CUDA(gather, GatherArgs)
+CAPO_KERNEL_CUDA(scatter_add, ScatterAddArgs)
+CAPO_KERNEL_CUDA(topk, TopKArgs)
+CAPO_KERNEL_CUDA(arg_extreme, ArgExtremeArgs)
 
 namespace {
 
@@ -29,24 +32,41 @@ Dims coordinates(std::int64_t k, const Shape& shape) {
   return at;
 }
 
-// dtype, device and, where the host can look, range. Returns the index contiguous.
-Tensor checked_index(const char* op, const char* what, const Tensor& index, std::int64_t size, Device device) {
-  CAPO_CHECK(index.dtype() == i64, op, ": ", what, " must be i64, got ", describe(index));
-  CAPO_CHECK(index.device() == device, op, ": ", what, " must be on ", device, ", got ", index.device());
-  const Tensor flat = contiguous(index);
-  if (!device.is_cpu()) return flat;
-  const std::int64_t* v = flat.data<std::int64_t>();
-  const std::int64_t n = flat.numel();
+// The first place in v[0..n) that is outside [0, size), or n.
+std::int64_t first_wrong(const std::int64_t* v, std::int64_t n, std::int64_t size) {
   std::uint64_t worst = 0;  // negatives become huge
   for (std::int64_t i = 0; i < n; ++i) {
     const auto u = static_cast<std::uint64_t>(v[i]);
     worst = worst < u ? u : worst;
   }
-  if (n == 0 || worst < static_cast<std::uint64_t>(size)) return flat;
+  if (worst < static_cast<std::uint64_t>(size)) return n;
   std::int64_t at = 0;
-  while (v[at] >= 0 && v[at] < size) ++at;
-  CAPO_CHECK(false, op, ": ", what, " must be in [0, ", size, "), got ", v[at], " at ", coordinates(at, index.shape()));
-  return {};
+  while (at < n && v[at] >= 0 && v[at] < size) ++at;
+  return at;
+}
+
+// The same on the device, read back: the host waits for all that the stream holds (tens of microseconds, and it can no
+// longer run ahead of the device). The price of an error where the CPU has one, instead of a read out of bounds.
+std::int64_t first_wrong_there(const Tensor& flat, std::int64_t size) {
+  const std::int64_t n = flat.numel(), blocks = std::min<std::int64_t>((n + 1023) / 1024, 256);
+  const Tensor found = empty({blocks}, i64, flat.device());
+  launch(kernels::index_check, flat.device(), IndexCheckArgs{flat.data<std::int64_t>(), size, n, found.data<std::int64_t>()},
+         blocks, 1);
+  const auto places = to_vector<std::int64_t>(found);
+  return *std::min_element(places.begin(), places.end());
+}
+
+// dtype, device and range. Returns the index contiguous.
+Tensor checked_index(const char* op, const char* what, const Tensor& index, std::int64_t size, Device device) {
+  CAPO_CHECK(index.dtype() == i64, op, ": ", what, " must be i64, got ", describe(index));
+  CAPO_CHECK(index.device() == device, op, ": ", what, " must be on ", device, ", got ", index.device());
+  const Tensor flat = contiguous(index);
+  const std::int64_t n = flat.numel();
+  if (device.is_meta() || n == 0) return flat;
+  const std::int64_t at = device.is_cpu() ? first_wrong(flat.data<std::int64_t>(), n, size) : first_wrong_there(flat, size);
+  CAPO_CHECK(at == n, op, ": ", what, " must be in [0, ", size, "), got ",
+             to_vector<std::int64_t>(flat)[static_cast<std::size_t>(at)], " at ", coordinates(at, index.shape()));
+  return flat;
 }
 
 struct Split {
@@ -106,8 +126,9 @@ Tensor add_rows(const char* op, const Tensor& base, const Shape& shape, int axis
   }
   if (!src.device().is_meta() && src.numel() > 0) {
     const Split s = around(shape, axis);
+    const Tensor scratch = src.device().is_cuda() ? empty({3, index.numel()}, i64, src.device()) : Tensor();
     const IndexAddArgs p{src.dtype(),   src.data(), index.data<std::int64_t>(), y.data(), shape[axis],
-                         index.numel(), s.inner};
+                         index.numel(), s.inner,    scratch.defined() ? scratch.data<std::int64_t>() : nullptr};
     launch(kernels::index_add, src.device(), p, s.outer * ((s.inner + 63) / 64), grain(64 * p.count));
   }
   return record(op, y, {base, src}, Saved({index}), [op, axis](const Saved& s, const Tensor& dy, Needs need) -> Grads {
@@ -143,7 +164,7 @@ Tensor take(const char* op, const Tensor& x, int axis, const Tensor& index) {
 
 Tensor scatter(const char* op, const Tensor& base, const Shape& shape, int axis, const Tensor& index,
                const Tensor& src0) {
-  if (through_f32(src0)) {
+  if (is_half(src0.dtype())) {  // also on CUDA: the sums grow in memory, which should not round each step
     const Tensor wide = base.defined() ? cast(base, f32) : base;
     return cast(scatter(op, wide, shape, axis, index, cast(src0, f32)), src0.dtype());
   }
@@ -270,7 +291,9 @@ TopK topk(const Tensor& x, std::int64_t k, std::int64_t axis0, bool largest) {
     shape.back() = k;
     indices = empty(shape, i64, x.device());
     if (!x.device().is_meta() && indices.numel() > 0) {
-      const TopKArgs p{rows.dtype(), rows.data(), indices.data<std::int64_t>(), rows.shape().back(), k, largest};
+      const Tensor scratch = x.device().is_cuda() ? empty({2, rows.numel()}, i64, x.device()) : Tensor();
+      const TopKArgs p{rows.dtype(), rows.data(), indices.data<std::int64_t>(), rows.shape().back(), k, largest,
+                       scratch.defined() ? scratch.data<std::int64_t>() : nullptr};
       launch(kernels::topk, x.device(), p, indices.numel() / k, grain(4 * p.size));
     }
     indices = contiguous(transpose(indices, axis, -1));

@@ -1,8 +1,9 @@
 // Reading and writing at positions given by i64 tensors, and ops whose results are such positions.
 //
-// Indices are i64, in [0, size); on the CPU a wrong one throws "index must be in [0, 5), got 7 at [3]" (other devices
-// cannot look without a synchronisation: there the result is undefined). Duplicates are added in the order in which
-// they stand, so the bits never depend on threads. Gradients are ops of this page: all orders exist.
+// Indices are i64, in [0, size); a wrong one throws "index must be in [0, 5), got 7 at [3]". On CUDA that look is one
+// small kernel and one wait for the stream per call of an op of this page (gradients do not look again). Duplicates are
+// added in the order in which they stand, so the bits never depend on threads. Gradients are ops of this page: all orders
+// exist.
 #pragma once
 
 #include <capo/engine/tensor.h>
@@ -12,7 +13,7 @@ namespace capo {
 // y[.., k, ..] = x[.., index[k], ..] on one axis; index [K]. Any dtype. grad: index_add into zeros.
 Tensor index_select(const Tensor& x, std::int64_t axis, const Tensor& index);
 // base with src[.., k, ..] added at [.., index[k], ..]; src has base's shape but K on the axis. f32, f64, i32, i64
-// (bf16 and f16 through f32 on the CPU). grad: dy to base, index_select to src.
+// (bf16 and f16 summed in f32). grad: dy to base, index_select to src.
 Tensor index_add(const Tensor& base, std::int64_t axis, const Tensor& index, const Tensor& src);
 
 // y[i, j, k] = x[i, index[i, j, k], k] (axis 1 of 3): index and y have one shape, at most x's on the other axes
@@ -47,6 +48,12 @@ struct IndexSelectArgs {
   void* y;  // [outer, count, inner]
   std::int64_t size, count, inner;
 };
+// The least place whose index is outside [0, size), by each of `items` blocks; n: none. CUDA only.
+struct IndexCheckArgs {
+  const std::int64_t* index;
+  std::int64_t size, n;
+  std::int64_t* first_wrong;  // [items]
+};
 // One item per 64 columns: outer x ceil(inner / 64); each adds its rows in the order of index.
 struct IndexAddArgs {
   DType dtype;
@@ -54,6 +61,7 @@ struct IndexAddArgs {
   const std::int64_t* index;
   void* y;  // [outer, size, inner], holds base
   std::int64_t size, count, inner;
+  std::int64_t* scratch;  // CUDA: [3, count], to sort the index; CPU: null
 };
 // One item per element of index (contiguous, like y).
 struct GatherArgs {
@@ -82,6 +90,7 @@ struct TopKArgs {
   std::int64_t* indices;  // [rows, k]
   std::int64_t size, k;
   bool largest;
+  std::int64_t* scratch;  // CUDA: [2, rows, size], to sort; CPU: null
 };
 // One item per 64 columns, as IndexAddArgs.
 struct ArgExtremeArgs {

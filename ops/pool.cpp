@@ -8,8 +8,8 @@
 
 namespace capo {
 
-CAPO_KERNEL(max_pool_forward, MaxPoolArgs)
-CAPO_KERNEL(max_pool_backward, MaxPoolArgs)
+CAPO_KERNEL_CUDA(max_pool_forward, MaxPoolArgs)
+CAPO_KERNEL_CUDA(max_pool_backward, MaxPoolArgs)
 
 namespace {
 

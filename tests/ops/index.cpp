@@ -1,6 +1,7 @@
 // References: scalar f64 loops over host copies. Order and NaN rules of topk and argmax as in PyTorch 2.x.
 #include <capo/tests/op_test.h>
 
+#include <capo/engine/backend.h>
 #include <capo/ops/binary.h>
 #include <capo/ops/index.h>
 #include <capo/ops/reduce.h>
@@ -104,6 +105,14 @@ OpCase index_select_case() {
       {"dtype", [] { index_select(normal({5}, "a"), 0, normal({2}, "i")); }, "i64"},
       {"axis", [] { index_select(normal({5}, "a"), 1, ids({0})); }, "axis"},
   };
+  if (device_count() > 0) {
+    const Device there{DeviceType::cuda, 0};
+    std::vector<std::int64_t> wrong(5000, 4);
+    wrong[3001] = 5, wrong[4999] = -1;
+    c.errors.push_back({"on the device",
+                        [=] { index_select(to(cast(normal({5, 2}, "a"), f32), there), 0, to(ids(wrong), there)); },
+                        "[0, 5), got 5 at [3001]"});
+  }
   return c;
 }
 
@@ -122,6 +131,9 @@ OpCase index_add_case() {
       one("last axis", normal({3, 4}, "a"), ids({2}), normal({3, 1}, "b"), 1),
       one("none", normal({3, 2}, "a"), ids({}), normal({0, 2}, "b"), 0),
   };
+  Sample many = one("many", normal({40, 3}, "a"), integers({1100}, "i", 0, 40), normal({1100, 3}, "b"), 0);
+  many.second_order = false;
+  c.samples.push_back(many);
   c.errors = {
       {"range",
        [] {
@@ -315,6 +327,7 @@ OpCase topk_case() {
       one("top 5", normal({7, 131}, "a"), 5, 1, -1, true),
       one("smallest, middle axis", normal({2, 9, 3}, "a"), 4, 1, 1, false),
       one("full sort", spaced, 300, 0, 0, true),
+      one("few of many", normal({3, 1300}, "a"), 5, 1, 1, true),
       one("size 1", normal({4, 1}, "a"), 1, 1, 1, true),
       one("k = 0", normal({4, 3}, "a"), 0, 1, 1, true),
       one("empty", normal({0, 3}, "a"), 2, 1, 1, true),
@@ -322,7 +335,7 @@ OpCase topk_case() {
       one("NaN first", values({3, nan, 1, 3, nan, -2}, {6}), 6, 0, 0, true),
       one("NaN last", values({3, nan, 1, 3, nan, -2}, {6}), 6, 0, 0, false),
   };
-  for (std::size_t i = 6; i < 9; ++i) c.samples[i].gradient = false;
+  for (std::size_t i = 7; i < 10; ++i) c.samples[i].gradient = false;
   c.errors = {{"k",
                [] {
                  topk(normal({2, 3}, "a"), 4);
