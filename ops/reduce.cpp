@@ -6,10 +6,11 @@
 #include <capo/ops/view.h>
 
 #include <algorithm>
+#include <cstdlib>
 
 namespace capo {
 
-CAPO_KERNEL(reduce, ReduceArgs)
+CAPO_KERNEL_CUDA(reduce, ReduceArgs)
 
 namespace {
 
@@ -34,7 +35,7 @@ Axes resolve(const char* op, const Tensor& x, const Dims& axes) {
   return a;
 }
 
-void run(ReduceKind kind, const Tensor& x, const Tensor& y, const Axes& axes);
+void run(ReduceKind kind, const Tensor& x, const Tensor& y, const Axes& axes, double scale = 1);
 
 // A big sum into few outputs has no parallel work: first reduce fixed parts of 4,096 elements, then the parts.
 bool split_in_two(ReduceKind kind, const Tensor& x, const Tensor& y, const Axes& axes) {
@@ -62,8 +63,53 @@ bool split_in_two(ReduceKind kind, const Tensor& x, const Tensor& y, const Axes&
   return true;
 }
 
-void run(ReduceKind kind, const Tensor& x, const Tensor& y, const Axes& axes) {
-  if (split_in_two(kind, x, y, axes) || x.device().is_meta()) return;
+constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+// Whether every run of `pack` neighbours (elements of 16 bytes) of the innermost axis can be read at once.
+bool reads_packs(const ReduceArgs& p, std::int64_t pack) {
+  const int rank = p.columns ? p.kept : p.reduced;
+  const std::int64_t* shape = p.columns ? p.kept_shape : p.reduced_shape;
+  const std::int64_t* strides = p.columns ? p.kept_strides : p.reduced_strides;
+  if (strides[rank - 1] != 1 || shape[rank - 1] % pack || reinterpret_cast<std::uintptr_t>(p.x) % 16) return false;
+  const auto whole = [&](const std::int64_t* s, int n) { return std::all_of(s, s + n, [&](std::int64_t v) { return v % pack == 0; }); };
+  return whole(strides, rank - 1) && (p.columns ? whole(p.reduced_strides, p.reduced) : p.kept_shape[0] == 1 || whole(p.kept_strides, p.kept));
+}
+
+// How CUDA reduces: a warp or block per output runs along the reduced axes (rows), or threads side by side take
+// neighbouring outputs and groups of them share the reduced elements (columns). Few outputs are split into parts, which
+// fill the device and keep every chain of additions short; a second launch joins the parts.
+void plan_on_device(ReduceArgs& p, std::int64_t outputs) {
+  constexpr std::int64_t kBlocks = 1024, kThreads = 256, kShortRow = 1024;
+  const std::int64_t pack = 16 / size_of(p.dtype);
+  p.columns = outputs > 1 && (p.count < 16 || std::abs(p.kept_strides[p.kept - 1]) < std::abs(p.reduced_strides[p.reduced - 1]));
+  p.packed = reads_packs(p, pack);
+  const std::int64_t width = ceil_div(outputs, p.packed ? pack : 1);  // columns: threads over the outputs
+  p.across = p.count < 8 ? 256 : p.count < 16 ? 128 : p.count < 32 ? 64 : 32;
+  while (p.across / 2 >= width) p.across /= 2;
+  const std::int64_t groups = kThreads / p.across;
+  const std::int64_t tiles = p.columns ? ceil_div(width, p.across) : p.count <= kShortRow ? ceil_div(outputs, 8) : outputs;
+  const std::int64_t shortest = p.columns ? 8 * groups : 2048, longest = p.columns ? 512 * groups : 65536;
+  const std::int64_t wanted = std::min(ceil_div(kBlocks, tiles), ceil_div(p.count, shortest));
+  const std::int64_t parts = std::max<std::int64_t>({wanted, ceil_div(p.count, longest), 1});
+  p.length = std::max<std::int64_t>(ceil_div(ceil_div(p.count, parts), 64) * 64, 64);
+  p.parts = std::max<std::int64_t>(ceil_div(p.count, p.length), 1);
+}
+
+void run_on_device(ReduceArgs& p, const Tensor& y, double scale) {
+  if (y.numel() == 0) return;
+  plan_on_device(p, y.numel());
+  p.scale = scale;
+  Tensor work;
+  if (p.parts > 1) {
+    work = empty({y.numel() * p.parts}, is_half(p.dtype) ? f32 : p.dtype, y.device());
+    p.work = work.data();
+  }
+  launch(kernels::reduce, y.device(), p, y.numel(), 0);
+}
+
+// scale: of the result, on CUDA alone.
+void run(ReduceKind kind, const Tensor& x, const Tensor& y, const Axes& axes, double scale) {
+  if (x.device().is_meta() || (x.device().is_cpu() && split_in_two(kind, x, y, axes))) return;
   ReduceArgs p{};
   p.kind = kind;
   p.dtype = x.dtype();
@@ -97,6 +143,7 @@ void run(ReduceKind kind, const Tensor& x, const Tensor& y, const Axes& axes) {
   }
   if (p.kept == 0) p.kept_shape[p.kept++] = 1;
   if (p.reduced == 0) p.reduced_shape[p.reduced] = 1, p.reduced_strides[p.reduced++] = 1;
+  if (x.device().is_cuda()) return run_on_device(p, y, scale);
   const std::int64_t grain = p.count >= 16384 ? 64 : (16384 / (p.count + 1) / 64 + 1) * 64;
   launch(kernels::reduce, x.device(), p, y.numel(), grain);
 }
@@ -115,10 +162,24 @@ Tensor sum(const Tensor& x, const Dims& axes, bool keepdim) {
   });
 }
 
+namespace {
+// The sum is scaled before it is rounded: a 16-bit sum may overflow where the mean does not.
+Tensor mean_on_device(const Tensor& x, const Shape& shape, const Axes& axes) {
+  const Tensor y = empty(shape, x.dtype(), x.device());
+  const double n = y.numel() ? static_cast<double>(x.numel()) / static_cast<double>(y.numel()) : 0, scale = 1.0 / n;
+  run(ReduceKind::sum, x, y, axes, scale);
+  const Shape before = x.shape(), ones = axes.with_one;
+  return record("mean", y, {x}, Saved(), [before, ones, scale](const Saved&, const Tensor& dy, Needs) -> Grads {
+    return {expand(reshape(dy * scale, ones), before)};
+  });
+}
+}  // namespace
+
 Tensor mean(const Tensor& x, const Dims& axes, bool keepdim) {
   CAPO_CHECK(is_floating(x.dtype()), "mean: needs a floating tensor, got ", describe(x));
   if (is_half(x.dtype()) && !x.device().is_cuda()) return cast(mean(cast(x, f32), axes, keepdim), x.dtype());
-  resolve("mean", x, axes);  // errors in its own name
+  const Axes a = resolve("mean", x, axes);  // errors in its own name
+  if (x.device().is_cuda()) return mean_on_device(x, keepdim ? a.with_one : a.kept, a);
   const Tensor s = sum(x, axes, keepdim);
   const double n = s.numel() ? static_cast<double>(x.numel()) / static_cast<double>(s.numel()) : 0;
   return s * (1.0 / n);

@@ -1,7 +1,7 @@
 // Reductions over any set of axes. Empty `axes` means all. Negatives allowed; a repeated axis throws.
 //
-// dtypes  f32, f64; bf16, f16 through f32 (CPU); max/min/argmax also i32, i64. Accumulation in chunks of fixed size,
-//         so the bits do not depend on the thread count.
+// dtypes  f32, f64; bf16, f16 through f32 (CPU) or summed in f32 (CUDA); max/min/argmax also i32, i64. Accumulation in
+//         chunks of fixed size, so the bits do not depend on the thread count.
 // keepdim leaves reduced axes with size 1.
 #pragma once
 
@@ -25,6 +25,12 @@ struct ReduceArgs {
   std::int64_t kept_shape[kMaxDims], kept_strides[kMaxDims];
   std::int64_t reduced_shape[kMaxDims], reduced_strides[kMaxDims];
   std::int64_t count;                                   // elements reduced into one
+  // CUDA alone (plan_on_device in reduce.cpp).
+  double scale;                                         // of a floating result
+  bool columns, packed;                                 // threads run along the outputs first; reads of 16 bytes
+  int across;                                           // columns: threads of a block side by side, a power of two
+  std::int64_t parts, length;                           // part k reduces elements [k length, (k + 1) length) of the count
+  void* work;                                           // [outputs, parts] when parts > 1; f32 for 16-bit x
 };
 
 }  // namespace capo

@@ -65,6 +65,9 @@ OpCase make_case(const std::string& name, bool mean_of) {
   add("", normal({2, 3, 2, 3, 2, 2, 1, 2}, name), {0, 2, 4, 7}, false);
   add("columns ", normal({1031, 65}, name), {0}, false);       // the bias gradient
   add("channels ", normal({3, 11, 13, 66}, name), {1, 2}, false);  // the pooling
+  add("columns by eights ", normal({700, 72}, name), {0}, false);
+  add("two axes of columns ", normal({3, 40, 5, 16}, name), {0, 2}, false);
+  add("two axes of rows ", normal({5, 6, 160, 16}, name), {0, 2, 3}, false);
   add("rows ", normal({17, 1031}, name), {1}, false);
   add("shifted ", normal({3, 4099}, name, 10000), {1}, false);
   add("huge row ", normal({2, 8 * 4096}, name, 1), {1}, false);  // in parts of 4,096
