@@ -10,7 +10,7 @@
 
 namespace capo {
 
-CAPO_KERNEL(softmax, SoftmaxArgs)
+CAPO_KERNEL_CUDA(softmax, SoftmaxArgs)
 
 namespace {
 

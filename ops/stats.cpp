@@ -11,7 +11,7 @@
 
 namespace capo {
 
-CAPO_KERNEL(cumsum, CumsumArgs)
+CAPO_KERNEL_CUDA(cumsum, CumsumArgs)
 
 namespace {
 
@@ -25,6 +25,8 @@ void check_summable(const char* op, const Tensor& x) {
              describe(x));
 }
 bool through_f32(const Tensor& x) { return is_half(x.dtype()) && !x.device().is_cuda(); }
+// Steps between which 16 bits would lose digits, or overflow: through f32 on every device.
+bool needs_f32(const Tensor& x) { return is_half(x.dtype()); }
 
 // x's shape with the reduced axes as 1, and how many elements fall into one.
 struct Reduced {
@@ -80,7 +82,7 @@ Tensor min(const Tensor& x, const Dims& axes, bool keepdim) {
 
 Tensor var(const Tensor& x, const Dims& axes, bool keepdim, double correction) {
   check_floating("var", x);
-  if (through_f32(x)) return cast(var(cast(x, f32), axes, keepdim, correction), x.dtype());
+  if (needs_f32(x)) return cast(var(cast(x, f32), axes, keepdim, correction), x.dtype());
   check_once("var", x, axes);
   const Reduced r = reduced("var", x, axes);
   const double scale =
@@ -98,7 +100,7 @@ Tensor var(const Tensor& x, const Dims& axes, bool keepdim, double correction) {
 
 Tensor logsumexp(const Tensor& x, const Dims& axes, bool keepdim) {
   check_floating("logsumexp", x);
-  if (through_f32(x)) return cast(logsumexp(cast(x, f32), axes, keepdim), x.dtype());
+  if (needs_f32(x)) return cast(logsumexp(cast(x, f32), axes, keepdim), x.dtype());
   check_once("logsumexp", x, axes);
   const Shape ones = reduced("logsumexp", x, axes).ones;
   if (x.numel() == 0) return log(sum(exp(x), axes, keepdim));
@@ -122,7 +124,7 @@ Tensor norm(const Tensor& x, double p, const Dims& axes, bool keepdim) {
   check_floating("norm", x);
   CAPO_CHECK(p == 1 || p == 2 || p == kInfinity, "norm: p must be 1, 2 or infinity, got ", p);
   check_once("norm", x, axes);
-  if (through_f32(x)) return cast(norm(cast(x, f32), p, axes, keepdim), x.dtype());
+  if (needs_f32(x)) return cast(norm(cast(x, f32), p, axes, keepdim), x.dtype());
   const Shape ones = reduced("norm", x, axes).ones;
   if (p == 1) return sum(abs(x), axes, keepdim);
   if (p == kInfinity) {
