@@ -17,6 +17,8 @@ CAPO_KERNEL(conv_depthwise, ConvArgs)
 CAPO_KERNEL(conv_weight_gradient, ConvWeightArgs)
 CAPO_KERNEL(conv_depthwise_weight_gradient, ConvWeightArgs)
 CAPO_KERNEL(conv_join, ConvJoinArgs)
+CAPO_KERNEL_CUDA_ONLY(conv_direct, ConvDirectArgs)
+CAPO_KERNEL_CUDA_ONLY(conv_weight_parts, ConvWeightPartsArgs)
 
 namespace {
 
@@ -47,6 +49,11 @@ std::int64_t grain_for(std::int64_t cost) { return 1 + (std::int64_t{1} << 20) /
 Tensor apply(const Geometry& g, bool transposed, const Tensor& source, const Tensor& w, const Tensor& bias) {
   const std::int64_t depth = transposed ? g.cout : g.cin, n = transposed ? g.cin : g.cout, taps = taps_of(g);
   const Tensor y = empty(transposed ? x_shape(g) : y_shape(g), source.dtype(), source.device());
+  if (y.device().is_cuda()) {
+    const ConvDirectArgs direct{g, source.dtype(), transposed, source.data(), w.data(), data_or_null(bias), y.data()};
+    launch(kernels::conv_direct, y.device(), direct, y.numel(), 1);
+    return y;
+  }
   const bool depthwise = is_depthwise(g);
   const std::int64_t padded = depthwise ? 1 : (n + 15) / 16 * 16;  // whole vectors of any instruction set
   const Tensor packed = empty({g.groups, taps * depth, padded}, source.dtype(), source.device());
@@ -74,7 +81,27 @@ Tensor apply(const Geometry& g, bool transposed, const Tensor& source, const Ten
   return y;
 }
 
+// The same on CUDA: about 512 blocks, chunks of at least 256 positions, parts below 64 MB.
+Tensor weight_gradient_there(const Geometry& g, const Tensor& dy, const Tensor& x) {
+  const Tensor dw = empty(w_shape(g), x.dtype(), x.device());
+  const bool depthwise = is_depthwise(g);
+  const std::int64_t lines = g.batch * g.out[0] * g.out[1], work = depthwise ? lines : lines * g.out[2];
+  const auto tiles = [](std::int64_t n, std::int64_t tile) { return (n + tile - 1) / tile; };
+  const std::int64_t blocks =
+      depthwise ? tiles(g.groups, 32) : g.groups * tiles(g.cout, kConvCudaTile) * tiles(taps_of(g) * g.cin, kConvCudaTile);
+  const std::int64_t unit = depthwise ? tiles(256, g.out[2]) : 256;
+  std::int64_t chunks = std::min({tiles(512, blocks), tiles(work, unit), (std::int64_t{1} << 24) / (dw.numel() + 1)});
+  chunks = std::max<std::int64_t>(chunks, 1);
+  const std::int64_t chunk = std::max<std::int64_t>(tiles(tiles(work, chunks), unit) * unit, 1);
+  chunks = std::max<std::int64_t>(tiles(work, chunk), 1);
+  const Tensor parts = empty({chunks, dw.numel()}, f32, x.device());
+  const ConvWeightPartsArgs args{g, x.dtype(), x.data(), dy.data(), parts.data<float>(), dw.data(), chunks, chunk};
+  launch(kernels::conv_weight_parts, x.device(), args, dw.numel(), 1);
+  return dw;
+}
+
 Tensor apply_weight_gradient(const Geometry& g, const Tensor& dy, const Tensor& x) {
+  if (x.device().is_cuda()) return weight_gradient_there(g, dy, x);
   const Tensor dw = empty(w_shape(g), x.dtype(), x.device());
   const bool depthwise = is_depthwise(g);
   const std::int64_t taps = taps_of(g), lines = g.batch * g.out[0] * g.out[1];

@@ -9,7 +9,8 @@
 // As in PyTorch it is a cross-correlation, and groups split the channels of x and y into consecutive parts.
 // groups = Cin = Cout is depthwise and has its own kernels.
 //
-// dtypes  x, w, bias equal: f32, f64; bf16 and f16 through f32 (CPU). Mixed dtypes and devices throw.
+// dtypes  x, w, bias equal: f32, f64; bf16 and f16 summed in f32 (CPU: through a cast copy; CUDA: no f64). Mixed dtypes
+//         and devices throw.
 // errors  ranks and channels that do not match, stride or dilation < 1, padding < 0, a kernel larger than the padded x.
 // grad    x, w and bias, of any order: the gradients are made of conv, conv_transpose and conv_weight_gradient, all
 //         recorded. Keeps x only when w needs a gradient, w only when x does.
@@ -95,5 +96,26 @@ struct ConvJoinArgs {
   void* dw;
   std::int64_t chunks, plane;
 };
+
+// ---- CUDA: nothing packed.
+
+// As ConvArgs. Items: elements of the result.
+struct ConvDirectArgs {
+  ConvGeometry g;
+  DType dtype;
+  bool transposed;
+  const void *source, *w, *bias;
+  void* result;
+};
+// As ConvWeightArgs; the parts are f32, and dw is their sum. Items: elements of dw.
+struct ConvWeightPartsArgs {
+  ConvGeometry g;
+  DType dtype;
+  const void *x, *dy;
+  float* parts;
+  void* dw;
+  std::int64_t chunks, chunk;
+};
+inline constexpr std::int64_t kConvCudaTile = 64;  // output channels and (tap, input channel) columns of a block
 
 }  // namespace capo
