@@ -64,12 +64,15 @@ __device__ inline void ldmatrix_transposed(std::uint32_t (&r)[4], const void* ro
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(shared_address(row)) : "memory");
 }
 
-// Copies 16 aligned bytes to shared memory, or zeros when not valid (global is then not read). Nothing may be read
-// before cp_async_wait<n>, which leaves at most the n newest committed groups running, and, from other threads, a
+// Copies `bytes` of 16 aligned bytes to shared memory and fills up with zeros (0: global is not read). Nothing may be
+// read before cp_async_wait<n>, which leaves at most the n newest committed groups running, and, from other threads, a
 // barrier.
-__device__ inline void cp_async_16(void* shared, const void* global, bool valid) {
+__device__ inline void cp_async_16(void* shared, const void* global, int bytes) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
-               :: "r"(shared_address(shared)), "l"(__cvta_generic_to_global(global)), "r"(valid ? 16 : 0) : "memory");
+               :: "r"(shared_address(shared)), "l"(__cvta_generic_to_global(global)), "r"(bytes) : "memory");
+}
+__device__ inline void cp_async_16(void* shared, const void* global, bool valid) {
+  cp_async_16(shared, global, valid ? 16 : 0);
 }
 __device__ inline void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int kLeft>
@@ -142,8 +145,11 @@ inline void ldmatrix_transposed(std::uint32_t (&r)[4], const void* row, CAPO_SHI
   shim::ldmatrix_x4(r, row, true, file, line);
 }
 
+inline void cp_async_16(void* shared, const void* global, int bytes, CAPO_SHIM_HERE) {
+  shim::cp_async(shared, global, 16, bytes, file, line);
+}
 inline void cp_async_16(void* shared, const void* global, bool valid, CAPO_SHIM_HERE) {
-  shim::cp_async(shared, global, 16, valid ? 16 : 0, file, line);
+  cp_async_16(shared, global, valid ? 16 : 0, file, line);
 }
 inline void cp_async_commit() { shim::cp_async_commit(); }
 template <int kLeft>

@@ -74,3 +74,17 @@ void launch(const Kernel<Args>& kernel, Device device, const Args& args, std::in
 #else
 #define CAPO_KERNEL_CUDA(name, Args) CAPO_KERNEL(name, Args)
 #endif
+
+// A kernel that CUDA alone has, where the CPU's plan is another one: the op branches by device before it launches.
+#if defined(CAPO_WITH_CUDA)
+#define CAPO_KERNEL_CUDA_ONLY(name, Args)                               \
+  namespace kernels {                                                   \
+  void name##_cuda(const Args& args, std::int64_t items, void* stream); \
+  static constexpr Kernel<Args> name{#name, {}, name##_cuda};           \
+  }
+#else
+#define CAPO_KERNEL_CUDA_ONLY(name, Args)                \
+  namespace kernels {                                    \
+  static constexpr Kernel<Args> name{#name, {}, nullptr}; \
+  }
+#endif

@@ -14,6 +14,12 @@ namespace capo {
 CAPO_KERNEL(matmul, MatmulArgs)
 CAPO_KERNEL(matmul_pack, MatmulPackArgs)
 CAPO_KERNEL(matmul_sum, MatmulSumArgs)
+CAPO_KERNEL_CUDA_ONLY(gemm, GemmArgs)
+#if defined(CAPO_WITH_CUDA)
+namespace kernels {
+bool gemm_in_library(const GemmArgs& args);  // cuda/gemm.cu: cuBLASLt multiplies, and cuts k as it likes
+}
+#endif
 
 const char* name_of(Activation activation) {
   constexpr const char* names[] = {"none", "relu", "gelu", "gelu_tanh", "quick_gelu", "silu"};
@@ -70,29 +76,17 @@ Dims batch_strides(const Tensor& t, const Shape& batch) {
   return out;
 }
 
-// c = act(a b + bias), also z = a b + bias when z is given. a [batch.., M, K], b [batch.., K, N] of any strides.
-Tensor product(const Tensor& a, const Tensor& b, const Shape& batch, const Shape& out, const Tensor& bias = {},
-               Activation activation = Activation::none, Tensor* z = nullptr) {
-  const DType t = a.dtype();
-  const Device device = a.device();
-  const Tensor c = empty(out, t, device);
-  if (z) *z = empty(out, t, device);
-  if (c.numel() == 0) return c;
-
-  MatmulArgs p{};
-  p.dtype = t;
-  p.bf16 = t == f32 && matmul_precision() == bf16;
-  p.bf16_dot = p.bf16 && has_bf16_dot();
-  p.activation = activation;
+// Sizes and strides of either argument struct. Batch axes that b repeats and a's rows continue become rows.
+template <class Args>
+std::int64_t lay_out(Args& p, const Tensor& a, const Tensor& b, const Shape& batch) {
   p.m = a.size(-2), p.k = a.size(-1), p.n = b.size(-1);
   p.a_row = a.strides()[a.rank() - 2], p.a_k = p.k == 1 ? 1 : a.strides()[a.rank() - 1];
   p.b_k = b.strides()[b.rank() - 2], p.b_col = p.n == 1 ? 1 : b.strides()[b.rank() - 1];
-  // Batch axes, innermost first: those that b repeats and a's rows continue become rows.
   const Dims sa = batch_strides(a, batch), sb = batch_strides(b, batch);
   bool folding = true;
   int kept = 0;
   std::int64_t axes[kMaxDims], matrices = 1;
-  for (int i = batch.size() - 1; i >= 0; --i) {
+  for (int i = batch.size() - 1; i >= 0; --i) {  // innermost first
     if (batch[i] == 1) continue;
     folding = folding && sb[i] == 0 && (p.m == 1 || sa[i] == p.m * p.a_row);
     if (folding) {
@@ -108,6 +102,60 @@ Tensor product(const Tensor& a, const Tensor& b, const Shape& batch, const Shape
     const int axis = static_cast<int>(axes[kept - 1 - i]);
     p.batch[i] = batch[axis], p.sa[i] = sa[axis], p.sb[i] = sb[axis];
   }
+  return matrices;
+}
+
+const void* data_of(const Tensor& t) { return t.defined() ? t.data() : nullptr; }
+
+#if defined(CAPO_WITH_CUDA)
+// One kernel over all matrices, and few tiles with a long k (weight gradients) in chunks of k, by shape alone.
+Tensor product_cuda(const Tensor& a, const Tensor& b, const Shape& batch, const Tensor& c, const Tensor& bias,
+                    Activation activation, const Tensor* z) {
+  GemmArgs p{};
+  p.dtype = c.dtype();
+  p.bf16 = c.dtype() == f32 && matmul_precision() == bf16;
+  p.activation = activation;
+  p.matrices = lay_out(p, a, b, batch);
+  p.a = data_of(a), p.b = data_of(b), p.bias = data_of(bias);
+  p.c = c.data(), p.z = z ? z->data() : nullptr;
+  p.k_chunk = p.k, p.k_chunks = 1;
+  Tensor parts;
+  if (!kernels::gemm_in_library(p)) {
+    constexpr std::int64_t kTile = 64, kBlocks = 256, kMinChunk = 512, kMaxChunks = 64;
+    const std::int64_t tiles = ceil_div(p.m, kTile) * ceil_div(p.n, kTile) * p.matrices, wanted = kBlocks / tiles;
+    std::int64_t chunks = p.k / kMinChunk;
+    if (chunks > wanted) chunks = wanted;
+    if (chunks > kMaxChunks) chunks = kMaxChunks;
+    if (chunks > 1) {
+      p.k_chunk = round_up(ceil_div(p.k, chunks), kTile);
+      p.k_chunks = ceil_div(p.k, p.k_chunk);
+      parts = empty({p.k_chunks, p.matrices, p.m, p.n}, f32, c.device());
+      p.parts = static_cast<float*>(parts.data());
+    }
+  }
+  launch(kernels::gemm, c.device(), p, p.matrices, 1);
+  return c;
+}
+#endif
+
+// c = act(a b + bias), also z = a b + bias when z is given. a [batch.., M, K], b [batch.., K, N] of any strides.
+Tensor product(const Tensor& a, const Tensor& b, const Shape& batch, const Shape& out, const Tensor& bias = {},
+               Activation activation = Activation::none, Tensor* z = nullptr) {
+  const DType t = a.dtype();
+  const Device device = a.device();
+  const Tensor c = empty(out, t, device);
+  if (z) *z = empty(out, t, device);
+  if (c.numel() == 0) return c;
+#if defined(CAPO_WITH_CUDA)
+  if (device.is_cuda()) return product_cuda(a, b, batch, c, bias, activation, z);
+#endif
+
+  MatmulArgs p{};
+  p.dtype = t;
+  p.bf16 = t == f32 && matmul_precision() == bf16;
+  p.bf16_dot = p.bf16 && has_bf16_dot();
+  p.activation = activation;
+  const std::int64_t matrices = lay_out(p, a, b, batch);
   p.packed = plan(p, matrices);
 
   Tensor packed, parts;
@@ -134,7 +182,7 @@ Tensor product(const Tensor& a, const Tensor& b, const Shape& batch, const Shape
   p.a = a.data();
   p.b = b.data();
   p.c = parts.defined() ? parts.data() : c.data();
-  p.bias = bias.defined() ? bias.data() : nullptr;
+  p.bias = data_of(bias);
   p.z = z ? z->data() : nullptr;
   if (p.packed && p.k > 0) {
     pack.b = p.b;

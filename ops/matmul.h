@@ -1,6 +1,7 @@
 // Matrix products: matmul, and linear with its bias and activation in the product's epilogue.
 //
-// dtypes  a, b (x, w, b) equal: f32, f64; bf16 and f16 through f32 (CPU). Mixed dtypes and devices throw.
+// dtypes  a, b (x, w, b) equal: f32, f64; bf16 and f16 summed in f32 (CPU: through a cast copy; CUDA: tensor cores, no
+//         f64). Mixed dtypes and devices throw.
 // bits    sums are blocked by shape only: the same for any thread count.
 // bf16    with set_matmul_precision(bf16), f32 operands are rounded to bf16 on their way in and summed in f32.
 #pragma once
@@ -68,6 +69,22 @@ struct MatmulSumArgs {
   void *z, *c;
   Activation activation;
   std::int64_t chunks, plane, n;  // plane = m * n
+};
+
+// The same product on CUDA, nothing packed: c[matrices, m, n] = act(a b + bias). With k_chunks > 1 the sums of each
+// chunk of k go to their own plane of `parts`, and a second kernel adds them in order.
+struct GemmArgs {
+  DType dtype;
+  bool bf16;             // f32 operands are rounded to bf16
+  const void *a, *b, *bias;
+  void *z, *c;
+  float* parts;          // [k_chunks, matrices, m, n], or null
+  Activation activation;
+  std::int64_t m, n, k;
+  std::int64_t a_row, a_k, b_k, b_col;
+  int rank;
+  std::int64_t batch[kMaxDims], sa[kMaxDims], sb[kMaxDims];
+  std::int64_t matrices, k_chunk, k_chunks;
 };
 
 }  // namespace capo

@@ -1,0 +1,22 @@
+// Between cuda/gemm.cu, our own kernels, and cuda/cublaslt.cpp.
+#pragma once
+
+#include <capo/ops/matmul.h>
+
+namespace capo {
+
+// c[rows, n] = act(sum over chunks of src[chunk, rows, n] + bias), and z before the activation. src may be c or z.
+struct GemmFinishArgs {
+  DType dtype, src_dtype;  // src: f32, or like the rest
+  const void *src, *bias;
+  void *z, *c;
+  Activation activation;
+  std::int64_t chunks, rows, n;
+};
+
+namespace kernels {
+
+void gemm_finish_cuda(const GemmFinishArgs& args, void* stream);
+
+}  // namespace kernels
+}  // namespace capo
