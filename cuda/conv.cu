@@ -1,8 +1,12 @@
 // Convolutions as implicit products of matrices: tiles of the im2col matrix are gathered into shared memory and never
-// exist in memory. f32 sums in the order of (tap, channel) or of positions; CUDA cores.
+// exist in memory. Sums are f32, in the order of (tap, channel) or of positions. 16-bit forwards and data gradients whose
+// channels come in eights run on tensor cores, everything else on CUDA cores.
 #include <capo/cuda/pack.cuh>
+#include <capo/cuda/ptx.h>
 #include <capo/cuda/row_lanes.cuh>
 #include <capo/ops/conv.h>
+
+#include <type_traits>
 
 namespace {
 
@@ -148,6 +152,30 @@ struct Apply {
   int64_t row_tiles, column_tiles;
 };
 
+// The first row and column, group and phase of a block; fills axis[3] and meets the other threads.
+struct Place {
+  int64_t m0;
+  int n0, group;
+};
+template <bool kTransposed>
+__device__ inline Place place_of(const Apply& p, int rows, int columns, Axis* axis) {
+  int64_t block = blockIdx.x;
+  Place at{};
+  at.n0 = static_cast<int>(block % p.column_tiles) * columns;
+  block /= p.column_tiles;
+  at.m0 = block % p.row_tiles * rows;
+  block /= p.row_tiles;
+  at.group = static_cast<int>(block) / p.phases;
+  const int me = static_cast<int>(threadIdx.x), phase = static_cast<int>(block) % p.phases;
+  if (me < 3) {
+    int number = phase;
+    for (int a = 2; a > me; --a) number /= kTransposed ? p.g.stride[a] : 1;
+    axis[me] = axis_of(p.g, kTransposed, me, kTransposed ? number % p.g.stride[me] : 0);
+  }
+  __syncthreads();
+  return at;
+}
+
 // A block: a tile of (positions of one phase) x (result channels of one group). Its depth is (tap, source channel).
 template <class T, bool kTransposed>
 __global__ void __launch_bounds__(kThreads) apply(Apply p) {
@@ -160,18 +188,9 @@ __global__ void __launch_bounds__(kThreads) apply(Apply p) {
 
   const Geometry& g = p.g;
   const int me = static_cast<int>(threadIdx.x);
-  int64_t block = blockIdx.x;
-  const int n0 = static_cast<int>(block % p.column_tiles) * kTile;
-  block /= p.column_tiles;
-  const int64_t m0 = block % p.row_tiles * kTile;
-  block /= p.row_tiles;
-  const int phase = static_cast<int>(block) % p.phases, group = static_cast<int>(block) / p.phases;
-  if (me < 3) {
-    int number = phase;
-    for (int axis_number = 2; axis_number > me; --axis_number) number /= kTransposed ? g.stride[axis_number] : 1;
-    axis[me] = axis_of(g, kTransposed, me, kTransposed ? number % g.stride[me] : 0);
-  }
-  __syncthreads();
+  const Place place = place_of<kTransposed>(p, kTile, kTile, axis);
+  const int64_t m0 = place.m0;
+  const int n0 = place.n0, group = place.group;
 
   const int depth = kTransposed ? g.cout : g.cin, n_all = kTransposed ? g.cin : g.cout;
   const int64_t source_pitch = static_cast<int64_t>(depth) * g.groups, result_pitch = static_cast<int64_t>(n_all) * g.groups;
@@ -237,6 +256,133 @@ __global__ void __launch_bounds__(kThreads) apply(Apply p) {
   }
 }
 
+// ---- the same on tensor cores: stages of kMmaDepth in flight, 16 bytes (eight channels of one tap) a copy
+
+constexpr int kMmaRows = 128, kMmaColumns = 64, kMmaDepth = 32, kStages = 3;
+constexpr int kAlongK = kMmaDepth + 8, kAlongN = kMmaColumns + 8;  // pitches; the 16 bytes put an ldmatrix in distinct banks
+constexpr int kStageA = kMmaRows * kAlongK, kStageB = kMmaColumns * kAlongK;
+static_assert(kMmaDepth * kAlongN <= kStageB);
+
+template <class T>
+__device__ inline void mma(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]) {
+  if constexpr (std::is_same_v<T, capo::BFloat16>)
+    gpu::mma_bf16(d, a, b);
+  else
+    gpu::mma_f16(d, a, b);
+}
+
+// Eight warps, 4 x 2, of 32 x 32 sums each. Weights lie [n][k] in shared memory, or [k][n] when transposed.
+template <class T, bool kTransposed>
+__global__ void __launch_bounds__(kThreads) apply_mma(Apply p) {
+  CAPO_SHARED(Axis, axis, 3);
+  using Eight = gpu::Pack<std::uint16_t, 8>;
+  CAPO_SHARED(Eight, a_stages, kStages * kStageA / 8);
+  CAPO_SHARED(Eight, b_stages, kStages * kStageB / 8);
+  std::uint16_t *const a_shared = &a_stages[0].v[0], *const b_shared = &b_stages[0].v[0];
+  const Geometry& g = p.g;
+  const int me = static_cast<int>(threadIdx.x), lane = me % gpu::kWarp, warp = me / gpu::kWarp;
+  const Place place = place_of<kTransposed>(p, kMmaRows, kMmaColumns, axis);
+
+  const int depth = kTransposed ? g.cout : g.cin, n_all = kTransposed ? g.cin : g.cout;
+  const int64_t source_pitch = static_cast<int64_t>(depth) * g.groups, result_pitch = static_cast<int64_t>(n_all) * g.groups;
+  const T* const source = static_cast<const T*>(p.source) + static_cast<int64_t>(place.group) * depth;
+  const T* const w = static_cast<const T*>(p.w) + static_cast<int64_t>(place.group) * g.cout * g.taps * g.cin;
+  const int64_t m_all = static_cast<int64_t>(g.batch) * axis[0].count * axis[1].count * axis[2].count;
+  const int k_all = place.m0 < m_all ? axis[0].taps * axis[1].taps * axis[2].taps * depth : 0;
+
+  // A thread copies eight columns of two rows of a, and eight weights.
+  constexpr int kPieces = kMmaDepth / 8, kRowStep = kThreads / kPieces, kCopies = kMmaRows / kRowStep;
+  static_assert(kRowStep == kMmaColumns && kMmaDepth * kMmaColumns == 8 * kThreads);
+  Position row[kCopies];
+  bool row_valid[kCopies];
+#pragma unroll
+  for (int i = 0; i < kCopies; ++i) {
+    const int64_t m = place.m0 + me / kPieces + i * kRowStep;
+    row_valid[i] = m < m_all;
+    row[i] = row_valid[i] ? source_of(axis, static_cast<int>(m)) : Position{};
+  }
+  const auto copy_step = [&](int k0) {
+    const int stage = k0 / kMmaDepth % kStages, k = me % kPieces * 8;
+    const Column c = column_of(g, axis, depth, k0 + k, k_all);
+    std::uint16_t* const a = a_shared + stage * kStageA + me / kPieces * kAlongK + k;
+#pragma unroll
+    for (int i = 0; i < kCopies; ++i) {
+      const int s0 = row[i].at[0] + c.move[0], s1 = row[i].at[1] + c.move[1], s2 = row[i].at[2] + c.move[2];
+      const bool valid = row_valid[i] && c.valid && inside(s0, axis[0].source) && inside(s1, axis[1].source) && inside(s2, axis[2].source);
+      const int pixel = ((row[i].image * axis[0].source + s0) * axis[1].source + s1) * axis[2].source + s2;
+      gpu::cp_async_16(a + i * kRowStep * kAlongK, valid ? source + pixel * source_pitch + c.channel : source, valid);
+    }
+    std::uint16_t* const b = b_shared + stage * kStageB;
+    if (kTransposed) {
+      const int kb = me / (kMmaColumns / 8), n = me % (kMmaColumns / 8) * 8;
+      const Column cb = column_of(g, axis, depth, k0 + kb, k_all);
+      const bool valid = cb.valid && place.n0 + n < n_all;
+      const int64_t at = (static_cast<int64_t>(cb.channel) * g.taps + cb.tap) * g.cin + place.n0 + n;
+      gpu::cp_async_16(b + kb * kAlongN + n, valid ? w + at : w, valid);
+    } else {
+      const int n = me / kPieces;
+      const bool valid = c.valid && place.n0 + n < n_all;
+      const int64_t at = (static_cast<int64_t>(place.n0 + n) * g.taps + c.tap) * g.cin + c.channel;
+      gpu::cp_async_16(b + n * kAlongK + k, valid ? w + at : w, valid);
+    }
+  };
+
+  const int m_warp = warp % 4 * 32, n_warp = warp / 4 * 32;
+  float sum[2][4][4] = {};
+#pragma unroll
+  for (int s = 0; s < kStages - 1; ++s) {
+    if (s * kMmaDepth < k_all) copy_step(s * kMmaDepth);
+    gpu::cp_async_commit();
+  }
+  for (int k0 = 0; k0 < k_all; k0 += kMmaDepth) {
+    gpu::cp_async_wait<kStages - 2>();
+    __syncthreads();  // the stage is there for all, and nobody reads the one that is filled next
+    if (k0 + (kStages - 1) * kMmaDepth < k_all) copy_step(k0 + (kStages - 1) * kMmaDepth);
+    gpu::cp_async_commit();
+    const std::uint16_t* const a = a_shared + k0 / kMmaDepth % kStages * kStageA;
+    const std::uint16_t* const b = b_shared + k0 / kMmaDepth % kStages * kStageB;
+#pragma unroll
+    for (int k = 0; k < kMmaDepth; k += 16) {
+      std::uint32_t u[2][4], v[2][4];  // v[j]: columns 16 j .. + 8 in its first two registers, the next eight in the others
+#pragma unroll
+      for (int i = 0; i < 2; ++i) gpu::ldmatrix(u[i], a + (m_warp + 16 * i + lane % 16) * kAlongK + k + lane / 16 * 8);
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        const int n = n_warp + 16 * j + lane / 16 * 8, half = lane / 8 % 2 * 8;
+        if (kTransposed)
+          gpu::ldmatrix_transposed(v[j], b + (k + half + lane % 8) * kAlongN + n);
+        else
+          gpu::ldmatrix(v[j], b + (n + lane % 8) * kAlongK + k + half);
+      }
+#pragma unroll
+      for (int i = 0; i < 2; ++i)
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          const std::uint32_t pair[2] = {v[j / 2][j % 2 * 2], v[j / 2][j % 2 * 2 + 1]};
+          mma<T>(sum[i][j], u[i], pair);
+        }
+    }
+  }
+  gpu::cp_async_wait<0>();
+
+  T* const result = static_cast<T*>(p.result) + static_cast<int64_t>(place.group) * n_all;
+  const T* const bias = p.bias ? static_cast<const T*>(p.bias) + static_cast<int64_t>(place.group) * n_all : nullptr;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const int64_t m = place.m0 + m_warp + 8 * i + lane / 4;
+    if (m >= m_all) continue;
+    T* const to = result + result_of(axis, static_cast<int>(m)) * result_pitch;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const int n = place.n0 + n_warp + 8 * j + lane % 4 * 2;
+      if (n >= n_all) continue;  // n_all comes in eights
+      float pair[2];
+      for (int e = 0; e < 2; ++e) pair[e] = sum[i / 2][j][i % 2 * 2 + e] + (bias ? gpu::load(bias[n + e]) : 0.0f);
+      gpu::store_many<2>(to + n, pair);
+    }
+  }
+}
+
 template <class T>
 void run_apply(const capo::ConvDirectArgs& p, const Geometry& g, void* stream) {
   Apply a{g, p.source, p.w, p.bias, p.result, 1, 0, 0};
@@ -245,9 +391,18 @@ void run_apply(const capo::ConvDirectArgs& p, const Geometry& g, void* stream) {
     positions *= p.transposed ? (g.in[i] + g.stride[i] - 1) / g.stride[i] : g.out[i];
     if (p.transposed) a.phases *= g.stride[i];
   }
-  a.row_tiles = (positions + kTile - 1) / kTile;
-  a.column_tiles = ((p.transposed ? g.cin : g.cout) + kTile - 1) / kTile;
+  const bool tensor_cores = sizeof(T) == 2 && g.cin % 8 == 0 && g.cout % 8 == 0 && gpu::aligned(p.source) &&
+                            gpu::aligned(p.w) && gpu::aligned(p.result);
+  const int rows = tensor_cores ? kMmaRows : kTile, columns = tensor_cores ? kMmaColumns : kTile;
+  a.row_tiles = (positions + rows - 1) / rows;
+  a.column_tiles = ((p.transposed ? g.cin : g.cout) + columns - 1) / columns;
   const int64_t blocks = g.groups * a.phases * a.row_tiles * a.column_tiles;
+  if constexpr (sizeof(T) == 2)
+    if (tensor_cores) {
+      p.transposed ? gpu::launch("conv_data_gradient", apply_mma<T, true>, blocks, kThreads, 0, stream, a)
+                   : gpu::launch("conv", apply_mma<T, false>, blocks, kThreads, 0, stream, a);
+      return;
+    }
   if (p.transposed)
     gpu::launch("conv_data_gradient", apply<T, true>, blocks, kThreads, 0, stream, a);
   else

@@ -158,6 +158,8 @@ std::vector<OpCase> op_cases() {
   c.samples.push_back(make_large("many positions", {3, 31, 33, 3}, {5, 3, 3, 3}, {.pad_before = {1}}));
   c.samples.push_back(make_large("many groups", {1, 13, 13, 64}, {64, 3, 3, 2}, {.pad_before = {1}, .groups = 32}));
   c.samples.push_back(make_large("depthwise, many channels", {2, 9, 11, 83}, {83, 3, 3, 1}, {.stride = {2}, .pad_before = {1}, .groups = 83}));
+  c.samples.push_back(make_large("channels in eights", {2, 9, 11, 48}, {144, 3, 3, 24}, {.stride = {2}, .pad_before = {1}, .groups = 2}));
+  t.samples.push_back(make_large("channels in eights", {1, 7, 9, 48}, {48, 3, 3, 72}, {.stride = {2}, .pad_before = {1}}, true));
   t.samples.push_back(make_large("many channels", {1, 5, 6, 70}, {70, 4, 4, 67}, {.stride = {2}, .pad_before = {1}}, true));
 
   const Tensor x = normal({1, 5, 5, 4}, "x"), w = normal({6, 3, 3, 4}, "w");
