@@ -3,7 +3,8 @@
 #pragma once
 
 #include <capo/ops/attention.h>
-#include <capo/ops/layer_norm.h>
+
+#include <cstdint>
 
 namespace capo {
 
@@ -28,10 +29,6 @@ namespace kernels {
 
 void sum_cuda(const SumArgs& args, void* stream);
 void column_sum_cuda(const ColumnSumArgs& args, void* stream);
-
-// f32 x and weights. items = rows; items = chunks of kLayerNormChunk rows, whose parts column_sum_cuda adds up.
-void layer_norm_cuda(const LayerNormArgs& args, std::int64_t items, void* stream);
-void layer_norm_backward_cuda(const LayerNormBackwardArgs& args, std::int64_t items, void* stream);
 
 // bf16, d = dv = 64, 16-byte aligned rows; f32 accumulation, lse f32. batches is B (args.chunk and chunks are not read).
 void attention_64_cuda(const AttentionArgs& args, std::int64_t batches, void* stream);

@@ -1,123 +1,378 @@
+// layer_norm and rms_norm over the last axis. Rows of up to 1,536 aligned elements live in the registers of one warp, so that
+// x (and dy) is read once; others are read again from the cache. Statistics and sums are f32.
 #include <capo/cuda/block_sum.cuh>
-#include <capo/cuda/gpu.h>
-#include <capo/cuda/kernels.h>
+#include <capo/cuda/pack.cuh>
+#include <capo/ops/layer_norm.h>
 
 namespace {
 
-using capo::gpu::kWarp;
+namespace gpu = capo::gpu;
+using gpu::kWarp;
 
-constexpr int kRowThreads = 128;
+constexpr int kThreads = 256;
+constexpr int kWarps = kThreads / kWarp;
+constexpr int kWidth = 8;                     // elements of one access pattern: 16 bytes of 16-bit types, 32 of f32
+constexpr int kStep = kWidth * kWarp;         // elements that a warp covers at once
+constexpr int kMostSteps = 6;                 // of a row in registers
 constexpr int kChunk = static_cast<int>(capo::kLayerNormChunk);
 
+template <class T, class W>
 struct Forward {
-  const float *x, *weight, *bias;
-  float *y, *mean, *rstd;
-  std::int64_t columns;
+  const T* x;
+  const W *weight, *bias;  // or null
+  T* y;
+  float *mean, *rstd;      // or null
+  std::int64_t rows, columns;
   float eps;
   bool rms;
 };
 
-// One block per row; the variance in a second pass, around the mean.
-__global__ void __launch_bounds__(kRowThreads) layer_norm_forward(Forward a) {
-  const std::int64_t row = blockIdx.x;
-  const float* const x = a.x + row * a.columns;
-  const float n = static_cast<float>(a.columns);
-  float mean = 0;
-  if (!a.rms) {
-    for (std::int64_t c = threadIdx.x; c < a.columns; c += kRowThreads) mean += x[c];
-    mean = capo::gpu::block_sum<kRowThreads>(mean) / n;
-  }
-  float square = 0;
-  for (std::int64_t c = threadIdx.x; c < a.columns; c += kRowThreads) square += (x[c] - mean) * (x[c] - mean);
-  const float rstd = 1.0f / sqrtf(capo::gpu::block_sum<kRowThreads>(square) / n + a.eps);
-  for (std::int64_t c = threadIdx.x; c < a.columns; c += kRowThreads) {
-    const float h = (x[c] - mean) * rstd;
-    a.y[row * a.columns + c] = h * (a.weight ? a.weight[c] : 1.0f) + (a.bias ? a.bias[c] : 0.0f);
-  }
-  if (threadIdx.x != 0) return;
-  if (a.mean) a.mean[row] = mean;
-  if (a.rstd) a.rstd[row] = rstd;
+// out[0..N) of a weight or bias, or the value that stands for an absent one.
+template <int N, class W>
+__device__ inline void load_or(const W* p, std::int64_t at, float otherwise, float* out) {
+  if (p) return gpu::load_many<N>(p + at, out);
+  for (int j = 0; j < N; ++j) out[j] = otherwise;
 }
 
+struct Moments {
+  float mean, rest, rstd;  // the mean is mean + rest: what rounding it lost
+};
+// From the sums of x - mean and of their squares.
+__device__ inline Moments moments_of(float mean, float sum, float square, float n, float eps) {
+  const float rest = sum / n, var = (square - sum * rest) / n;
+  return {mean, rest, 1.0f / sqrtf((var > 0 || var != var ? var : 0.0f) + eps)};
+}
+
+template <int N, class T, class W>
+__device__ inline void write_normal(const Forward<T, W>& a, std::int64_t row, std::int64_t c, const Moments& m, const float* x) {
+  float w[N], b[N], y[N];
+  load_or<N>(a.weight, c, 1.0f, w);
+  load_or<N>(a.bias, c, 0.0f, b);
+  for (int j = 0; j < N; ++j) y[j] = ((x[j] - m.mean) - m.rest) * m.rstd * w[j] + b[j];
+  gpu::store_many<N>(a.y + row * a.columns + c, y);
+}
+
+template <class T, class W>
+__device__ inline void write_moments(const Forward<T, W>& a, std::int64_t row, const Moments& m) {
+  if (a.mean) a.mean[row] = m.mean + m.rest;
+  if (a.rstd) a.rstd[row] = m.rstd;
+}
+
+// One warp per row, which stays in registers.
+template <class T, class W, int kSteps>
+__global__ void __launch_bounds__(kThreads) forward_kept(Forward<T, W> a) {
+  const int lane = threadIdx.x % kWarp;
+  const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp;
+  if (row >= a.rows) return;  // the whole warp
+  const float n = static_cast<float>(a.columns);
+  float x[kSteps][kWidth];
+  float mean = 0;
+#pragma unroll
+  for (int k = 0; k < kSteps; ++k) {
+    const int c = k * kStep + lane * kWidth;
+    if (c < a.columns) gpu::load_many<kWidth>(a.x + row * a.columns + c, x[k]);
+    for (int j = 0; j < kWidth; ++j) {
+      if (c >= a.columns) x[k][j] = 0;
+      mean += x[k][j];
+    }
+  }
+  mean = a.rms ? 0.0f : gpu::warp_sum(mean) / n;
+  float sum = 0, square = 0;
+#pragma unroll
+  for (int k = 0; k < kSteps; ++k)
+    if (k * kStep + lane * kWidth < a.columns)
+      for (int j = 0; j < kWidth; ++j) {
+        const float d = x[k][j] - mean;
+        sum += d;
+        square += d * d;
+      }
+  const Moments m = moments_of(mean, a.rms ? 0.0f : gpu::warp_sum(sum), gpu::warp_sum(square), n, a.eps);
+#pragma unroll
+  for (int k = 0; k < kSteps; ++k) {
+    const int c = k * kStep + lane * kWidth;
+    if (c < a.columns) write_normal<kWidth>(a, row, c, m, x[k]);
+  }
+  if (lane == 0) write_moments(a, row, m);
+}
+
+// The threads that share a row: a warp, or a block.
+template <int kTeam>
+__device__ inline float team_sum(float v) {
+  if constexpr (kTeam == kWarp)
+    return gpu::warp_sum(v);
+  else
+    return gpu::block_sum<kTeam>(v);
+}
+
+// kTeam threads per row, N elements at a time; any number of columns. Blocks of kThreads.
+template <class T, class W, int N, int kTeam>
+__global__ void __launch_bounds__(kThreads) forward_read(Forward<T, W> a) {
+  const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * (kThreads / kTeam) + threadIdx.x / kTeam;
+  if (row >= a.rows) return;  // the whole team
+  const std::int64_t first = N * static_cast<std::int64_t>(threadIdx.x % kTeam), step = N * kTeam;
+  const T* x = a.x + row * a.columns;
+  const float n = static_cast<float>(a.columns);
+  float mean = 0, v[N];
+  if (!a.rms) {
+    for (std::int64_t c = first; c < a.columns; c += step) {
+      gpu::load_many<N>(x + c, v);
+      for (int j = 0; j < N; ++j) mean += v[j];
+    }
+    mean = team_sum<kTeam>(mean) / n;
+  }
+  float sum = 0, square = 0;
+  for (std::int64_t c = first; c < a.columns; c += step) {
+    gpu::load_many<N>(x + c, v);
+    for (int j = 0; j < N; ++j) {
+      const float d = v[j] - mean;
+      sum += d;
+      square += d * d;
+    }
+  }
+  sum = a.rms ? 0.0f : team_sum<kTeam>(sum);
+  const Moments m = moments_of(mean, sum, team_sum<kTeam>(square), n, a.eps);
+  for (std::int64_t c = first; c < a.columns; c += step) {
+    gpu::load_many<N>(x + c, v);
+    write_normal<N>(a, row, c, m, v);
+  }
+  if (first == 0) write_moments(a, row, m);
+}
+
+template <class T, class W>
 struct Backward {
-  const float *x, *dy, *weight, *mean, *rstd;
-  float *dx, *dweight, *dbias;
+  const T *x, *dy;
+  const W* weight;
+  const float *mean, *rstd;            // or null: 0
+  T* dx;                               // or null
+  float *dweight_part, *dbias_part;    // each or null
   std::int64_t rows, columns;
   bool rms;
 };
 
-constexpr int kThreads = 256;
+// With g = dy weight: dx = rstd (g - shift - (x - mean) slope), shift = mean(g), slope = mean(g (x - mean)) rstd^2.
+struct Slopes {
+  float mean, rstd, shift, slope;
+};
 
-// One block per chunk of rows. dx: a warp per row, dx = rstd (g - mean(g) - h mean(g h)) with g = dy weight,
-// h = (x - mean) rstd. Parts: a thread per column runs down the chunk's rows, which are then in cache.
-__global__ void __launch_bounds__(kThreads) layer_norm_backward(Backward a) {
-  CAPO_SHARED(float, mean, kChunk);
-  CAPO_SHARED(float, rstd, kChunk);
-  const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * kChunk;
-  const int rows = static_cast<int>(a.rows - first < kChunk ? a.rows - first : kChunk);
-  for (int r = threadIdx.x; r < rows; r += kThreads) {
-    mean[r] = a.rms || !a.mean ? 0.0f : a.mean[first + r];
-    rstd[r] = a.rstd ? a.rstd[first + r] : 0.0f;
-  }
-  __syncthreads();
-  const int lane = threadIdx.x % kWarp;
-  if (a.dx)
-    for (int r = threadIdx.x / kWarp; r < rows; r += kThreads / kWarp) {
-      const std::int64_t at = (first + r) * a.columns;
-      float g_sum = 0, gh_sum = 0;
-      for (std::int64_t c = lane; c < a.columns; c += kWarp) {
-        const float g = a.dy[at + c] * (a.weight ? a.weight[c] : 1.0f);
-        g_sum += g;
-        gh_sum += g * (a.x[at + c] - mean[r]) * rstd[r];
-      }
-      const float n = static_cast<float>(a.columns);
-      const float g_mean = a.rms ? 0.0f : capo::gpu::warp_sum(g_sum) / n;
-      const float gh_mean = capo::gpu::warp_sum(gh_sum) / n;
-      for (std::int64_t c = lane; c < a.columns; c += kWarp) {
-        const float g = a.dy[at + c] * (a.weight ? a.weight[c] : 1.0f);
-        a.dx[at + c] = rstd[r] * (g - g_mean - (a.x[at + c] - mean[r]) * rstd[r] * gh_mean);
-      }
-    }
-  if (!a.dweight && !a.dbias) return;
-  for (std::int64_t c = threadIdx.x; c < a.columns; c += kThreads) {
-    float dw = 0, db = 0;
-    for (int r = 0; r < rows; ++r) {
-      const std::int64_t at = (first + r) * a.columns + c;
-      const float dy = a.dy[at];
-      db += dy;
-      if (a.dweight) dw += dy * (a.x[at] - mean[r]) * rstd[r];
-    }
-    if (a.dweight) a.dweight[blockIdx.x * a.columns + c] = dw;
-    if (a.dbias) a.dbias[blockIdx.x * a.columns + c] = db;
+template <int N, class T, class W>
+__device__ inline void write_dx(const Backward<T, W>& a, std::int64_t row, std::int64_t c, const Slopes& s, const float* x,
+                                const float* dy) {
+  float w[N], dx[N];
+  load_or<N>(a.weight, c, 1.0f, w);
+  for (int j = 0; j < N; ++j) dx[j] = (dy[j] * w[j] - s.shift - (x[j] - s.mean) * s.slope) * s.rstd;
+  gpu::store_many<N>(a.dx + row * a.columns + c, dx);
+}
+
+// Adds what N elements give to the sums of g and of g (x - mean).
+template <int N, class T, class W>
+__device__ inline void add_g(const Backward<T, W>& a, std::int64_t c, float mean, const float* x, const float* dy, float& g_sum,
+                             float& gx_sum) {
+  float w[N];
+  load_or<N>(a.weight, c, 1.0f, w);
+  for (int j = 0; j < N; ++j) {
+    const float g = dy[j] * w[j];
+    g_sum += g;
+    gx_sum += g * (x[j] - mean);
   }
 }
 
-const float* in(const void* p) { return static_cast<const float*>(p); }
-float* out(void* p) { return static_cast<float*>(p); }
+// own[k][j] of all warps, added up in their order, becomes row `chunk` of part.
+template <int kSteps>
+__device__ inline void join_warps(const float (&own)[kSteps][kWidth], float* all, float* part, std::int64_t columns) {
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+#pragma unroll
+  for (int k = 0; k < kSteps; ++k) {
+    const int c = k * kStep + lane * kWidth;
+    if (c < columns)
+      for (int j = 0; j < kWidth; ++j) all[warp * columns + c + j] = own[k][j];
+  }
+  __syncthreads();
+  for (int c = threadIdx.x; c < columns; c += kThreads) {
+    float sum = 0;
+    for (int w = 0; w < kWarps; ++w) sum += all[w * columns + c];
+    part[blockIdx.x * columns + c] = sum;
+  }
+  __syncthreads();
+}
 
-void check_f32(const char* op, capo::DType dtype, capo::DType weight_dtype) {
-  CAPO_CHECK(dtype == capo::f32 && weight_dtype == capo::f32, op, ": the CUDA kernel is f32 only, got ", dtype,
-             " with weights of ", weight_dtype);
+// One block per chunk of rows, one warp per row: x and dy are read once, the weight's sums stay in registers.
+template <class T, class W, int kSteps>
+__global__ void __launch_bounds__(kThreads) backward_kept(Backward<T, W> a) {
+  CAPO_SHARED_DYNAMIC(carve);
+  float* const all = carve.template take<float>(kWarps * static_cast<int>(a.columns));
+  const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * kChunk;
+  const std::int64_t last = first + kChunk < a.rows ? first + kChunk : a.rows;
+  const int lane = threadIdx.x % kWarp;
+  const float n = static_cast<float>(a.columns);
+  float dw[kSteps][kWidth] = {}, db[kSteps][kWidth] = {};
+  for (std::int64_t row = first + threadIdx.x / kWarp; row < last; row += kWarps) {
+    Slopes s{a.mean ? a.mean[row] : 0.0f, a.rstd ? a.rstd[row] : 0.0f, 0, 0};
+    float x[kSteps][kWidth], dy[kSteps][kWidth];
+    float g_sum = 0, gx_sum = 0;
+#pragma unroll
+    for (int k = 0; k < kSteps; ++k) {
+      const int c = k * kStep + lane * kWidth;
+      for (int j = 0; j < kWidth; ++j) x[k][j] = dy[k][j] = 0;
+      if (c >= a.columns) continue;
+      gpu::load_many<kWidth>(a.dy + row * a.columns + c, dy[k]);
+      if (a.x) gpu::load_many<kWidth>(a.x + row * a.columns + c, x[k]);
+      if (a.dx) add_g<kWidth>(a, c, s.mean, x[k], dy[k], g_sum, gx_sum);
+      for (int j = 0; j < kWidth; ++j) {
+        dw[k][j] += dy[k][j] * ((x[k][j] - s.mean) * s.rstd);
+        db[k][j] += dy[k][j];
+      }
+    }
+    if (!a.dx) continue;
+    s.shift = a.rms ? 0.0f : gpu::warp_sum(g_sum) / n;
+    s.slope = gpu::warp_sum(gx_sum) * s.rstd * s.rstd / n;
+#pragma unroll
+    for (int k = 0; k < kSteps; ++k) {
+      const int c = k * kStep + lane * kWidth;
+      if (c < a.columns) write_dx<kWidth>(a, row, c, s, x[k], dy[k]);
+    }
+  }
+  if (a.dweight_part) join_warps(dw, all, a.dweight_part, a.columns);
+  if (a.dbias_part) join_warps(db, all, a.dbias_part, a.columns);
+}
+
+template <class T, class W, int N, int kTeam>
+__global__ void __launch_bounds__(kThreads) dx_read(Backward<T, W> a) {
+  const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * (kThreads / kTeam) + threadIdx.x / kTeam;
+  if (row >= a.rows) return;  // the whole team
+  const std::int64_t first = N * static_cast<std::int64_t>(threadIdx.x % kTeam), step = N * kTeam, at = row * a.columns;
+  const float n = static_cast<float>(a.columns);
+  Slopes s{a.mean ? a.mean[row] : 0.0f, a.rstd[row], 0, 0};
+  float g_sum = 0, gx_sum = 0, x[N], dy[N];
+  for (std::int64_t c = first; c < a.columns; c += step) {
+    gpu::load_many<N>(a.x + at + c, x);
+    gpu::load_many<N>(a.dy + at + c, dy);
+    add_g<N>(a, c, s.mean, x, dy, g_sum, gx_sum);
+  }
+  g_sum = team_sum<kTeam>(g_sum);
+  s.shift = a.rms ? 0.0f : g_sum / n;
+  s.slope = team_sum<kTeam>(gx_sum) * s.rstd * s.rstd / n;
+  for (std::int64_t c = first; c < a.columns; c += step) {
+    gpu::load_many<N>(a.x + at + c, x);
+    gpu::load_many<N>(a.dy + at + c, dy);
+    write_dx<N>(a, row, c, s, x, dy);
+  }
+}
+
+// One block per chunk of rows and kThreads columns, a thread per column.
+template <class T, class W>
+__global__ void __launch_bounds__(kThreads) parts_read(Backward<T, W> a, std::int64_t tiles) {
+  const std::int64_t chunk = blockIdx.x / tiles, c = (blockIdx.x - chunk * tiles) * kThreads + threadIdx.x;
+  if (c >= a.columns) return;
+  const std::int64_t first = chunk * kChunk, last = first + kChunk < a.rows ? first + kChunk : a.rows;
+  float dw = 0, db = 0;
+  for (std::int64_t row = first; row < last; ++row) {
+    const float dy = gpu::load(a.dy[row * a.columns + c]);
+    db += dy;
+    if (a.dweight_part) dw += dy * ((gpu::load(a.x[row * a.columns + c]) - (a.mean ? a.mean[row] : 0.0f)) * a.rstd[row]);
+  }
+  if (a.dweight_part) a.dweight_part[chunk * a.columns + c] = dw;
+  if (a.dbias_part) a.dbias_part[chunk * a.columns + c] = db;
+}
+
+// The second stage: 32 columns of one of two tables per block, sixteen rows at a time; then those, in order.
+constexpr int kJoinRows = 16;
+template <class W>
+struct Join {
+  const float* part[2];
+  W* out[2];  // null: nothing to do
+};
+template <class W>
+__global__ void __launch_bounds__(kJoinRows * kWarp) join_chunks(Join<W> a, std::int64_t chunks, std::int64_t columns) {
+  CAPO_SHARED(float, sums, kJoinRows * kWarp);
+  const std::int64_t tiles = (columns + kWarp - 1) / kWarp;
+  const int which = blockIdx.x >= tiles ? 1 : 0, lane = threadIdx.x % kWarp, row = threadIdx.x / kWarp;
+  const std::int64_t c = (blockIdx.x - which * tiles) * kWarp + lane;
+  W* const out = which ? a.out[1] : a.out[0];
+  const float* const part = which ? a.part[1] : a.part[0];
+  float sum = 0;
+  if (out && c < columns) {
+#pragma unroll 4
+    for (std::int64_t k = row; k < chunks; k += kJoinRows) sum += part[k * columns + c];
+  }
+  sums[threadIdx.x] = sum;
+  __syncthreads();
+  if (!out || c >= columns || row != 0) return;
+  for (int r = 1; r < kJoinRows; ++r) sum += sums[r * kWarp + lane];
+  out[c] = gpu::Store<W>::from(sum);
+}
+
+// Calls f with the number of steps that hold a row in registers, as a constant; false when none does.
+template <class F>
+bool with_steps(std::int64_t columns, const F& f) {
+  const std::int64_t steps = (columns + kStep - 1) / kStep;
+  if (steps > kMostSteps) return false;
+  if (steps <= 1) f(std::integral_constant<int, 1>());
+  else if (steps == 2) f(std::integral_constant<int, 2>());
+  else if (steps == 3) f(std::integral_constant<int, 3>());
+  else if (steps == 4) f(std::integral_constant<int, 4>());
+  else f(std::integral_constant<int, kMostSteps>());
+  return true;
+}
+
+template <class T, class W>
+void run_forward(const capo::LayerNormArgs& p, void* stream) {
+  const Forward<T, W> a{static_cast<const T*>(p.x), static_cast<const W*>(p.weight), static_cast<const W*>(p.bias),
+                        static_cast<T*>(p.y), static_cast<float*>(p.mean), static_cast<float*>(p.rstd),
+                        p.rows, p.columns, static_cast<float>(p.eps), p.rms};
+  const char* name = "layer_norm_forward";
+  const std::int64_t by_warps = (p.rows + kWarps - 1) / kWarps;
+  if (!gpu::packs(p.columns, kWidth, p.x, p.y, p.weight, p.bias))
+    return gpu::launch(name, forward_read<T, W, 1, kWarp>, by_warps, kThreads, 0, stream, a);
+  const auto kept = [&](auto steps) { gpu::launch(name, forward_kept<T, W, steps()>, by_warps, kThreads, 0, stream, a); };
+  if (!with_steps(p.columns, kept)) gpu::launch(name, forward_read<T, W, kWidth, kThreads>, p.rows, kThreads, 0, stream, a);
+}
+
+template <class T, class W>
+void run_backward(const capo::LayerNormBackwardArgs& p, std::int64_t chunks, void* stream) {
+  const Backward<T, W> a{static_cast<const T*>(p.x), static_cast<const T*>(p.dy), static_cast<const W*>(p.weight),
+                         p.rms ? nullptr : static_cast<const float*>(p.mean), static_cast<const float*>(p.rstd),
+                         static_cast<T*>(p.dx), static_cast<float*>(p.dweight_part), static_cast<float*>(p.dbias_part),
+                         p.rows, p.columns, p.rms};
+  const char* name = "layer_norm_backward";
+  const bool parts = p.dweight_part || p.dbias_part, packed = gpu::packs(p.columns, kWidth, p.x, p.dy, p.weight, p.dx);
+  const std::size_t shared = gpu::shared_bytes<float>(static_cast<std::size_t>(kWarps * p.columns));
+  const auto kept = [&](auto steps) { gpu::launch(name, backward_kept<T, W, steps()>, chunks, kThreads, shared, stream, a); };
+  if (!packed || !with_steps(p.columns, kept)) {
+    if (p.dx && packed) gpu::launch(name, dx_read<T, W, kWidth, kThreads>, p.rows, kThreads, 0, stream, a);
+    if (p.dx && !packed)
+      gpu::launch(name, dx_read<T, W, 1, kWarp>, (p.rows + kWarps - 1) / kWarps, kThreads, 0, stream, a);
+    const std::int64_t tiles = (p.columns + kThreads - 1) / kThreads;
+    if (parts) gpu::launch(name, parts_read<T, W>, chunks * tiles, kThreads, 0, stream, a, tiles);
+  }
+  if (!p.dweight && !p.dbias) return;
+  const Join<W> join{{a.dweight_part, a.dbias_part}, {static_cast<W*>(p.dweight), static_cast<W*>(p.dbias)}};
+  gpu::launch("layer_norm_join", join_chunks<W>, 2 * ((p.columns + kWarp - 1) / kWarp), kJoinRows * kWarp, 0, stream, join,
+              chunks, p.columns);
+}
+
+// Calls f(T{}, W{}): W is the weights' type, x's own or f32.
+template <class F>
+void for_types(bool rms, capo::DType dtype, capo::DType weight_dtype, const F& f) {
+  gpu::for_floating(rms ? "rms_norm" : "layer_norm", dtype, [&](auto t) {
+    if (weight_dtype == capo::f32)
+      f(t, float{});
+    else
+      f(t, t);
+  });
 }
 
 }  // namespace
 
 namespace capo::kernels {
 
-void layer_norm_cuda(const LayerNormArgs& a, std::int64_t items, void* stream) {
-  if (items == 0 || a.columns == 0) return;
-  check_f32(a.rms ? "rms_norm" : "layer_norm", a.dtype, a.weight_dtype);
-  const Forward f{in(a.x), in(a.weight), in(a.bias), out(a.y), out(a.mean), out(a.rstd),
-                  a.columns, static_cast<float>(a.eps), a.rms};
-  gpu::launch("layer_norm_forward", layer_norm_forward, items, kRowThreads, 0, stream, f);
+void layer_norm_cuda(const LayerNormArgs& a, std::int64_t, void* stream) {
+  if (a.columns == 0) return;
+  for_types(a.rms, a.dtype, a.weight_dtype, [&](auto t, auto w) { run_forward<decltype(t), decltype(w)>(a, stream); });
 }
 
-void layer_norm_backward_cuda(const LayerNormBackwardArgs& a, std::int64_t items, void* stream) {
-  if (items == 0 || a.columns == 0) return;
-  check_f32(a.rms ? "rms_norm" : "layer_norm", a.dtype, a.weight_dtype);
-  const Backward b{in(a.x), in(a.dy), in(a.weight), in(a.mean), in(a.rstd), out(a.dx), out(a.dweight_part),
-                   out(a.dbias_part), a.rows, a.columns, a.rms};
-  gpu::launch("layer_norm_backward", layer_norm_backward, items, kThreads, 0, stream, b);
+void layer_norm_backward_cuda(const LayerNormBackwardArgs& a, std::int64_t chunks, void* stream) {
+  if (a.columns == 0) return;
+  for_types(a.rms, a.dtype, a.weight_dtype, [&](auto t, auto w) { run_backward<decltype(t), decltype(w)>(a, chunks, stream); });
 }
 
 }  // namespace capo::kernels

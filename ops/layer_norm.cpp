@@ -10,8 +10,8 @@
 
 namespace capo {
 
-CAPO_KERNEL(layer_norm, LayerNormArgs)
-CAPO_KERNEL(layer_norm_backward, LayerNormBackwardArgs)
+CAPO_KERNEL_CUDA(layer_norm, LayerNormArgs)
+CAPO_KERNEL_CUDA(layer_norm_backward, LayerNormBackwardArgs)
 
 namespace {
 
@@ -43,18 +43,23 @@ Grads fused_backward(const Saved& saved, const Tensor& dy0, DType weight_dtype, 
   const std::int64_t columns = dy.size(-1), rows = columns ? dy.numel() / columns : 0;
   const std::int64_t chunks = (rows + kLayerNormChunk - 1) / kLayerNormChunk;
   Grads out(3);
+  const bool joined = device.is_cuda() && chunks > 0;  // the kernel adds up the parts itself
   Tensor part[2];
   if (need[0]) out[0] = empty_like(dy);
   for (int i = 0; i < 2; ++i)
-    if (need[i + 1]) part[i] = empty({chunks, columns}, acc, device);
+    if (need[i + 1]) {
+      part[i] = empty({chunks, columns}, acc, device);
+      if (joined) out[static_cast<std::size_t>(i + 1)] = empty({columns}, weight_dtype, device);
+    }
   const bool reads_x = need[0] || need[1];
   const LayerNormBackwardArgs args{dy.dtype(), weight_dtype, rms,
                                    reads_x ? data_or_null(x) : nullptr, data_or_null(dy), data_or_null(w),
                                    data_or_null(saved[2]), data_or_null(saved[3]),
-                                   data_or_null(out[0]), data_or_null(part[0]), data_or_null(part[1]), rows, columns};
+                                   data_or_null(out[0]), data_or_null(part[0]), data_or_null(part[1]), rows, columns,
+                                   data_or_null(out[1]), data_or_null(out[2])};
   launch(kernels::layer_norm_backward, device, args, chunks, 1);
   for (int i = 0; i < 2; ++i)
-    if (need[i + 1]) out[static_cast<std::size_t>(i + 1)] = cast(sum(part[i], {0}), weight_dtype);
+    if (need[i + 1] && !joined) out[static_cast<std::size_t>(i + 1)] = cast(sum(part[i], {0}), weight_dtype);
   return out;
 }
 

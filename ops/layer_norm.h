@@ -43,6 +43,7 @@ struct LayerNormBackwardArgs {
   void* dx;                           // or null
   void *dweight_part, *dbias_part;    // [chunks, columns], f32 (f64 for f64); each or null
   std::int64_t rows, columns;
+  void *dweight = nullptr, *dbias = nullptr;  // [columns], the parts' sums in weight_dtype: written on CUDA only, or null
 };
 
 }  // namespace capo
