@@ -11,7 +11,7 @@
 
 namespace capo {
 
-CAPO_KERNEL(cross_entropy, CrossEntropyArgs)
+CAPO_KERNEL_CUDA(cross_entropy, CrossEntropyArgs)
 
 namespace {
 
