@@ -30,8 +30,9 @@ namespace kernels {
 void sum_cuda(const SumArgs& args, void* stream);
 void column_sum_cuda(const ColumnSumArgs& args, void* stream);
 
-// bf16, d = dv = 64, 16-byte aligned rows; f32 accumulation, lse f32. batches is B (args.chunk and chunks are not read).
-void attention_64_cuda(const AttentionArgs& args, std::int64_t batches, void* stream);
+// Attention forward on tensor cores, items (b, h) pairs: false, having done nothing, unless the dtype is 16-bit, the rows of
+// q, k and v are 16-byte aligned, the heads at most 160 wide and dv even.
+bool attention_mma(const AttentionArgs& args, std::int64_t items, void* stream);
 
 }  // namespace kernels
 }  // namespace capo

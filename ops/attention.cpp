@@ -13,9 +13,9 @@
 
 namespace capo {
 
-CAPO_KERNEL(attention, AttentionArgs)
-CAPO_KERNEL(attention_backward, AttentionGradArgs)
-CAPO_KERNEL(lse_merge, LseMergeArgs)
+CAPO_KERNEL_CUDA(attention, AttentionArgs)
+CAPO_KERNEL_CUDA(attention_backward, AttentionGradArgs)
+CAPO_KERNEL_CUDA(lse_merge, LseMergeArgs)
 
 namespace {
 
@@ -67,8 +67,11 @@ Tensor probabilities(const Tensor& q, const Tensor& k, const Tensor& bias, const
 }
 
 // Inputs q, k, v, bias; saved {q, k, v, bias, o, lse}.
-Grads composite_gradient(const Saved& s, const Tensor& d_o, const Tensor& dlse, Needs need, double scale, bool causal) {
-  const Tensor q = s[0], k = s[1], v = s[2], bias = s[3], o = s[4], lse = s[5];
+Grads composite_gradient(const Saved& s, const Tensor& d_o0, const Tensor& dlse, Needs need, double scale, bool causal) {
+  const DType t = s[0].dtype();
+  const auto wide = [&](const Tensor& x) { return x.defined() && is_half(t) ? cast(x, f32) : x; };  // as lse is
+  const auto narrow = [&](const Tensor& x) { return x.defined() && is_half(t) ? cast(x, t) : x; };
+  const Tensor q = wide(s[0]), k = wide(s[1]), v = wide(s[2]), bias = wide(s[3]), o = wide(s[4]), lse = s[5], d_o = wide(d_o0);
   const Tensor p = probabilities(q, k, bias, lse, scale, causal);
   const bool scores = need[0] || need[1] || need[3];
   Tensor ds, dq, dk, dv, dbias;
@@ -84,7 +87,7 @@ Grads composite_gradient(const Saved& s, const Tensor& d_o, const Tensor& dlse, 
   if (need[1]) dk = heads_first(matmul(transpose(ds, -2, -1), heads_first(q)) * scale);
   if (need[2]) dv = d_o.defined() ? heads_first(matmul(transpose(p, -2, -1), heads_first(d_o))) : Tensor();
   if (need[3]) dbias = sum_to(ds, bias.shape());
-  return {dq, dk, dv, dbias};
+  return {narrow(dq), narrow(dk), narrow(dv), narrow(dbias)};
 }
 
 Grads fused_gradient(const Saved& s, const Tensor& d_o0, const Tensor& dlse0, Needs need, double scale, bool causal) {
@@ -94,7 +97,7 @@ Grads fused_gradient(const Saved& s, const Tensor& d_o0, const Tensor& dlse0, Ne
   const auto like = [&](bool wanted, const Tensor& x) { return wanted ? empty(x.shape(), x.dtype(), x.device()) : Tensor(); };
   const Tensor dq = like(need[0], q), dk = like(need[1], k), dv = like(need[2], v), delta = empty_like(lse);
   Tensor dbias;
-  if (need[3]) dbias = empty({q.size(0), q.size(2), q.size(1), k.size(1)}, q.dtype(), q.device());
+  if (need[3]) dbias = empty({q.size(0), q.size(2), q.size(1), k.size(1)}, lse.dtype(), q.device());
   if (!q.device().is_meta()) {
     AttentionGradArgs g{};
     g.forward = args_of(q, k, v, bias, scale, causal);
@@ -108,7 +111,7 @@ Grads fused_gradient(const Saved& s, const Tensor& d_o0, const Tensor& dlse0, Ne
     if (need[3]) g.dbias = dbias.data();
     launch(kernels::attention_backward, q.device(), g, q.size(0) * q.size(2), 1);
   }
-  return {dq, dk, dv, need[3] ? sum_to(dbias, bias.shape()) : Tensor()};
+  return {dq, dk, dv, need[3] ? cast(sum_to(dbias, bias.shape()), q.dtype()) : Tensor()};
 }
 
 LseMergeArgs merge_args(const Tensor& o1, const Tensor& lse1, const Tensor& o2, const Tensor& lse2) {
@@ -177,15 +180,15 @@ AttentionOut attention(const Tensor& q0, const Tensor& k0, const Tensor& v0, con
   const Tensor q = readable(q0), k = readable(k0), v = readable(v0), bias = bias0;
   const double scale = options.scale != 0 ? options.scale : 1 / std::sqrt(static_cast<double>(d));
   const bool causal = options.causal;
-  const Tensor o = empty({B, nq, H, dv}, t, q.device()), lse = empty({B, H, nq}, t, q.device());
+  const Tensor o = empty({B, nq, H, dv}, t, q.device()), lse = empty({B, H, nq}, is_half(t) ? f32 : t, q.device());
   if (!q.device().is_meta()) {
     AttentionArgs p = args_of(q, k, v, bias, scale, causal);
     p.o = o.data(), p.lse = lse.data();
-    // Few heads: the queries are cut as well, into blocks fixed by the shape.
+    // CPU, few heads: the queries are cut as well, into blocks fixed by the shape. CUDA cuts them itself.
     const std::int64_t wanted = B * H < 16 && B * H > 0 ? (16 + B * H - 1) / (B * H) : 1;
     p.chunk = (nq + wanted - 1) / wanted;
     p.chunk = p.chunk > 512 ? 512 : p.chunk < 48 ? 48 : p.chunk;
-    p.chunks = (nq + p.chunk - 1) / p.chunk;
+    p.chunks = q.device().is_cuda() ? 1 : (nq + p.chunk - 1) / p.chunk;
     launch(kernels::attention, q.device(), p, B * H * p.chunks, 1);
   }
   const std::vector<Tensor> y = record_many(
@@ -249,7 +252,7 @@ Tensor attention_map(const Tensor& q, const Tensor& k, const Tensor& lse, double
   CAPO_CHECK(lse.shape() == (Shape{q.size(0), q.size(2), q.size(1)}) && lse.dtype() == (t == f64 ? f64 : f32),
              "attention_map: lse must be ", t == f64 ? f64 : f32, " ", (Shape{q.size(0), q.size(2), q.size(1)}), ", got ",
              describe(lse));
-  if (is_half(t) && !q.device().is_cuda())
+  if (is_half(t))
     return cast(attention_map(cast(q, f32), cast(k, f32), lse, scale, bias.defined() ? cast(bias, f32) : bias), t);
   Tensor p;
   {

@@ -1,6 +1,7 @@
 // Scaled dot-product attention without a [Nq, Nk] tensor, the exact merge of two attentions, attention maps.
 //
-// dtypes  q, k, v (o, bias) equal: f32, f64; bf16 and f16 through f32 (CPU). lse is f64 for f64, else f32.
+// dtypes  q, k, v (o, bias) equal: f32, f64; bf16 and f16 computed in f32 (CPU: through a cast
+//         copy; CUDA: no f64). lse is f64 for f64, else f32.
 // bits    blocks depend on the shape only: the same for any thread count.
 #pragma once
 
@@ -37,7 +38,8 @@ AttentionOut lse_merge(const Tensor& o1, const Tensor& lse1, const Tensor& o2, c
 // attention() returned it. No gradient. Causal maps: pass the mask as a bias.
 Tensor attention_map(const Tensor& q, const Tensor& k, const Tensor& lse, double scale = 0, const Tensor& bias = {});
 
-// Strides count elements; the last axis has stride 1. Work items: forward (b, h, chunk of queries), backward (b, h).
+// Strides count elements; the last axis has stride 1. Work items: forward (b, h, chunk of queries), backward (b, h);
+// CUDA: (b, h) in both.
 struct AttentionArgs {
   DType dtype;
   const void *q, *k, *v, *bias;  // bias or null
@@ -53,7 +55,7 @@ struct AttentionGradArgs {
   AttentionArgs forward;      // o and lse are read
   const void *d_o, *dlse;     // contiguous like o and lse; dlse or null
   void* delta;                // [B, H, Nq] scratch: rowsum(do o) - dlse
-  void *dq, *dk, *dv, *dbias;  // contiguous, each or null; dbias [B, H, Nq, Nk], not yet summed
+  void *dq, *dk, *dv, *dbias;  // contiguous, each or null; dbias [B, H, Nq, Nk] like lse, not yet summed
 };
 // An item is one (b, n, h) row.
 struct LseMergeArgs {

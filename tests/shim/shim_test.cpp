@@ -168,7 +168,7 @@ TEST_CASE("attention forward on mma") {
       const Buffer<float> ld(lse.size(), "lse");
       const AttentionArgs args{bf16, qd.get(), kvd.get(), kvd.get() + w, c.bias ? bd.get() : nullptr, od.get(), ld.get(), c.h, c.nq, c.nk, d, d,
                                {c.nq * qrow, qrow, d}, {c.nk * krow, krow, d}, {c.nk * krow, krow, d}, {0, c.nq * c.nk, c.nk, 1}, scale, c.causal, 0, 0};
-      kernels::attention_64_cuda(args, c.b, nullptr);
+      CHECK(kernels::attention_mma(args, c.b * c.h, nullptr));
       std::vector<float> got;
       for (const std::uint16_t u : od.read()) got.push_back(gpu::from_bf16(u));
       check_all(got, o, 1e-2);
