@@ -18,8 +18,12 @@ struct Sub { template <class T> __device__ static T f(T a, T b) { return static_
 struct Mul { template <class T> __device__ static T f(T a, T b) { return static_cast<T>(a * b); } };
 struct Div { template <class T> __device__ static T f(T a, T b) { return static_cast<T>(a / b); } };
 // NaN in either wins, as in PyTorch.
-struct Maximum { template <class T> __device__ static T f(T a, T b) { return a != a ? a : (b != b ? b : (a < b ? b : a)); } };
-struct Minimum { template <class T> __device__ static T f(T a, T b) { return a != a ? a : (b != b ? b : (b < a ? b : a)); } };
+struct Maximum {
+  template <class T> __device__ static T f(T a, T b) { return a != a ? a : (b != b ? b : (a < b ? b : a)); }
+};
+struct Minimum {
+  template <class T> __device__ static T f(T a, T b) { return a != a ? a : (b != b ? b : (b < a ? b : a)); }
+};
 struct Eq { template <class T> __device__ static bool f(T a, T b) { return a == b; } };
 struct Ne { template <class T> __device__ static bool f(T a, T b) { return a != b; } };
 struct Lt { template <class T> __device__ static bool f(T a, T b) { return a < b; } };
@@ -49,10 +53,14 @@ __device__ inline Result<F, T> value(T a, T b) {
 // kCount neighbours of the last axis, or one element for all of them where the operand's stride is 0.
 template <int kCount, class T>
 __device__ inline gpu::Pack<T, kCount> operand(const T* x, std::int64_t stride) {
-  if (kCount == 1 || stride != 0) return *reinterpret_cast<const gpu::Pack<T, kCount>*>(x);
-  gpu::Pack<T, kCount> all;
-  for (int j = 0; j < kCount; ++j) all.v[j] = *x;
-  return all;
+  if constexpr (kCount > 1) {
+    if (stride == 0) {
+      gpu::Pack<T, kCount> all;
+      for (int j = 0; j < kCount; ++j) all.v[j] = *x;
+      return all;
+    }
+  }
+  return *reinterpret_cast<const gpu::Pack<T, kCount>*>(x);
 }
 
 // Thread and step: kCount neighbours of the last axis. One division per axis but the first, for all of them together.
@@ -80,9 +88,10 @@ __global__ void __launch_bounds__(kThreads) binary_nest(BinaryArgs p, std::int64
     for (int j = 0; j < kCount; ++j) out.v[j] = value<F, T>(u.v[j], v.v[j]);
     reinterpret_cast<Out*>(y)[i] = out;
   }
-  if (kCount == 1) return;
-  const std::int64_t i = packs * kCount + first;
-  if (i < n) y[i] = value<F, T>(a[i * ia], b[i * ib]);
+  if constexpr (kCount > 1) {
+    const std::int64_t i = packs * kCount + first;
+    if (i < n) y[i] = value<F, T>(a[i * ia], b[i * ib]);
+  }
 }
 
 // Whether an operand can be read in packs of `count`: stride 1 and aligned wherever a row starts, or one value a row.
@@ -99,10 +108,11 @@ void run(const BinaryArgs& p, std::int64_t n, void* stream) {
   constexpr int kCount = gpu::kPack<T>;
   const bool packed = (p.rank == 1 || p.shape[p.rank - 1] % kCount == 0) && gpu::aligned(p.y) &&
                       readable(p.a, p.sa, p.rank, kCount) && readable(p.b, p.sb, p.rank, kCount);
+  const std::int64_t blocks = gpu::blocks_for(packed ? n / kCount + 1 : n, kThreads);
   if (packed)
-    gpu::launch(name_of(p.kind), binary_nest<F, T, kCount>, gpu::blocks_for(n / kCount + 1, kThreads), kThreads, 0, stream, p, n);
+    gpu::launch(name_of(p.kind), binary_nest<F, T, kCount>, blocks, kThreads, 0, stream, p, n);
   else
-    gpu::launch(name_of(p.kind), binary_nest<F, T, 1>, gpu::blocks_for(n, kThreads), kThreads, 0, stream, p, n);
+    gpu::launch(name_of(p.kind), binary_nest<F, T, 1>, blocks, kThreads, 0, stream, p, n);
 }
 
 template <class F>

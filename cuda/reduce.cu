@@ -24,7 +24,8 @@ __global__ void __launch_bounds__(kThreads) sum_chunk(const float* x, float* y, 
   if (threadIdx.x == 0) y[blockIdx.x] = v;
 }
 
-__global__ void __launch_bounds__(kThreads) column_sum(const float* x, float* y, std::int64_t rows, std::int64_t columns) {
+__global__ void __launch_bounds__(kThreads) column_sum(const float* x, float* y, std::int64_t rows,
+                                                       std::int64_t columns) {
   const std::int64_t c = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (c >= columns) return;
   float v = 0;
@@ -53,7 +54,8 @@ struct MinOf {
 };
 
 // Where element k (row-major over shape) lies. One axis, the common case, needs no division.
-__device__ inline std::int64_t offset_of(int rank, const std::int64_t* shape, const std::int64_t* strides, std::int64_t k) {
+__device__ inline std::int64_t offset_of(int rank, const std::int64_t* shape, const std::int64_t* strides,
+                                         std::int64_t k) {
   std::int64_t at = 0;
   for (int d = rank - 1; d > 0; --d) {
     const std::int64_t rest = k / shape[d];
@@ -80,7 +82,8 @@ __global__ void __launch_bounds__(kThreads) reduce_rows(ReduceArgs p, std::int64
   using A = gpu::Compute<S>;
   constexpr int kTeams = kThreads / kTeam;
   const std::int64_t team = static_cast<std::int64_t>(blockIdx.x) * kTeams + threadIdx.x / kTeam;
-  const std::int64_t output = kTeam == kWarp ? team : team / p.parts, part = kTeam == kWarp ? 0 : team - output * p.parts;
+  const std::int64_t output = kTeam == kWarp ? team : team / p.parts;  // a warp's row has one part
+  const std::int64_t part = kTeam == kWarp ? 0 : team - output * p.parts;
   const bool inside = output < outputs;
   const S* x = static_cast<const S*>(p.x);
   if (inside) x += offset_of(p.kept, p.kept_shape, p.kept_strides, output);
@@ -144,10 +147,10 @@ __global__ void __launch_bounds__(kThreads) reduce_columns(ReduceArgs p, std::in
 
 template <class R, class S, class D, int kCount>
 void run_rows(const char* name, const ReduceArgs& p, std::int64_t outputs, void* stream) {
-  constexpr std::int64_t kShortRow = 1024;  // as in ops/reduce.cpp
+  constexpr std::int64_t kShortRow = 1024, kWarps = kThreads / kWarp;  // as in ops/reduce.cpp
   if (p.count <= kShortRow && p.parts == 1)
-    gpu::launch(name, reduce_rows<R, S, D, kCount, kWarp>, (outputs + kThreads / kWarp - 1) / (kThreads / kWarp), kThreads, 0,
-                stream, p, outputs);
+    gpu::launch(name, reduce_rows<R, S, D, kCount, kWarp>, (outputs + kWarps - 1) / kWarps, kThreads, 0, stream, p,
+                outputs);
   else
     gpu::launch(name, reduce_rows<R, S, D, kCount, kThreads>, outputs * p.parts, kThreads, 0, stream, p, outputs);
 }

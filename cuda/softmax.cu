@@ -1,5 +1,5 @@
-// softmax and log_softmax along rows of contiguous values, f32 inside. Short rows: a warp holds the row in registers and
-// reads it once. Long rows: a block passes over the row.
+// softmax and log_softmax along rows of contiguous values, f32 inside. Short rows: a warp holds the row in registers,
+// read once. Long rows: a block passes over the row.
 #include <capo/cuda/block_sum.cuh>
 #include <capo/cuda/element.cuh>
 #include <capo/cuda/math.cuh>
@@ -183,7 +183,8 @@ void run_rows(const Rows<T>& a, void* stream) {
 
 template <class T>
 void run(const capo::SoftmaxArgs& p, void* stream) {
-  const Rows<T> a{static_cast<const T*>(p.x), static_cast<const T*>(p.dy), static_cast<T*>(p.y), p.rows, p.columns, p.log};
+  const Rows<T> a{static_cast<const T*>(p.x), static_cast<const T*>(p.dy), static_cast<T*>(p.y), p.rows, p.columns,
+                  p.log};
   const bool packed = a.columns % gpu::kPack<T> == 0 && gpu::aligned(a.x) && gpu::aligned(a.dy) && gpu::aligned(a.y);
   packed ? run_rows<T, gpu::kPack<T>>(a, stream) : run_rows<T, 1>(a, stream);
 }

@@ -71,8 +71,10 @@ bool reads_packs(const ReduceArgs& p, std::int64_t pack) {
   const std::int64_t* shape = p.columns ? p.kept_shape : p.reduced_shape;
   const std::int64_t* strides = p.columns ? p.kept_strides : p.reduced_strides;
   if (strides[rank - 1] != 1 || shape[rank - 1] % pack || reinterpret_cast<std::uintptr_t>(p.x) % 16) return false;
-  const auto whole = [&](const std::int64_t* s, int n) { return std::all_of(s, s + n, [&](std::int64_t v) { return v % pack == 0; }); };
-  return whole(strides, rank - 1) && (p.columns ? whole(p.reduced_strides, p.reduced) : p.kept_shape[0] == 1 || whole(p.kept_strides, p.kept));
+  const auto whole = [&](const std::int64_t* s, int n) {
+    return std::all_of(s, s + n, [&](std::int64_t v) { return v % pack == 0; });
+  };
+  return whole(strides, rank - 1) && (p.columns ? whole(p.reduced_strides, p.reduced) : whole(p.kept_strides, p.kept));
 }
 
 // How CUDA reduces: a warp or block per output runs along the reduced axes (rows), or threads side by side take
@@ -81,13 +83,15 @@ bool reads_packs(const ReduceArgs& p, std::int64_t pack) {
 void plan_on_device(ReduceArgs& p, std::int64_t outputs) {
   constexpr std::int64_t kBlocks = 1024, kThreads = 256, kShortRow = 1024;
   const std::int64_t pack = 16 / size_of(p.dtype);
-  p.columns = outputs > 1 && (p.count < 16 || std::abs(p.kept_strides[p.kept - 1]) < std::abs(p.reduced_strides[p.reduced - 1]));
+  const std::int64_t across = std::abs(p.kept_strides[p.kept - 1]), along = std::abs(p.reduced_strides[p.reduced - 1]);
+  p.columns = outputs > 1 && (p.count < 16 || across < along);
   p.packed = reads_packs(p, pack);
   const std::int64_t width = ceil_div(outputs, p.packed ? pack : 1);  // columns: threads over the outputs
   p.across = p.count < 8 ? 256 : p.count < 16 ? 128 : p.count < 32 ? 64 : 32;
   while (p.across / 2 >= width) p.across /= 2;
   const std::int64_t groups = kThreads / p.across;
-  const std::int64_t tiles = p.columns ? ceil_div(width, p.across) : p.count <= kShortRow ? ceil_div(outputs, 8) : outputs;
+  const std::int64_t row_tiles = p.count <= kShortRow ? ceil_div(outputs, 8) : outputs;
+  const std::int64_t tiles = p.columns ? ceil_div(width, p.across) : row_tiles;
   const std::int64_t shortest = p.columns ? 8 * groups : 2048, longest = p.columns ? 512 * groups : 65536;
   const std::int64_t wanted = std::min(ceil_div(kBlocks, tiles), ceil_div(p.count, shortest));
   const std::int64_t parts = std::max<std::int64_t>({wanted, ceil_div(p.count, longest), 1});

@@ -29,7 +29,7 @@ struct ReduceArgs {
   double scale;                                         // of a floating result
   bool columns, packed;                                 // threads run along the outputs first; reads of 16 bytes
   int across;                                           // columns: threads of a block side by side, a power of two
-  std::int64_t parts, length;                           // part k reduces elements [k length, (k + 1) length) of the count
+  std::int64_t parts, length;                           // part k reduces elements [k length, (k + 1) length)
   void* work;                                           // [outputs, parts] when parts > 1; f32 for 16-bit x
 };
 
