@@ -57,6 +57,9 @@ OpCase layer_norm_case() {
       layer_sample("rank 1, one lane block", {x_of({32}), weight_of(32), bias_of(32)}),
       layer_sample("odd columns, several chunks of rows", {x_of({2, 75, 37}), weight_of(37), bias_of(37)}),
       layer_sample("big eps", {x_of({4, 18}), weight_of(18), bias_of(18)}, 0.5),
+      layer_sample("whole packs, several chunks of rows", {x_of({70, 520}), weight_of(520), bias_of(520)}),
+      layer_sample("whole packs, no weight", {x_of({3, 264}), {}, {}}),
+      layer_sample("whole packs, a long row", {x_of({2, 1544}), weight_of(1544), bias_of(1544)}),
       layer_sample("empty rows", {x_of({0, 6}), weight_of(6), bias_of(6)}),
       layer_sample("empty columns", {x_of({3, 0}), weight_of(0), bias_of(0)}),
   };
@@ -94,6 +97,8 @@ OpCase rms_norm_case() {
       rms_sample("odd columns, several chunks of rows", {x_of({150, 37}), weight_of(37)}),
       rms_sample("mean 10,000", {x_of({3, 33}, 1e4, 1), weight_of(33)}),
       rms_sample("one huge row", {x_of({1, 40001}, 1, 2), weight_of(40001)}),
+      rms_sample("whole packs, several chunks of rows", {x_of({66, 1032}), weight_of(1032)}),
+      rms_sample("whole packs, a long row", {x_of({2, 1544}), weight_of(1544)}),
       rms_sample("empty", {x_of({0, 6}), weight_of(6)}),
   };
   c.samples[4].half = false;  // squares leave f16
