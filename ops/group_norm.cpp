@@ -8,20 +8,22 @@
 #include <capo/ops/unary.h>
 #include <capo/ops/view.h>
 
+#include <algorithm>
+
 namespace capo {
 
-CAPO_KERNEL(group_norm_partial, ChannelNormArgs)
-CAPO_KERNEL(group_norm_moments, ChannelNormArgs)
-CAPO_KERNEL(group_norm_apply, ChannelNormArgs)
-CAPO_KERNEL(group_norm_dots, ChannelNormBackwardArgs)
-CAPO_KERNEL(group_norm_sums, ChannelNormBackwardArgs)
-CAPO_KERNEL(group_norm_dx, ChannelNormBackwardArgs)
+CAPO_KERNEL_CUDA(group_norm_partial, ChannelNormArgs)
+CAPO_KERNEL_CUDA(group_norm_moments, ChannelNormArgs)
+CAPO_KERNEL_CUDA(group_norm_apply, ChannelNormArgs)
+CAPO_KERNEL_CUDA(group_norm_dots, ChannelNormBackwardArgs)
+CAPO_KERNEL_CUDA(group_norm_sums, ChannelNormBackwardArgs)
+CAPO_KERNEL_CUDA(group_norm_dx, ChannelNormBackwardArgs)
 
 namespace {
 
 struct Extent {
-  std::int64_t outer, rows, columns, groups;
-  std::int64_t chunks() const { return (rows + kChannelChunk - 1) / kChannelChunk; }
+  std::int64_t outer, rows, columns, groups, chunk;  // chunk: rows
+  std::int64_t chunks() const { return (rows + chunk - 1) / chunk; }
   std::int64_t chunk_grain() const { return 1 + 16384 / (kChannelChunk * columns + 1); }
   std::int64_t group_grain() const {
     const std::int64_t work = columns / groups * chunks();
@@ -29,9 +31,19 @@ struct Extent {
   }
 };
 
+// Rows per chunk on CUDA, where a block of 256 threads takes a chunk of up to 128 columns: enough blocks to fill a device if
+// there is work for them, 4 to 64 elements down a column for each thread.
+std::int64_t device_chunk(std::int64_t outer, std::int64_t rows, std::int64_t columns) {
+  std::int64_t across = 4;
+  while (across < columns && across < 128) across *= 2;
+  const std::int64_t at_once = 1024 / across, tiles = (columns + across - 1) / across, blocks = 1024;
+  return at_once * std::clamp<std::int64_t>(outer * rows * tiles / (blocks * at_once), 4, 64);
+}
+
 Extent extent_of(const Tensor& x, std::int64_t outer, std::int64_t groups) {
   const std::int64_t columns = x.size(-1), across = outer * columns;
-  return {outer, across ? x.numel() / across : 0, columns, groups};
+  const std::int64_t rows = across ? x.numel() / across : 0;
+  return {outer, rows, columns, groups, x.device().is_cuda() ? device_chunk(outer, rows, columns) : kChannelChunk};
 }
 
 DType dtype_of_weights(const Tensor& w, const Tensor& b, DType otherwise) {
@@ -41,7 +53,7 @@ DType dtype_of_weights(const Tensor& w, const Tensor& b, DType otherwise) {
 void launch_apply(const Tensor& x, const Tensor& w, const Tensor& b, const Tensor& y, const Tensor& mean, const Tensor& rstd,
                   const Extent& e, DType weight_dtype) {
   ChannelNormArgs args{x.dtype(), weight_dtype, data_or_null(x), data_or_null(w), data_or_null(b), data_or_null(y), nullptr,
-                       nullptr, data_or_null(mean), nullptr, data_or_null(rstd), e.outer, e.rows, e.columns, e.groups, 0};
+                       nullptr, data_or_null(mean), nullptr, data_or_null(rstd), e.outer, e.rows, e.columns, e.groups, 0, e.chunk};
   launch(kernels::group_norm_apply, x.device(), args, e.outer * e.chunks(), e.chunk_grain());
 }
 
@@ -62,7 +74,7 @@ Grads fused_backward(const Saved& saved, const Tensor& dy0, std::int64_t outer, 
   ChannelNormBackwardArgs args{dy.dtype(), weight_dtype, data_or_null(x), data_or_null(dy), data_or_null(w),
                                data_or_null(saved[2]), data_or_null(saved[3]), nullptr, nullptr, data_or_null(shift),
                                data_or_null(slope), data_or_null(dweight), data_or_null(dbias), data_or_null(out[0]),
-                               e.outer, e.rows, e.columns, e.groups};
+                               e.outer, e.rows, e.columns, e.groups, e.chunk};
   if (through_moments || need[1] || need[2]) {
     const Shape parts{outer, e.chunks(), e.columns};
     const Tensor part_dy = empty(parts, acc, device), part_dyx = reads_x ? empty(parts, acc, device) : Tensor();
@@ -142,10 +154,10 @@ Tensor channel_norm(const char* op, const Tensor& x0, const Tensor& w0, const Te
   const DType weight_dtype = dtype_of_weights(w, b, acc);
   {
     const Shape parts{outer, e.chunks(), e.columns};
-    const Tensor part_mean = empty(parts, acc, device), part_m2 = empty(parts, acc, device);
+    const Tensor part_mean = empty(parts, device.is_cuda() ? f64 : acc, device), part_m2 = empty(parts, acc, device);
     const ChannelNormArgs args{x.dtype(), weight_dtype, data_or_null(x), nullptr, nullptr, nullptr, data_or_null(part_mean),
                                data_or_null(part_m2), data_or_null(mean), data_or_null(var), data_or_null(rstd), e.outer,
-                               e.rows, e.columns, e.groups, eps};
+                               e.rows, e.columns, e.groups, eps, e.chunk};
     launch(kernels::group_norm_partial, device, args, e.outer * e.chunks(), e.chunk_grain());
     launch(kernels::group_norm_moments, device, args, e.outer * e.groups, e.group_grain());
   }

@@ -36,7 +36,8 @@ Tensor channel_affine(const char* op, const Tensor& x, const Tensor& weight, con
                       const Tensor& rstd);
 }  // namespace detail
 
-// Rows per chunk of the reductions; part_* hold one row of [columns] per chunk: [outer, chunks, columns].
+// Rows per chunk of the reductions on the CPU (CUDA: by the sizes, so that the device is filled); part_* hold one row of
+// [columns] per chunk: [outer, chunks, columns].
 inline constexpr std::int64_t kChannelChunk = 64;
 
 struct ChannelNormArgs {
@@ -44,10 +45,12 @@ struct ChannelNormArgs {
   DType weight_dtype;
   const void *x, *weight, *bias;   // weight, bias: or null
   void* y;
-  void *part_mean, *part_m2;       // per chunk and column: mean and sum of squared deviations from it
+  void *part_mean, *part_m2;       // per chunk and column: mean (f64 on CUDA: rounded once, when joined) and sum of squared
+                                   // deviations from it
   void *mean, *var, *rstd;         // [outer, groups]
   std::int64_t outer, rows, columns, groups;
   double eps;
+  std::int64_t chunk;              // rows per chunk
 };
 // group_norm_partial: x -> part_*          item: one chunk (outer * chunks)
 // group_norm_moments: part_* -> mean, ...  item: one group (outer * groups)
@@ -63,6 +66,7 @@ struct ChannelNormBackwardArgs {
   void *dweight, *dbias;              // [outer, columns], to be summed over outer; each or null
   void* dx;                           // rstd (g - shift - (x - mean) slope)
   std::int64_t outer, rows, columns, groups;
+  std::int64_t chunk;                 // rows per chunk
 };
 // group_norm_dots:   dy, x -> part_*             item: one chunk
 // group_norm_sums:   part_* -> shift, slope, ... item: one group

@@ -55,6 +55,7 @@ OpCase group_case() {
       sample("several chunks, odd", 5, {x_of({2, 13, 11, 15}), weight_of(15), bias_of(15)}),
       sample("wide groups", 2, {x_of({1, 70, 150}), weight_of(150), bias_of(150)}),
       sample("more columns than a block", 4, {x_of({1, 3, 1036}), weight_of(1036), bias_of(1036)}),
+      sample("whole packs, several chunks", 4, {x_of({2, 9, 9, 132}), weight_of(132), bias_of(132)}),
       sample("size-1 groups", 1, {x_of({3, 1, 1}), weight_of(1), bias_of(1)}, 0.1),
       sample("no samples", 2, {x_of({0, 3, 4}), weight_of(4), bias_of(4)}),
       sample("no positions", 2, {x_of({2, 0, 4}), weight_of(4), bias_of(4)}),
