@@ -24,6 +24,10 @@ if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION)  # CMake before 3.26 does not know 
   set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION -std=c++20)
 endif()
 find_package(CUDAToolkit REQUIRED)
+if(NOT TARGET CUDA::cublasLt)
+  message(FATAL_ERROR "CAPO_CUDA=ON needs cuBLASLt, and the toolkit at ${CUDAToolkit_LIBRARY_DIR} has none: install its "
+                      "libcublas development package.")
+endif()
 
 set(CAPO_CUDA_ARCHITECTURES "80-real;80-virtual;90a-real" CACHE STRING
     "sm_80 and sm_90a machine code; compute_80 PTX for everything newer")
@@ -53,5 +57,5 @@ set_target_properties(capo_cuda PROPERTIES CUDA_STANDARD 20 CUDA_STANDARD_REQUIR
 
 target_sources(capo PRIVATE $<TARGET_OBJECTS:capo_cuda>)
 target_compile_definitions(capo PUBLIC CAPO_WITH_CUDA)
-target_link_libraries(capo PRIVATE CUDA::cudart_static)
+target_link_libraries(capo PRIVATE CUDA::cublasLt CUDA::cudart_static)
 add_library(capo::cuda ALIAS capo)

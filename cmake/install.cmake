@@ -37,7 +37,7 @@ endif()
 set(capo_pc_libs "-lz")
 if(CAPO_CUDA)
   string(APPEND capo_pc_defines " -DCAPO_WITH_CUDA")
-  string(APPEND capo_pc_libs " -L${CUDAToolkit_LIBRARY_DIR} -lcudart_static -lrt -ldl")
+  string(APPEND capo_pc_libs " -L${CUDAToolkit_LIBRARY_DIR} -lcublasLt -lcudart_static -lrt -ldl")
 endif()
 if(capo_type STREQUAL "STATIC_LIBRARY")  # no shared form exists beside it: a plain --libs must link
   set(capo_pc_libs_public "${capo_pc_libs}")

@@ -461,9 +461,19 @@ void gemm_finish_cuda(const GemmFinishArgs& p, void* stream) {
   });
 }
 
-bool gemm_in_library(const GemmArgs&) { return false; }
+// Who multiplies: cuBLASLt whenever it takes the product, else the kernels here; on the host shim always these.
+bool gemm_in_library([[maybe_unused]] const GemmArgs& p) {
+#if defined(CAPO_HOST_SHIM)
+  return false;
+#else
+  return cublaslt_takes(p);
+#endif
+}
 
 void gemm_cuda(const GemmArgs& p, std::int64_t, void* stream) {
+#if !defined(CAPO_HOST_SHIM)
+  if (p.k_chunks == 1 && cublaslt_multiply(p, stream)) return;
+#endif
   gpu::for_floating("matmul", p.dtype, [&](auto t) { multiply<decltype(t)>(p, stream); });
   if (!p.parts) return;
   gemm_finish_cuda({p.dtype, f32, p.parts, p.bias, p.z, p.c, p.activation, p.k_chunks, p.matrices * p.m, p.n}, stream);

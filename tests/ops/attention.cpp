@@ -89,6 +89,10 @@ OpCase attention_case() {
   s.push_back(sample("17 tokens of 64", {2, 17, 1, 64}, 17, 64));
   s.push_back(sample("cross, D 40", {1, 5, 2, 40}, 9, 40));
   s.push_back(sample("cross, D 72, Dv 24", {1, 9, 1, 72}, 4, 24));
+  s.push_back(sample("D 80, causal, bias", {1, 7, 1, 80}, 9, 80, normal({7, 9}, "bias"), true));
+  s.push_back(sample("D 160, Dv 128", {1, 3, 1, 160}, 5, 128));
+  s.push_back(sample("D 200", {1, 3, 1, 200}, 2, 200));
+  s.push_back(sample("D 20, Dv 300", {1, 2, 1, 20}, 3, 300));
   s.push_back(sample("two query blocks", {1, 75, 1, 3}, 6, 7));
   s.push_back(sample("several chunks of queries, blocks of keys", {1, 150, 1, 2}, 530, 3));
   s.back().second_order = false;

@@ -84,6 +84,10 @@ OpCase matmul_case() {
   s.push_back(product("several blocks of k", normal({3, 1030}, "a"), normal({1030, 5}, "b")));
   s.push_back(product("split k", normal({100, 2100}, "a", 0.2), normal({2100, 40}, "b")));
   s.back().second_order = false;
+  s.push_back(product("whole packs", normal({2, 72, 40}, "a"), normal({2, 40, 24}, "b")));
+  s.back().second_order = false;
+  s.push_back(product("more matrices than blocks that run at once", normal({128, 3, 16}, "a"), normal({128, 16, 8}, "b")));
+  s.back().second_order = false;
   s.push_back(product("K = 0", normal({3, 0}, "a"), normal({0, 4}, "b")));
   s.push_back(product("M = 0", normal({0, 3}, "a"), normal({3, 4}, "b")));
   s.push_back(product("N = 0", normal({2, 3, 4}, "a"), normal({4, 0}, "b")));
