@@ -2,6 +2,7 @@
 // tests once. The part of examples/tune.cpp that shows the library at work.
 #pragma once
 
+#include <capo/engine/files.h>
 #include <capo/examples/progress.h>
 #include <capo/examples/tune_pictures.h>
 #include <capo/models/nn/state.h>
@@ -17,7 +18,8 @@
 namespace capo::examples {
 
 struct TuneOptions {
-  std::string dataset = "fashion-mnist", data, weights = CAPO_SHIPPED_WEIGHTS, method = "u-tuning", out = "out/tune", device = "cpu";
+  std::string dataset = "fashion-mnist", data, weights = CAPO_SHIPPED_WEIGHTS, preprocess, method = "u-tuning", out = "out/tune",
+              device = "cpu", precision = "f32";
   int train_images = 1000, test_images = 0, epochs = 8, batch = 16, image = 0, threads = 0;
   double lr = 0;
   std::uint64_t seed = 0;
@@ -35,6 +37,19 @@ struct TuneResult {
   std::vector<double> epoch = {}, curve = {};  // held-out accuracy, %
 };
 
+// What the weights were trained to see: told on the command line, or by the file.
+inline Preprocess preprocess_of(const TuneOptions& o, const vit::LoadedVit& loaded) {
+  Preprocess p;
+  if (!o.preprocess.empty())
+    p = preprocess_from_json(read_file(o.preprocess, 4096), o.preprocess);
+  else if (!loaded.preprocess.empty())
+    p = preprocess_from_json(loaded.preprocess, o.weights);
+  else
+    log(LogLevel::warning, cat(o.weights, ": states no preprocessing (see --preprocess); taken as ", to_json(p)));
+  p.size = loaded.model->config.image;
+  return p;
+}
+
 // Everything before the head, computed once: what a linear probe trains on.
 inline train::TensorSource cached_features(vit::Vit& model, train::BatchSource& source, std::int64_t batch, std::uint64_t seed) {
   const NoGrad off;
@@ -50,22 +65,23 @@ inline train::TensorSource cached_features(vit::Vit& model, train::BatchSource& 
 
 inline TuneResult tune_with(const TuneOptions& o, const std::string& name, const TuneData& data, bool last) {
   const tuners::Method* method = tuners::find_method(name);
+  CAPO_CHECK(method || name.find(':') != name.npos, "--method: there is no method \"", name, "\"; give ", tuners::method_names(), " or a spec");
   const std::string spec = method ? method->spec : name;
   const auto& [train_set, validation_set, test_set] = data;
   const int classes = train_set->num_classes();
   vit::LoadedVit loaded = vit::load_vit(o.weights, {.classes = classes, .image = o.image}, {.seed = o.seed});
   vit::Vit& model = *loaded.model;
-  Preprocess preprocess = loaded.preprocess.empty() ? Preprocess{} : preprocess_from_json(loaded.preprocess, o.weights);
-  preprocess.size = model.config.image;
+  const Preprocess preprocess = preprocess_of(o, loaded);
   const std::string base = nn::base_hash(model);
   tuners::apply_spec(model, spec);
+  for (const vit::Head* head : {model.head.get(), model.head_dist.get()})
+    CAPO_CHECK(!head || head->weight.trainable(), "--method ", name, ": must train ", head->path(), ", which starts at random");
 
   LoaderOptions loading{.batch_size = o.batch, .shuffle = true, .seed = o.seed + 1};
   loading.augment = Augment{};  // flips only: a few epochs on a few images leave no room for more
-  LoaderSource train_source(train_set, preprocess, loading);
-  LoaderSource plain_source(train_set, preprocess, {.batch_size = 250});
-  LoaderSource held_out(validation_set, preprocess, {.batch_size = 250});
-  LoaderSource test_source(test_set, preprocess, {.batch_size = 250});
+  // Where nothing is trained: 250 images of 32 x 32 pixels at once, fewer of larger ones.
+  const LoaderOptions plain{.batch_size = std::clamp(250 * 1024 / (preprocess.size * preprocess.size), 8, 250)};
+  LoaderSource held_out(validation_set, preprocess, plain), test_source(test_set, preprocess, plain);
   train::TrainOptions options;
   options.epochs = o.epochs;
   options.adamw.weight_decay = method ? method->weight_decay : 1e-4;
@@ -102,11 +118,13 @@ inline TuneResult tune_with(const TuneOptions& o, const std::string& name, const
   };
   if (spec == "head: train") {  // the backbone never changes: one pass over the images, then epochs of nothing but the head
     options.epochs = o.epochs * 5;
-    train::TensorSource train_features = cached_features(model, plain_source, 64, o.seed + 1);
+    LoaderSource train_source(train_set, preprocess, plain);
+    train::TensorSource train_features = cached_features(model, train_source, 64, o.seed + 1);
     train::TensorSource held_features = cached_features(model, held_out, 250, 0), test_features = cached_features(model, test_source, 250, 0);
     train::ClassifierOf head(*model.head);
     fit(head, train_features, held_features, test_features);
   } else {
+    LoaderSource train_source(train_set, preprocess, loading);
     train::ClassifierOf whole(model);
     fit(whole, train_source, held_out, test_source);
   }
@@ -124,7 +142,7 @@ inline TuneResult tune_with(const TuneOptions& o, const std::string& name, const
     prediction_sheet(model, *test_set, preprocess, o.out + "/predictions.png");
     attention_picture(model, *test_set, preprocess, o.out + "/attention.png");
     tuners::save_tuner(o.out + "/tuner", model, {spec, base, vit::to_json(model.config), to_json(preprocess), train_set->class_names(),
-                       {{"weights", std::filesystem::absolute(o.weights)}, {"accuracy", cat(r.accuracy)}, {"dataset", train_set->name()}}});
+                       {{"weights", std::filesystem::absolute(o.weights)}, {"accuracy", cat(r.accuracy)}, {"dataset", train_set->name()}, {"precision", o.precision}}});
   }
   return r;
 }

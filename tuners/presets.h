@@ -2,6 +2,7 @@
 // says which of them were searched and which are still first guesses.
 #pragma once
 
+#include <string>
 #include <string_view>
 
 namespace capo::tuners {
@@ -36,6 +37,13 @@ constexpr const Method* find_method(std::string_view name) {
   for (const Method& m : kMethods)
     if (name == m.name) return &m;
   return nullptr;
+}
+
+// "linear, bitfit, ..."
+inline std::string method_names() {
+  std::string out;
+  for (const Method& m : kMethods) out += (out.empty() ? "" : ", ") + std::string(m.name);
+  return out;
 }
 
 }  // namespace capo::tuners

@@ -206,6 +206,8 @@ Trainer::Trainer(Task& task, BatchSource& train, BatchSource* validation, const 
              options.log_every, " and ", options.validate_every);
   CAPO_CHECK(options.warmup_epochs >= 0 && options.clip_norm >= 0, "trainer: warmup_epochs and clip_norm must not be negative, got ",
              options.warmup_epochs, " and ", options.clip_norm);
+  CAPO_CHECK(options.schedule.lr >= 0 && options.ema_decay >= 0, "trainer: lr and ema_decay must not be negative, got ",
+             options.schedule.lr, " and ", options.ema_decay);
   const std::int64_t per_epoch = (train.batches_per_epoch() + options.accumulate - 1) / options.accumulate;
   CAPO_CHECK(per_epoch > 0, "trainer: the training source is empty");
   if (schedule_.total_steps == 0) schedule_.total_steps = options.epochs * per_epoch;
@@ -321,6 +323,8 @@ void Trainer::end_epoch(TrainResult& result) {
 }
 
 TrainResult Trainer::run() {
+  CAPO_CHECK(!ran_, "trainer: run() may be called once");
+  ran_ = true;
   TrainResult result;
   nn::Module& module = task_.module();
   const bool resumed = checkpointer_ && options_.resume && checkpointer_->exists();

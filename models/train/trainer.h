@@ -175,6 +175,7 @@ class Trainer {
   std::unique_ptr<Checkpointer> checkpointer_;
   std::unique_ptr<Logs> logs_;
   Position at_;
+  bool ran_ = false;
   std::atomic<bool> stop_{false};
   static_assert(std::atomic<bool>::is_always_lock_free);
 

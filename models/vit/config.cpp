@@ -116,6 +116,8 @@ VitConfig config_from_names(const std::vector<NamedShape>& names, int heads) {
   };
   VitConfig c;
   const Shape proj = rank("patch_embed.proj.weight", 4);
+  CAPO_CHECK(proj[0] > 0 && proj[1] > 0 && proj[2] > 0 && proj[2] == proj[3],
+             "vit: patch_embed.proj.weight must be [dim, channels, patch, patch], got ", proj);
   c.dim = proj[0];
   c.channels = static_cast<int>(proj[1]);
   c.patch = static_cast<int>(proj[2]);
@@ -135,7 +137,8 @@ VitConfig config_from_names(const std::vector<NamedShape>& names, int heads) {
   c.depth = 0;
   while (has(cat("blocks.", c.depth, ".norm1.weight"))) ++c.depth;
   CAPO_CHECK(heads > 0 || c.dim % 64 == 0, "vit: dim ", c.dim, " is no multiple of 64; say how many heads");
-  c.heads = heads > 0 ? heads : static_cast<int>(c.dim / 64);
+  const bool sixteen = c.dim == 1152 || c.dim == 1280 || c.dim == 1408 || c.dim == 1664;  // timm's so400m, H, g, G
+  c.heads = heads > 0 ? heads : sixteen ? 16 : static_cast<int>(c.dim / 64);
   if (c.depth > 0) {
     c.mlp_ratio = static_cast<double>(rank("blocks.0.mlp.fc1.weight", 2)[0]) / static_cast<double>(c.dim);
     c.qkv_bias = has("blocks.0.attn.qkv.bias");
