@@ -1,7 +1,7 @@
 // Prints the support table, one line per op, and holds the kernel tables to the kernels that exist.
 //
 // A kernel table is a constant of its op's .cpp, so no list of them exists at run time; one would need self-registering
-// statics (which vanish from a .a) or a second list kept by hand. The CAPO_KERNEL lines are the tables, though: the macro
+// statics (which vanish from a .a) or a second hand-kept list. The CAPO_KERNEL lines are the tables, though: the macro
 // fills every CPU slot, and a kernel that is not built is a link error. So the table is read from ops.def and these
 // lines. They belong to a stem: which of them an op launches, or that it is composed of other ops that do, they do not
 // tell.
