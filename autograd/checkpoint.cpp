@@ -56,6 +56,8 @@ class CheckpointNode final : public Node {
       const WithGrad on;
       again = segment_->run(inputs);
     }
+    CAPO_CHECK(again.size() == cotangents.size(), "checkpoint: the segment returned ", cotangents.size(),
+               " tensors, run again ", again.size());
     for (std::size_t k = 0; k < again.size(); ++k)
       if (cotangents[k].defined() && requires_grad(again[k])) {
         outputs.push_back(again[k]);

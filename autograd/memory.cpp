@@ -21,7 +21,7 @@ const std::string kNoModule;
 
 SavedBytes::SavedBytes(const std::vector<Tensor>& ignore) : state_(new State), outer_(current) {
   for (const auto& t : ignore)
-    if (t.defined()) state_->seen.insert(t.storage().get());
+    if (t.defined() && state_->seen.insert(t.storage().get()).second) state_->alive.push_back(t.storage());
   current = this;
 }
 SavedBytes::~SavedBytes() {

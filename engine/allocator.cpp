@@ -52,13 +52,16 @@ class Counter {
   MemoryStats stats_;
 };
 
-void* system_allocate(std::size_t bytes) {
+void* system_allocate(std::size_t bytes, const MemoryStats& held) {
   void* p = std::aligned_alloc(64, (bytes + 63) & ~std::size_t{63});
-  if (!p) throw OutOfMemory(cat("cpu allocator: ", bytes, " bytes asked, the system has no room"));
+  if (!p)
+    throw OutOfMemory(cat("cpu allocator: ", bytes, " bytes asked, the system has no room, ", held.live_bytes,
+                          " bytes are in use and ", held.cached_bytes, " cached"));
   return p;
 }
 
-// Blocks of one rounded size are kept and reused; the cache never holds more than twice the peak.
+// Blocks of one rounded size are kept and reused. A block that would bring the cache above twice the peak and 64 MiB goes
+// back to the system.
 class CachedCpuAllocator final : public Allocator {
  public:
   void* allocate(std::size_t bytes) override {
@@ -73,10 +76,10 @@ class CachedCpuAllocator final : public Allocator {
       ++counter_.stats_.cache_hits;
     } else {
       try {
-        p = system_allocate(size);
+        p = system_allocate(size, counter_.stats_);
       } catch (const OutOfMemory&) {
         drop_cache();
-        p = system_allocate(size);
+        p = system_allocate(size, counter_.stats_);
       }
     }
     counter_.add(static_cast<std::int64_t>(size));
@@ -209,7 +212,7 @@ DebugAllocator& DebugAllocator::instance() {
 void* DebugAllocator::allocate(std::size_t bytes) {
   auto& s = debug_state();
   std::lock_guard lock(s.mutex);
-  auto* raw = static_cast<unsigned char*>(system_allocate(bytes + 2 * kGuard));
+  auto* raw = static_cast<unsigned char*>(system_allocate(bytes + 2 * kGuard, s.counter.stats_));
   std::memset(raw, kGuardByte, kGuard);
   std::memset(raw + kGuard, 0xFF, bytes);  // NaN in every float format
   std::memset(raw + kGuard + bytes, kGuardByte, kGuard);

@@ -60,8 +60,9 @@ struct Job {
 
 int default_threads() {
   if (const char* text = std::getenv("CAPO_THREADS")) {
-    const long n = std::strtol(text, nullptr, 10);
-    if (n >= 1 && n <= 1024) return static_cast<int>(n);
+    char* end = nullptr;
+    const long n = std::strtol(text, &end, 10);
+    if (end != text && *end == '\0' && n >= 1 && n <= 1024) return static_cast<int>(n);
     log(LogLevel::warning, cat("CAPO_THREADS: must be 1..1024, got \"", text, "\"; using all processors"));
   }
   cpu_set_t set;
@@ -73,17 +74,15 @@ int default_threads() {
 class Pool {
  public:
   explicit Pool(int threads) : size_(threads) {
-    for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { loop(); });
-  }
-  ~Pool() {
-    {
-      std::lock_guard lock(mutex_);
-      stop_ = true;
-      ticket_.fetch_add(1, std::memory_order_release);
+    try {
+      for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { loop(); });
+    } catch (const std::exception& e) {  // the system's limit: those that run must be joined before they are destroyed
+      const std::size_t started = workers_.size() + 1;
+      stop();
+      detail::fail("threads: the system allows no more than ", started, " of ", threads, ", ", e.what());
     }
-    wake_.notify_all();
-    for (auto& w : workers_) w.join();
   }
+  ~Pool() { stop(); }
   int size() const { return size_; }
 
   void run(Job& job) {
@@ -105,6 +104,15 @@ class Pool {
   }
 
  private:
+  void stop() {
+    {
+      std::lock_guard lock(mutex_);
+      stop_ = true;
+      ticket_.fetch_add(1, std::memory_order_release);
+    }
+    wake_.notify_all();
+    for (auto& w : workers_) w.join();
+  }
   void loop() {
     std::uint64_t seen = 0;
     while (true) {

@@ -12,7 +12,7 @@ namespace capo {
 
 // Default: CAPO_THREADS when set, else the processors available to this process.
 int num_threads();
-// Takes effect at the next parallel_for; n >= 1. Not to be called from inside one.
+// Takes effect at the next parallel_for; n in 1..1024. Throws from inside one, and when the system refuses the threads.
 void set_num_threads(int n);
 
 namespace detail {

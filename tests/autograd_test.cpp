@@ -85,6 +85,9 @@ TEST_CASE("grad: what it refuses") {
                  "grad: output [2] has more than one element and needs a cotangent"));
   CHECK(contains(error_of([&] { grad({square(a)}, {a}, {values({1}, {1})}); }),
                  "grad: cotangent must be [2] like its output, got [1]"));
+  CHECK(contains(error_of([&] { grad({square(a)}, {a}, {ones({2})}); }),
+                 "grad: cotangent must be f64 on cpu like its output, got f32 [2] cpu"));
+  CHECK(contains(error_of([&] { grad({slice(a, 0, 0, 0)}, {a}); }), "grad: output [0] is empty and needs a cotangent"));
   CHECK(contains(error_of([&] { grad({square(a)}, {a}, {a, a}); }), "1 outputs need as many cotangents, got 2"));
   CHECK(contains(error_of([&] { grad({square(frozen)}, {a}, {frozen}); }),
                  "does not depend on anything that needs a gradient"));
@@ -94,6 +97,7 @@ TEST_CASE("grad: what it refuses") {
   CHECK(contains(error_of([&] { set_requires_grad(arange(3), true); }),
                  "set_requires_grad: needs a floating tensor, got i64"));
   CHECK(contains(error_of([&] { set_grad(a, values({1}, {1})); }), "set_grad: gradient must be [2], got [1]"));
+  CHECK(contains(error_of([&] { set_grad(a, ones({2})); }), "set_grad: gradient must be f64 on cpu like its leaf, got f32"));
 }
 
 // ---------------------------------------------------------------- life of the graph
@@ -119,6 +123,12 @@ TEST_CASE("a saved tensor changed in place names both ops") {
   const Tensor z = a * x;
   copy_into(slice(x, 0, 0, 1), values({1}, {1}));  // through a view of the same storage
   CHECK(contains(error_of([&] { grad({z}, {a}, {x}); }), "changed in place by copy_into"));
+  Tensor p = values({5, 6}, {2}), q = values({7, 8}, {2});
+  const Tensor u = a * p, one = values({1, 1}, {2});
+  p.swap_storage(q);  // both have version 0
+  CHECK(contains(error_of([&] { grad({u}, {a}, {one}); }), "mul: a tensor [2] saved for its gradient was exchanged by swap_storage"));
+  p.swap_storage(q);
+  CHECK(list(grad({u}, {a}, {one})[0]) == V{5, 6});
   const Tensor w = a + x;  // keeps nothing: nothing to be stale
   fill_(x, 0);
   CHECK(list(grad({w}, {a}, {values({1, 1}, {2})})[0]) == V{1, 1});
@@ -241,6 +251,26 @@ TEST_CASE("create_graph: derivatives of derivatives") {
   CHECK(close(d3, values({12, -36}, {2}), 1e-14));
 }
 
+TEST_CASE("create_graph: sums of cotangents are recorded under NoGrad too") {
+  const Tensor x = leaf(values({3}, {1}));
+  const Tensor y = square(x) + square(x) * x;
+  Tensor d1;
+  {
+    const NoGrad off;
+    d1 = grad({y}, {x}, {}, {.create_graph = true})[0];
+  }
+  CHECK(list(d1) == V{6 + 27});
+  CHECK(list(grad({d1}, {x}, {})[0]) == V{2 + 18});
+}
+
+TEST_CASE("a gradient that is on the tape takes later ones") {
+  const Tensor x = leaf(values({3}, {1}));
+  backward(square(x), {}, {.create_graph = true});
+  backward(square(x));
+  CHECK(list(grad_of(x)) == V{12});
+  clear_grad(x);  // it refers to x: a circle
+}
+
 TEST_CASE("create_graph: through an op that saves its output") {
   const Tensor x = leaf(values({0.3, -0.7}, {2}));
   const Tensor one = values({1, 1}, {2});
@@ -313,6 +343,8 @@ TEST_CASE("wrong gradients are caught by shape and count") {
   const Tensor x = leaf(values({1, 2}, {2}));
   const Tensor y = record("bad", values({1, 2}, {2}), {x}, Saved(), [](const Saved&, const Tensor&, Needs) -> Grads { return {ones({3}, f64)}; });
   CHECK(contains(error_of([&] { backward(sum(y)); }), "bad: its gradient must be [2], got [3]"));
+  const Tensor t = record("bad", values({1, 2}, {2}), {x}, Saved(), [](const Saved&, const Tensor&, Needs) -> Grads { return {ones({2})}; });
+  CHECK(contains(error_of([&] { backward(sum(t)); }), "bad: its gradient must be f64 like its input, got f32"));
   const Tensor z = record("bad", values({1, 2}, {2}), {x}, Saved(), [](const Saved&, const Tensor& dy, Needs) -> Grads { return {dy, dy}; });
   CHECK(contains(error_of([&] { backward(sum(z)); }), "bad: returned 2 gradients for 1 inputs"));
   CHECK(contains(error_of([&] {
@@ -542,6 +574,10 @@ TEST_CASE("checkpoint: errors by name, plain run without gradients") {
   fill_(stale, 0);
   CHECK(contains(error_of([&] { backward(z); }),
                  "checkpoint: a tensor [1] saved for its gradient was changed in place by fill_"));
+  int runs = 0;
+  const auto unsteady = [&](const Tensors& in) { return Tensors(static_cast<std::size_t>(++runs), in[0] * w); };
+  const Tensor once = checkpoint(unsteady, {x}, {w})[0];
+  CHECK(contains(error_of([&] { backward(once); }), "checkpoint: the segment returned 1 tensors, run again 2"));
   const NoGrad off;
   CHECK_FALSE(requires_grad(checkpoint(f, {x}, {w})[0]));
 }
