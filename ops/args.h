@@ -12,11 +12,20 @@ inline void* data_or_null(const Tensor& t) { return t.defined() && !t.device().i
 inline Tensor contiguous_or_undefined(const Tensor& t) { return t.defined() ? contiguous(t) : t; }
 inline Tensor cast_or_undefined(const Tensor& t, DType dtype) { return t.defined() ? cast(t, dtype) : t; }
 
+// Half on a device whose kernels have no 16-bit form: the op casts to f32, computes, and casts back.
+inline bool through_f32(const Tensor& x) { return is_half(x.dtype()) && !x.device().is_cuda(); }
+
 // In which type a kernel sums values of type t.
 constexpr DType accumulator(DType t) { return t == f64 ? f64 : f32; }
 
 // Rows per chunk, so that a chunk is about 16,384 elements: enough work to hide a fork, and never dependent on threads.
 inline std::int64_t row_grain(std::int64_t columns) { return 1 + 16384 / (columns + 1); }
+
+// What reductions and index arithmetic take.
+inline void check_summable(const char* op, const Tensor& x) {
+  CAPO_CHECK(is_floating(x.dtype()) || x.dtype() == i32 || x.dtype() == i64, op, ": needs floating, i32 or i64, got ",
+             describe(x));
+}
 
 // The checks of every weight, bias and statistic that belongs to x's last axis (`what` names it in the error).
 // allow_f32: x may be bf16 or f16 while t is f32.

@@ -6,6 +6,8 @@
 #include <capo/ops/unary.h>
 #include <capo/ops/view.h>
 
+#include <cmath>
+
 namespace capo {
 
 CAPO_KERNEL(binary, BinaryArgs)
@@ -81,7 +83,6 @@ Tensor binary(BinaryKind kind, const Tensor& a, const Tensor& b) {
   }
   if (is_comparison(kind)) return y;  // bool results have no gradient by nature
   const Needs need = needs_of({a, b});
-  if (!need.any()) return y;
   const Shape ashape = a.shape(), bshape = b.shape();
   switch (kind) {
     case BinaryKind::add:
@@ -113,7 +114,11 @@ Tensor binary(BinaryKind kind, const Tensor& a, const Tensor& b) {
 }
 
 namespace {
-Tensor scalar_like(const Tensor& t, double v) { return full({}, v, t.dtype(), t.device()); }
+Tensor scalar_like(const Tensor& t, double v) {
+  CAPO_CHECK(is_floating(t.dtype()) || v == std::trunc(v), "scalar: beside a tensor of ", t.dtype(),
+             " it must be whole, got ", v);
+  return full({}, v, t.dtype(), t.device());
+}
 bool fits_affine(const Tensor& t) { return is_floating(t.dtype()); }
 }  // namespace
 

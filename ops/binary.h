@@ -29,7 +29,7 @@ inline Tensor greater_equal(const Tensor& a, const Tensor& b) { return binary(Bi
 inline Tensor logical_and(const Tensor& a, const Tensor& b) { return binary(BinaryKind::logical_and, a, b); }
 inline Tensor logical_or(const Tensor& a, const Tensor& b) { return binary(BinaryKind::logical_or, a, b); }
 
-// The scalar side takes the tensor's dtype.
+// The scalar side takes the tensor's dtype, here and in the operators; beside integers it must be whole.
 Tensor greater(const Tensor& a, double b);
 Tensor greater_equal(const Tensor& a, double b);
 Tensor less_equal(const Tensor& a, double b);
@@ -54,9 +54,9 @@ Tensor where(const Tensor& condition, const Tensor& a, const Tensor& b);
 // Sums x down to `shape` (the inverse of broadcasting). grad: expand.
 Tensor sum_to(const Tensor& x, const Shape& shape);
 
-// In place, NoGrad only for leaves, contiguous a; b broadcasts to a. a = a op b.
-void add_(const Tensor& a, const Tensor& b, double scale = 1.0);  // a += scale * b, same shape, f32 or f64
-void mul_(const Tensor& a, double scale);
+// In place: a is f32 or f64, contiguous, not made by an op, and a leaf only under NoGrad; its version is bumped.
+void add_(const Tensor& a, const Tensor& b, double scale = 1.0);  // a += scale * b, of equal shape, dtype and device
+void mul_(const Tensor& a, double scale);                         // a *= scale
 
 struct BinaryArgs {
   BinaryKind kind;

@@ -264,6 +264,8 @@ TEST_CASE("operators with numbers") {
   CHECK(is(2 - n, {-1, 6}));
   CHECK(is(n * 3, {9, -12}));
   CHECK((n + 2).dtype() == i64);
+  CHECK_THROWS_WITH_AS(n * 0.5, "scalar: beside a tensor of i64 it must be whole, got 0.5", Error);
+  CHECK_THROWS_AS(less(n, -0.5), Error);
 }
 
 TEST_CASE("ties give the gradient to the first operand") {

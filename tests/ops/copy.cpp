@@ -237,6 +237,8 @@ OpCase copy_into_case() {
               {"mask shape", [] { copy_into(zeros({2}), zeros({2}), zeros({3}, boolean)); }, "mask must be bool [2]"},
               {"mask dtype", [] { copy_into(zeros({2}), zeros({2}), zeros({2})); }, "mask must be bool [2]"},
               {"devices", [] { copy_into(zeros({2}), zeros({2}, f32, kMeta)); }, "devices must be equal"},
+              {"repeated memory", [] { copy_into(strided_view(zeros({2}), {3, 2}, {0, 1}, 0), zeros({3, 2})); },
+               "dst must not repeat memory, got [3, 2] with strides [0, 1]"},
               {"trainable leaf",
                [] {
                  const Tensor w = zeros({2});
@@ -301,6 +303,11 @@ TEST_CASE("contiguous and cast return the tensor itself when nothing changes") {
   CHECK(cast(x, f64).same(x));
   CHECK_FALSE(clone(x).storage() == x.storage());
   CHECK_FALSE(contiguous(transpose(x, 0, 1)).storage() == x.storage());
+}
+
+TEST_CASE("rand_uniform refuses bounds out of order") {
+  Generator rng(3);
+  CHECK_THROWS_WITH_AS(rand_uniform({2}, rng, 1, 0), "rand_uniform: low must be at most high, got 1 and 0", Error);
 }
 
 TEST_CASE("rand_uniform stays below its upper bound") {
