@@ -122,6 +122,25 @@ class ModuleScope {
 };
 const std::string& current_module();
 
+// Calls hook(op, result, user) for every result that an op hands to record(), record_many() or record_no_gradient() on
+// this thread while alive, in order, whether it goes on the tape or not; current_module() tells where. Ops made of
+// others show those. The hook must not change the result; ops that it runs are not shown; what it throws leaves the op.
+// Nested observers replace each other.
+class OpObserver {
+ public:
+  using Hook = void (*)(const char* op, const Tensor& result, void* user);
+  OpObserver(Hook hook, void* user);
+  ~OpObserver();
+  OpObserver(const OpObserver&) = delete;
+  OpObserver& operator=(const OpObserver&) = delete;
+
+ private:
+  friend void detail::observe(const char* op, const Tensor& y);
+  Hook hook_;
+  void* user_;
+  OpObserver* outer_;
+};
+
 // The three computations autograd itself needs; ops/ defines them.
 struct AutogradOps {
   Tensor (*add)(const Tensor&, const Tensor&);         // recorded

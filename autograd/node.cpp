@@ -155,7 +155,10 @@ std::vector<Edge> edges_of(const std::vector<Tensor>& inputs) {
 }  // namespace detail
 
 Tensor record_no_gradient(const char* op, const Tensor& y, const std::vector<Tensor>& inputs) {
-  if (!needs_of(inputs).any()) return y;
+  if (!needs_of(inputs).any()) {
+    detail::observe(op, y);
+    return y;
+  }
   // On the tape, so that only a backward pass that really asks for it throws.
   return record(op, y, inputs, Saved(), [op](const Saved&, const Tensor&, Needs) -> Grads {
     detail::fail(op, ": has no derivative (a fused backward has no second one: use its composite form)");

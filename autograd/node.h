@@ -134,6 +134,7 @@ namespace detail {
 
 Edge edge_of(const Tensor& t);
 std::vector<Edge> edges_of(const std::vector<Tensor>& inputs);
+void observe(const char* op, const Tensor& y);  // tells this thread's OpObserver (autograd.h), if there is one
 
 template <class F>
 class OpNode final : public Node {
@@ -154,7 +155,8 @@ class OpNode final : public Node {
 
 }  // namespace detail
 
-// Puts op's result on the tape when gradients are on and an input needs one; returns it.
+// Puts op's result on the tape when gradients are on and an input needs one; returns it. Every op ends with it whatever
+// its inputs need: an OpObserver sees the result in any case.
 //   y, outputs  fresh tensors without a gradient slot
 //   inputs      in the order of the gradients that f returns
 //   f           Grads(const Saved&, const Tensor& dy, Needs), or with const Grads& dys for several outputs.
@@ -164,6 +166,7 @@ template <class F>
 std::vector<Tensor> record_many(const char* op, std::vector<Tensor> outputs, const std::vector<Tensor>& inputs,
                                 Saved saved, F f) {
   static_assert(std::is_trivially_copyable_v<F>, "a gradient closure must not capture tensors: put them in Saved");
+  for (const Tensor& y : outputs) detail::observe(op, y);
   if (!needs_of(inputs).any()) return outputs;
   auto node = make_ref<detail::OpNode<F>>(op, detail::edges_of(inputs), std::move(saved), f);
   node->bind_outputs(outputs);
@@ -173,6 +176,7 @@ std::vector<Tensor> record_many(const char* op, std::vector<Tensor> outputs, con
 template <class F>
 Tensor record(const char* op, const Tensor& y, const std::vector<Tensor>& inputs, Saved saved, F f) {
   static_assert(std::is_trivially_copyable_v<F>, "a gradient closure must not capture tensors: put them in Saved");
+  detail::observe(op, y);
   if (!needs_of(inputs).any()) return y;
   auto node = make_ref<detail::OpNode<F>>(op, detail::edges_of(inputs), std::move(saved), f);
   node->bind_outputs({y});

@@ -589,6 +589,39 @@ TEST_CASE("checkpoint: keep_graph allows a second pass") {
   CHECK(same_bits(grad({y}, {x}, {})[0], first[0]));
 }
 
+// ---------------------------------------------------------------- observers
+
+TEST_CASE("OpObserver: every result in order, on the tape or not; its own ops are hidden; scopes replace each other") {
+  struct Seen {
+    std::string text;
+    static void hook(const char* op, const Tensor& y, void* user) {
+      static_cast<Seen*>(user)->text += cat(op, " ", to_vector<double>(sum(y.detach()))[0], " ", current_module(), ";");
+    }
+  };
+  const Tensor w = leaf(values({1, 2}, {2})), x = values({3, 4}, {2});
+  const std::string path = "blocks.0";
+  Seen seen, inner;
+  const auto fails = [](const char*, const Tensor&, void*) { detail::fail("seen enough"); };
+  {
+    const OpObserver observer(Seen::hook, &seen);
+    const Tensor y = x * w;
+    {
+      const NoGrad off;
+      const ModuleScope scope(&path);
+      neg(x + w);
+    }
+    {
+      const OpObserver other(Seen::hook, &inner);
+      reshape(y, {2, 1});
+    }
+    CHECK(error_of([&] { const OpObserver other(fails, nullptr); exp(x); }) == "seen enough");
+    square(w);
+  }
+  square(w);
+  CHECK(seen.text == "mul 11 ;add 10 blocks.0;neg -10 blocks.0;square 5 ;");
+  CHECK(inner.text == "reshape 11 ;");
+}
+
 // ---------------------------------------------------------------- accounting
 
 TEST_CASE("SavedBytes: per module and op, each storage once, weights never") {

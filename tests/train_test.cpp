@@ -574,6 +574,18 @@ struct InfiniteSlope : nn::Layer<InfiniteSlope> {
   nn::Parameter bad{this, "bad", {3}, nn::Init::zero()};
 };
 
+// The logarithm of 0 between two modules, in a recomputed segment or not.
+struct Bottomless : nn::Layer<Bottomless> {
+  Bottomless(const nn::Build& b, bool recompute_) : Layer(b), recompute(recompute_) {}
+  Tensor forward(const Tensor& x) {
+    const auto segment = [this](const std::vector<Tensor>& in) { return std::vector<Tensor>{log(fc1(in[0]) * 0.0)}; };
+    if (!recompute) return head(segment({x})[0]);
+    return head(checkpoint(segment, {x}, {fc1.weight.value(), fc1.bias->value()})[0]);
+  }
+  nn::Linear fc1{this, "fc1", 6, 5}, head{this, "head", 5, 4};
+  bool recompute;
+};
+
 template <class M>
 std::string failure_of(M& model, train::BatchSource& data, std::int64_t accumulate = 1) {
   train::ClassifierOf classifier(model);
@@ -610,7 +622,15 @@ TEST_CASE("trainer: values that are not finite are traced to their origin") {
     }
     SyntheticSource data(8, 8);
     const std::string text = failure_of(model, data);
-    CHECK_MESSAGE(contains(text, "first not finite: the output of head ("), text);
+    CHECK_MESSAGE(starts_with(text, "train: the loss is "), text);
+    CHECK_MESSAGE(contains(text, " in step 0 (epoch 0, batch 0); first not finite: the output of linear in head ("), text);
+  }
+  for (const bool frozen : {false, true}) {  // a frozen op is seen too; so are those of a recomputed segment
+    Bottomless model(build, !frozen);
+    if (frozen) model.fc1.set_trainable(false);
+    SyntheticSource data(8, 8);
+    const std::string text = failure_of(model, data);
+    CHECK_MESSAGE(contains(text, "first not finite: the output of log ("), text);
   }
   {
     InfiniteSlope model(build);
