@@ -2,6 +2,8 @@
 #include <capo/autograd/autograd.h>
 #include <capo/engine/rng.h>
 
+#include <unordered_set>
+
 namespace capo {
 namespace {
 
@@ -58,6 +60,7 @@ class CheckpointNode final : public Node {
     }
     CAPO_CHECK(again.size() == cotangents.size(), "checkpoint: the segment returned ", cotangents.size(),
                " tensors, run again ", again.size());
+    check_named(again, wanted);
     for (std::size_t k = 0; k < again.size(); ++k)
       if (cotangents[k].defined() && requires_grad(again[k])) {
         outputs.push_back(again[k]);
@@ -76,6 +79,32 @@ class CheckpointNode final : public Node {
   }
 
  private:
+  // What the segment read of the graph must be among `known`: anything else would silently get no gradient.
+  void check_named(const std::vector<Tensor>& outputs, const std::vector<Tensor>& known) const {
+    std::unordered_set<const Node*> seen;
+    std::unordered_set<const GradSlot*> leaves;
+    for (const Tensor& t : known) {
+      const Edge e = detail::edge_of(t);
+      if (e.node) seen.insert(e.node.get());
+      if (e.leaf) leaves.insert(e.leaf.get());
+    }
+    std::vector<const Node*> todo;
+    const auto visit = [&](const Edge& e) {
+      CAPO_CHECK(!e.leaf || leaves.count(e.leaf.get()), "checkpoint: the segment reads a trainable leaf ", e.leaf->shape,
+                 " that is not among its inputs and parameters");
+      if (!e.node || !seen.insert(e.node.get()).second) return;
+      CAPO_CHECK(e.node->sequence() > sequence(), "checkpoint: the segment reads a tensor that ", e.node->op(),
+                 " made outside of it and that is not among its inputs and parameters");
+      todo.push_back(e.node.get());
+    };
+    for (const Tensor& y : outputs) visit(detail::edge_of(y));
+    while (!todo.empty()) {
+      const Node* node = todo.back();
+      todo.pop_back();
+      for (const Edge& e : node->edges()) visit(e);
+    }
+  }
+
   Ref<Segment> segment_;
   std::vector<Tensor> parameters_;
   std::vector<GeneratorLog::Entry> draws_;

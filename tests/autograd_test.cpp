@@ -574,6 +574,11 @@ TEST_CASE("checkpoint: errors by name, plain run without gradients") {
   fill_(stale, 0);
   CHECK(contains(error_of([&] { backward(z); }),
                  "checkpoint: a tensor [1] saved for its gradient was changed in place by fill_"));
+  const Tensor outside = square(w);
+  const Tensor lost = checkpoint([&](const Tensors& in) { return Tensors{in[0] * outside}; }, {x}, {})[0];
+  CHECK(contains(error_of([&] { backward(lost); }), "checkpoint: the segment reads a tensor that square made outside of it"));
+  const Tensor unnamed = checkpoint(f, {x}, {})[0];
+  CHECK(contains(error_of([&] { backward(unnamed); }), "checkpoint: the segment reads a trainable leaf [1] that is not among"));
   int runs = 0;
   const auto unsteady = [&](const Tensors& in) { return Tensors(static_cast<std::size_t>(++runs), in[0] * w); };
   const Tensor once = checkpoint(unsteady, {x}, {w})[0];
