@@ -63,6 +63,17 @@ inline train::TensorSource cached_features(vit::Vit& model, train::BatchSource& 
   return {concat(features, 0), concat(labels, 0), batch, seed};
 }
 
+// The heads, on such features.
+class Heads final : public train::Classifier {
+ public:
+  explicit Heads(vit::Vit& model) : model_(model) {}
+  Tensor forward(const Tensor& features) override { return model_.classify(features); }
+  nn::Module& module() override { return model_; }
+
+ private:
+  vit::Vit& model_;
+};
+
 inline TuneResult tune_with(const TuneOptions& o, const std::string& name, const TuneData& data, bool last) {
   const tuners::Method* method = tuners::find_method(name);
   CAPO_CHECK(method || name.find(':') != name.npos, "--method: there is no method \"", name, "\"; give ", tuners::method_names(), " or a spec");
@@ -76,6 +87,8 @@ inline TuneResult tune_with(const TuneOptions& o, const std::string& name, const
   tuners::apply_spec(model, spec);
   for (const vit::Head* head : {model.head.get(), model.head_dist.get()})
     CAPO_CHECK(!head || head->weight.trainable(), "--method ", name, ": must train ", head->path(), ", which starts at random");
+  bool heads_alone = true;
+  for (const nn::Parameter* p : model.parameters()) heads_alone &= !p->trainable() || p->kind() == nn::Kind::head;
 
   LoaderOptions loading{.batch_size = o.batch, .shuffle = true, .seed = o.seed + 1};
   loading.augment = Augment{};  // flips only: a few epochs on a few images leave no room for more
@@ -116,13 +129,13 @@ inline TuneResult tune_with(const TuneOptions& o, const std::string& name, const
     model.train(false);
     tested = task.evaluate(test);  // once
   };
-  if (spec == "head: train") {  // the backbone never changes: one pass over the images, then epochs of nothing but the head
+  if (heads_alone) {  // the backbone never changes: one pass over the images, then epochs of nothing but the heads
     options.epochs = o.epochs * 5;
     LoaderSource train_source(train_set, preprocess, plain);
     train::TensorSource train_features = cached_features(model, train_source, 64, o.seed + 1);
     train::TensorSource held_features = cached_features(model, held_out, 250, 0), test_features = cached_features(model, test_source, 250, 0);
-    train::ClassifierOf head(*model.head);
-    fit(head, train_features, held_features, test_features);
+    Heads heads(model);
+    fit(heads, train_features, held_features, test_features);
   } else {
     LoaderSource train_source(train_set, preprocess, loading);
     train::ClassifierOf whole(model);

@@ -50,14 +50,20 @@ TEST_CASE("grammar") {
   CHECK(items[0].args[0].first == "length");
   CHECK(items[0].args[0].second == "5");
   CHECK(tuners::to_string(items) == "blocks.*.attn: u_prefix(length=5); head: train");
-  CHECK(tuners::to_string(tuners::parse_spec("linear")) == "head: train");
+  CHECK(tuners::to_string(tuners::parse_spec("linear")) == "head*: train");
   CHECK(tuners::to_string(tuners::parse_spec("bitfit; **: u_adapter(dim=3,on=z)")) ==
-        "**.bias: train; head: train; **: u_adapter(dim=3, on=z)");
+        "**.bias: train; head*: train; **: u_adapter(dim=3, on=z)");
   for (const auto& m : tuners::kMethods) {
     vit::Vit model(small());
     tuners::apply_spec(model, m.spec);
     CHECK_MESSAGE(nn::parameter_count(model, true) > 0, m.name);
     CHECK(tuners::find_method(m.name) == &m);
+    vit::VitConfig two = small();
+    two.distilled = true;
+    vit::Vit distilled(two);
+    tuners::apply_spec(distilled, m.spec);
+    for (const vit::Head* head : {model.head.get(), distilled.head.get(), distilled.head_dist.get()})
+      CHECK_MESSAGE((head->weight.trainable() && head->bias.trainable()), m.name << " " << head->path());
   }
   CHECK(tuners::find_method("nothing") == nullptr);
 }
@@ -109,6 +115,7 @@ TEST_CASE("bad specs are refused by name and leave the model clean") {
       {"blocks.*.mlp: u_adapter)", "unknown action \"u_adapter)\""},
       {"block.*.mlp: u_adapter()", "\"block.*.mlp\" matches no module; near: blocks.0.mlp"},
       {"heda: train", "matches no module or parameter; near: head"},
+      {"heda*: train", "\"heda*\" matches no module or parameter; near: head"},
       {"blocks.*.norm1: u_adapter()", "u_adapter: blocks.0.norm1 is no module that maps tokens to tokens"},
       {"blocks.*.attn.core: u_prefix()", "u_prefix: blocks.0.attn.core is no module"},
       {"blocks.*.mlp.fc1: u_prefix()", "maps width 24 to 48"},

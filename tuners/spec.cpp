@@ -32,7 +32,7 @@ struct Preset {
   const char *name, *text;
 };
 constexpr Preset kPresets[] = {
-    {"linear", "head: train"}, {"bitfit", "**.bias: train; head: train"}, {"full", "**: train"}};
+    {"linear", "head*: train"}, {"bitfit", "**.bias: train; head*: train"}, {"full", "**: train"}};
 constexpr const char* kActions = "train, u_adapter, u_prefix, u_prompt, lora";
 
 SpecItem parse_item(std::string_view text) {
