@@ -67,7 +67,7 @@ class Pass {
   void run(const std::vector<Tensor>& outputs, const std::vector<Tensor>& cotangents) {
     explore();
     for (const auto& t : outputs)  // an output that is itself a leaf: its seed is one more use
-      if (const Edge e = detail::edge_of(t); e.leaf && wants(e)) ++leaves_[e.leaf.get()].uses;
+      if (const Edge e = detail::edge_of(t); e.leaf && wants(e)) count_use(e.leaf.get());
     for (std::size_t i = 0; i < outputs.size(); ++i) {
       Tensor seed = cotangents.empty() ? Tensor() : cotangents[i];
       if (!seed.defined()) {
@@ -86,7 +86,7 @@ class Pass {
       heap_.pop();
       step(node);
     }
-    for (auto& [slot, state] : leaves_) finish_leaf(*slot, state);
+    for (GradSlot* slot : leaf_order_) finish_leaf(*slot, leaves_[slot]);
   }
 
   const std::vector<Tensor>& captured() const { return captured_; }
@@ -134,8 +134,12 @@ class Pass {
       for (const auto& e : node->edges()) state.leads_on |= wants(e);
       if (!state.leads_on) continue;
       for (const auto& e : node->edges())
-        if (e.leaf && wants(e)) ++leaves_[e.leaf.get()].uses;
+        if (e.leaf && wants(e)) count_use(e.leaf.get());
     }
+  }
+
+  void count_use(GradSlot* leaf) {
+    if (leaves_[leaf].uses++ == 0) leaf_order_.push_back(leaf);
   }
 
   void deliver(const Edge& e, const Tensor& g, const char* from) {
@@ -214,6 +218,7 @@ class Pass {
   std::vector<Node*> roots_;
   std::unordered_map<Node*, NodeState> states_;
   std::unordered_map<GradSlot*, LeafState> leaves_;
+  std::vector<GradSlot*> leaf_order_;  // of leaves_, the same in every run
   std::unordered_map<Node*, std::vector<Capture>> wanted_outputs_;
   std::unordered_map<GradSlot*, std::vector<std::size_t>> wanted_leaves_;
   std::vector<Tensor> captured_;

@@ -64,7 +64,7 @@ void backward(const Tensor& output, const Tensor& cotangent = {}, GradOptions op
 bool replaying();
 
 // Runs `segment` without keeping anything but its inputs; its gradient runs it again. `parameters` are the trainable
-// tensors used inside (they become edges; with a frozen input they are the only ones). Random draws repeat exactly.
+// leaves used inside (they become edges; with a frozen input they are the only ones). Random draws repeat exactly.
 // The segment is called with as many tensors as `inputs` and must not change state besides buffers guarded by
 // replaying(). The backward pass throws when it read a tensor of the graph that is not named here. Generators that it
 // draws from must outlive the graph.

@@ -9,21 +9,26 @@ namespace {
 
 thread_local bool replay = false;
 
-// Sets generators back to their offsets at the segment's first run, and forward again when done.
+// Sets generators back to where they stood at the segment's first run, and forward again when done.
 class Replay {
  public:
   explicit Replay(const std::vector<GeneratorLog::Entry>& entries) : before_(std::exchange(replay, true)) {
     for (const auto& e : entries) {
-      restore_.push_back({e.generator, e.generator->offset()});
-      e.generator->set_offset(e.offset);
+      restore_.push_back({e.generator, e.generator->seed(), e.generator->offset()});
+      set(e);
     }
   }
   ~Replay() {
-    for (const auto& e : restore_) e.generator->set_offset(e.offset);
+    for (const auto& e : restore_) set(e);
     replay = before_;
   }
 
  private:
+  static void set(const GeneratorLog::Entry& e) {
+    e.generator->reseed(e.seed);
+    e.generator->set_offset(e.offset);
+  }
+
   bool before_;
   std::vector<GeneratorLog::Entry> restore_;
 };
@@ -120,6 +125,10 @@ std::vector<Tensor> checkpoint(Ref<Segment> segment, const std::vector<Tensor>& 
   std::vector<Tensor> all = inputs;
   all.insert(all.end(), parameters.begin(), parameters.end());
   if (!needs_of(all).any()) return segment->run(inputs);
+  for (const Tensor& p : parameters)
+    if (const Edge e = detail::edge_of(p); e.node)
+      CAPO_CHECK(false, "checkpoint: parameters must be leaves, got a tensor ", p.shape(), " that ", e.node->op(),
+                 " made: it belongs among the inputs");
   std::vector<Tensor> outputs;
   std::vector<GeneratorLog::Entry> draws;
   {

@@ -63,8 +63,8 @@ class Generator {
   std::uint64_t seed_, stream_, offset_ = 0;
 };
 
-// While alive on this thread, remembers the offset that each generator had at its first use. Setting them back to it is how
-// a checkpointed segment draws the same numbers twice (autograd/checkpoint.cpp).
+// While alive on this thread, remembers where each generator stood at its first use. Setting them back to it is how a
+// checkpointed segment draws the same numbers twice (autograd/checkpoint.cpp).
 class GeneratorLog {
  public:
   GeneratorLog();
@@ -73,7 +73,7 @@ class GeneratorLog {
   GeneratorLog& operator=(const GeneratorLog&) = delete;
   struct Entry {
     Generator* generator;
-    std::uint64_t offset;
+    std::uint64_t seed, offset;
   };
   const std::vector<Entry>& entries() const { return entries_; }
 

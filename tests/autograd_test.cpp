@@ -525,6 +525,18 @@ TEST_CASE("checkpoint: random draws repeat, and the stream goes on afterwards") 
   for (std::size_t i = 0; i < plain.size(); ++i) CHECK(same_bits(plain[i], again[i]));
 }
 
+TEST_CASE("checkpoint: the draws repeat although the generator was given another seed meanwhile") {
+  const Tensor x = leaf(normal({50}, "x"));
+  Generator rng(5);
+  const auto f = [&rng](const Tensors& in) { return Tensors{in[0] * rand_normal({50}, rng, 0, 1, f64)}; };
+  const Tensor y = checkpoint(f, {x}, {})[0];
+  rng.reseed(6);
+  rng.reserve(8);
+  CHECK(close(grad({sum(y)}, {x}, {})[0], y.detach() / x.detach(), 1e-14));
+  CHECK(rng.seed() == 6);
+  CHECK(rng.offset() == 2);
+}
+
 TEST_CASE("checkpoint: nested, with draws in both") {
   const Tensor w = leaf(normal({50}, "w"));
   const auto go = [&](bool checkpointed) {
@@ -579,6 +591,7 @@ TEST_CASE("checkpoint: errors by name, plain run without gradients") {
   CHECK(contains(error_of([&] { backward(lost); }), "checkpoint: the segment reads a tensor that square made outside of it"));
   const Tensor unnamed = checkpoint(f, {x}, {})[0];
   CHECK(contains(error_of([&] { backward(unnamed); }), "checkpoint: the segment reads a trainable leaf [1] that is not among"));
+  CHECK(contains(error_of([&] { checkpoint(f, {x}, {outside}); }), "checkpoint: parameters must be leaves, got a tensor [1] that square made"));
   int runs = 0;
   const auto unsteady = [&](const Tensors& in) { return Tensors(static_cast<std::size_t>(++runs), in[0] * w); };
   const Tensor once = checkpoint(unsteady, {x}, {w})[0];
