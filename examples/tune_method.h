@@ -74,6 +74,42 @@ class Heads final : public train::Classifier {
   vit::Vit& model_;
 };
 
+// The same as a model of its own.
+struct OnFeatures : vit::Vit {
+  using Vit::Vit;
+  Tensor operator()(const Tensor& features) { return classify(features); }
+};
+
+template <class M>
+std::unique_ptr<M> planned(const vit::VitConfig& config, const std::string& spec, const nn::Build& build) {
+  auto model = std::make_unique<M>(config, build);
+  tuners::apply_spec(*model, spec);
+  return model;
+}
+
+constexpr int kFeatureBatch = 64, kFeatureEvaluation = 250;
+
+// What tuning will hold: steps of `batch` images, evaluations of `plain`. Where the heads alone are trained there are no such
+// steps, but evaluations of all images that leave their features, and steps on those.
+inline train::MemoryPlan plan_tuning(const vit::VitConfig& config, const std::string& spec, bool heads_alone, std::int64_t batch, std::int64_t plain, const TuneData& data) {
+  const auto whole = [&](const nn::Build& build) { return planned<vit::Vit>(config, spec, build); };
+  const train::MemoryPlan images = train::plan_memory(whole, {batch, config.image, config.image, 3}, {.evaluation_batch = plain});
+  if (!heads_alone) return images;
+  const Shape shape = config.distilled ? Shape{kFeatureBatch, 2, config.dim} : Shape{kFeatureBatch, config.dim};
+  const auto heads = [&](const nn::Build& build) { return planned<OnFeatures>(config, spec, build); };
+  train::MemoryPlan plan = train::plan_memory(heads, shape, {.evaluation_batch = kFeatureEvaluation});
+  const std::int64_t row = numel(shape) / kFeatureBatch * 4 + 8;  // an image's features and label
+  std::int64_t cached = 0, most = 0;
+  for (const DatasetPtr& set : {data.train, data.validation, data.test}) {
+    cached += set->size() * row;
+    most = std::max(most, cached + std::max(images.evaluation, set->size() * row));  // the last batch; then all are joined
+  }
+  plan.input += cached;
+  plan.evaluation = images.evaluation;
+  plan.peak = std::max(plan.weights + most, cached + plan.peak);
+  return plan;
+}
+
 inline TuneResult tune_with(const TuneOptions& o, const std::string& name, const TuneData& data, bool last) {
   const tuners::Method* method = tuners::find_method(name);
   CAPO_CHECK(method || name.find(':') != name.npos, "--method: there is no method \"", name, "\"; give ", tuners::method_names(), " or a spec");
@@ -107,15 +143,11 @@ inline TuneResult tune_with(const TuneOptions& o, const std::string& name, const
   options.on_epoch = ProgressBar::epoch;
   options.user = &bar;
 
-  const auto planned = [&](const nn::Build& build) {
-    auto copy = std::make_unique<vit::Vit>(model.config, build);
-    tuners::apply_spec(*copy, spec);
-    return copy;
-  };
-  const train::MemoryPlan plan = train::plan_memory(planned, {o.batch, preprocess.size, preprocess.size, 3});
+  const std::int64_t largest = std::max({train_set->size(), validation_set->size(), test_set->size()});
+  const train::MemoryPlan plan = plan_tuning(model.config, spec, heads_alone, o.batch, std::min(plain.batch_size, largest), data);
   const auto mib = [](std::int64_t bytes) { return static_cast<double>(bytes) / 1048576.0; };
-  std::printf("%s: a step of %d images will hold at most %.1f MiB: weights %.1f, gradients %.1f, optimizer %.1f, activations %.1f\n", name.c_str(), o.batch,
-              mib(plan.peak), mib(plan.weights), mib(plan.gradients), mib(plan.optimizer), mib(plan.activations));
+  std::printf("%s: will hold at most %.1f MiB: weights %.1f, gradients %.1f, optimizer %.1f, activations %.1f, %s %.1f; in evaluation %.1f\n", name.c_str(), mib(plan.peak),
+              mib(plan.weights), mib(plan.gradients), mib(plan.optimizer), mib(plan.activations), heads_alone ? "features" : "images", mib(plan.input), mib(plan.evaluation));
 
   TuneResult r{.method = name, .trainable = nn::parameter_count(model, true), .total = nn::parameter_count(model)};
   allocator(kCpu).reset_peak();
@@ -132,8 +164,9 @@ inline TuneResult tune_with(const TuneOptions& o, const std::string& name, const
   if (heads_alone) {  // the backbone never changes: one pass over the images, then epochs of nothing but the heads
     options.epochs = o.epochs * 5;
     LoaderSource train_source(train_set, preprocess, plain);
-    train::TensorSource train_features = cached_features(model, train_source, 64, o.seed + 1);
-    train::TensorSource held_features = cached_features(model, held_out, 250, 0), test_features = cached_features(model, test_source, 250, 0);
+    train::TensorSource train_features = cached_features(model, train_source, kFeatureBatch, o.seed + 1);
+    train::TensorSource held_features = cached_features(model, held_out, kFeatureEvaluation, 0);
+    train::TensorSource test_features = cached_features(model, test_source, kFeatureEvaluation, 0);
     Heads heads(model);
     fit(heads, train_features, held_features, test_features);
   } else {

@@ -781,11 +781,20 @@ TEST_CASE("memory: a ViT's plan, whole, recomputed and frozen") {
       return model;
     };
     train::MemoryOptions o;
-    const auto plan = train::plan_memory(make, {8, 32, 32, 3}, o);
-    o.device = kCpu;
-    const auto real = train::plan_memory(make, {8, 32, 32, 3}, o);
-    CHECK(std::fabs(static_cast<double>(plan.peak - real.peak)) <= 0.05 * static_cast<double>(real.peak));
-    CHECK(plan.activations == real.activations);
+    const auto step = train::plan_memory(make, {8, 32, 32, 3}, o);
+    CHECK(step.evaluation == 0);
+    for (const std::int64_t evaluation_batch : {0, 100}) {
+      o.evaluation_batch = evaluation_batch;
+      o.device = kMeta;
+      const auto told = train::plan_memory(make, {8, 32, 32, 3}, o);
+      o.device = kCpu;
+      const auto real = train::plan_memory(make, {8, 32, 32, 3}, o);
+      CHECK(std::fabs(static_cast<double>(told.peak - real.peak)) <= 0.05 * static_cast<double>(real.peak));
+      CHECK(std::fabs(static_cast<double>(told.evaluation - real.evaluation)) <= 0.05 * static_cast<double>(real.evaluation));
+      CHECK(told.activations == real.activations);
+      CHECK(told.peak == std::max(step.peak, evaluation_batch ? told.weights + told.optimizer + told.evaluation : 0));
+    }
+    const auto& plan = step;
     if (how == How::whole)
       whole = plan.activations;
     else
