@@ -8,6 +8,7 @@
 #include <capo/ops/reduce.h>
 #include <capo/tests/temp_folder.h>
 #include <capo/tests/tiny_model.h>
+#include <capo/tuners/spec.h>
 
 #include <doctest/doctest.h>
 
@@ -289,6 +290,23 @@ TEST_CASE("optim: Muon leaves head, embeddings and tokens to AdamW, bit by bit")
     nn::Embedding words{this, "words", 7, 3};
   } table;
   CHECK(!train::muon_takes(table.words.weight));
+}
+
+TEST_CASE("optim: of tuners Muon takes the adapters' matrices alone") {
+  vit::VitConfig c = vit::config("vit_ti", 16, 8, 10);
+  c.dim = 24, c.depth = 1, c.heads = 2;
+  vit::Vit model(c);
+  tuners::apply_spec(model, "**.attn: u_prefix(); **.attn: u_prompt(); **.attn: lora(rank=2, slices=qv); **.mlp: u_prefix(); "
+                            "**.mlp: u_prompt(); **.mlp.fc1: lora(rank=2); **.mlp: u_adapter(dim=3); head: train");
+  std::string taken;
+  int matrices = 0;
+  for (const nn::Parameter* p : model.parameters()) {
+    if (!p->trainable()) continue;
+    matrices += p->value().rank() == 2;
+    if (train::muon_takes(*p)) taken += p->path() + " ";
+  }
+  CHECK(taken == "blocks.0.mlp.u_adapter.down.weight blocks.0.mlp.u_adapter.up.weight ");
+  CHECK(matrices == 2 + 1 + 4 + 2 + 1 + 2 + 2 + 1);
 }
 
 TEST_CASE("optim: Muon in bf16 follows the f32 masters; any number of threads gives the same bits") {
