@@ -412,6 +412,10 @@ TEST_CASE("bad configurations and inputs") {
        {"", "[]", "{", "{\"size\": 3}", "{\"image\": 32.5}", "{\"image\": \"32\"}", "{\"image\": 32, \"image\": 32}",
         "{\"heads\": 0}", "{\"pool\": \"max\"}", "{\"pool\": 3}", "{\"distilled\": 1}", "{\"norm_eps\": -1}"})
     CHECK_MESSAGE(starts_with(error_of([&] { vit::config_from_json(text, "file"); }), "file: "), std::string(text));
+  CHECK(error_of([] { vit::config_from_json("{\"image\": 32, \"image\": 32}", "file"); }) ==
+        "file: the model configuration: duplicate key, got \"image\" twice");
+  CHECK(error_of([] { vit::config_from_json("3", "file"); }) ==
+        "file: the model configuration: must be a JSON object, got number");
   CHECK(contains(error_of([] {
                    vit::config_from_names({{"conv1.weight", {64, 3, 7, 7}}});
                  }),

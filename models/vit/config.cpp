@@ -1,11 +1,11 @@
 // Named sizes, JSON and what a checkpoint's names tell.
+#include <capo/engine/json.h>
 #include <capo/models/vit/vit.h>
 
 #include <algorithm>
 #include <cmath>
 #include <map>
 #include <nlohmann/json.hpp>
-#include <set>
 
 namespace capo::vit {
 
@@ -56,15 +56,8 @@ std::string to_json(const VitConfig& c) {
 }
 
 VitConfig config_from_json(std::string_view text, const std::string& source) {
-  std::set<std::string> seen;  // nlohmann's DOM would silently keep the last of two equal keys
-  const auto watch = [&](int depth, nlohmann::json::parse_event_t event, nlohmann::json& value) {
-    if (event == nlohmann::json::parse_event_t::key && depth == 1)
-      CAPO_CHECK(seen.insert(value.get<std::string>()).second, source, ": ", value.get<std::string>(),
-                 " is given twice");
-    return depth < 8;
-  };
-  const nlohmann::json j = nlohmann::json::parse(text, watch, false);
-  CAPO_CHECK(j.is_object(), source, ": the model configuration must be a JSON object");
+  check_json_object(text, source + ": the model configuration", 2);
+  const nlohmann::json j = nlohmann::json::parse(text);
   VitConfig c;
   const auto number = [&](const nlohmann::json& v, const std::string& key, double low, double high) {
     CAPO_CHECK(v.is_number() && v.get<double>() >= low && v.get<double>() <= high, source, ": ", key,
