@@ -9,7 +9,7 @@
 //           u_prompt(length=10)                          likewise
 //           lora(rank=8, alpha=0, slices=, rslora=false, dropout=0)
 //                                                        at a Linear; with slices (q, qv, ..) at a fused qkv or its attention
-// methods   linear, bitfit, u-tuning, full, ..           those of tuners/presets.h, alone or as an item: "linear; **.attn: u_prefix()"
+// methods   linear, bitfit, u-tuning, full, ..           named in tuners/presets.h; items too: "linear; **.qkv: lora()"
 //
 // Everything not named is frozen. A pattern that matches nothing, an unknown action or argument, and a value outside
 // its range throw, with near misses.
