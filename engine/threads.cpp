@@ -7,8 +7,12 @@
 #include <exception>
 #include <memory>
 #include <mutex>
+#include <new>
+#include <pthread.h>
 #include <sched.h>
+#include <system_error>
 #include <thread>
+#include <utility>
 #include <vector>
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -146,14 +150,34 @@ class Pool {
 };
 
 std::mutex pool_mutex;
+int size_before_fork = 0;  // of the parent's pool; 0 in a process that is not forked
+std::shared_ptr<Pool>& pool_slot();
+
+// A forked child has none of the pool's threads: waiting for them or joining them would never end. So the pool is kept
+// unused for good (in static memory: the heap may be locked here), and the child starts another when it needs one.
+void drop_pool_in_child() {
+  auto& slot = pool_slot();
+  if (slot) {
+    size_before_fork = slot->size();
+    alignas(std::shared_ptr<Pool>) static unsigned char lost[sizeof(std::shared_ptr<Pool>)];
+    new (lost) std::shared_ptr<Pool>(std::move(slot));
+  }
+  pool_mutex.unlock();
+}
+
+// Under pool_mutex, which a fork takes as well.
 std::shared_ptr<Pool>& pool_slot() {
-  static auto* slot = new std::shared_ptr<Pool>;  // immortal: a detached thread may still compute at exit
+  static auto* slot = [] {
+    const int code = pthread_atfork([] { pool_mutex.lock(); }, [] { pool_mutex.unlock(); }, drop_pool_in_child);
+    CAPO_CHECK(code == 0, "threads: pthread_atfork failed, ", std::generic_category().message(code));
+    return new std::shared_ptr<Pool>;  // immortal: a detached thread may still compute at exit
+  }();
   return *slot;
 }
 std::shared_ptr<Pool> pool() {
   std::lock_guard lock(pool_mutex);
   auto& p = pool_slot();
-  if (!p) p = std::make_shared<Pool>(default_threads());
+  if (!p) p = std::make_shared<Pool>(size_before_fork > 0 ? size_before_fork : default_threads());
   return p;
 }
 

@@ -3,6 +3,8 @@
 // Results never depend on the number of threads: [0, n) is cut into chunks of `grain`, whatever the pool's size, and
 // each chunk is computed by one thread. Inside a worker, parallel_for runs inline. Denormals are flushed to zero in
 // every participant, the caller included, and its mode is restored afterwards.
+//
+// After fork() the child starts threads of its own, as many as the parent had; fork outside of chunks only.
 #pragma once
 
 #include <cstdint>

@@ -8,6 +8,9 @@
 
 #include <doctest/doctest.h>
 
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <atomic>
 #include <cmath>
 #include <cstring>
@@ -489,6 +492,33 @@ TEST_CASE("set_num_threads: limits") {
                  "must not be called from inside"));
   CHECK(num_threads() == 2);
 }
+
+#if !defined(__SANITIZE_THREAD__)  // it has no threads in the child of a process with threads
+TEST_CASE("parallel_for: a forked child has a pool of its own") {
+  const ThreadsScope with(2);
+  const auto sum_is_right = [] {
+    std::atomic<std::int64_t> sum{0};
+    parallel_for(1000, 10, [&](std::int64_t begin, std::int64_t end) {
+      for (auto i = begin; i < end; ++i) sum += i;
+    });
+    return sum == 499500;
+  };
+  CHECK(sum_is_right());
+  const pid_t child = ::fork();
+  REQUIRE(child >= 0);
+  if (child == 0) {
+    ::alarm(60);  // a pool that waits for ever is ended by a signal
+    const bool ok = sum_is_right() && num_threads() == 2 && same_bits(full({100000}, 3), full({100000}, 3));
+    set_num_threads(3);
+    ::_exit(ok && sum_is_right() && num_threads() == 3 ? 0 : 1);
+  }
+  int status = -1;
+  REQUIRE(::waitpid(child, &status, 0) == child);
+  CHECK(WIFEXITED(status));
+  CHECK(status == 0);
+  CHECK(sum_is_right());  // the parent keeps its pool
+}
+#endif
 
 #if defined(__x86_64__)
 TEST_CASE("parallel_for: denormals are flushed in every participant and the caller's mode comes back") {
