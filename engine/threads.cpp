@@ -74,16 +74,28 @@ int default_threads() {
   return 1;
 }
 
+constexpr std::size_t kWorkerStack = std::size_t{8} << 20;  // kernels keep up to 2 MB of blocks on it
+
 // Workers sleep on a condition variable after a short spin; one job at a time.
 class Pool {
  public:
   explicit Pool(int threads) : size_(threads) {
-    try {
-      for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { loop(); });
-    } catch (const std::exception& e) {  // the system's limit: those that run must be joined before they are destroyed
+    workers_.reserve(static_cast<std::size_t>(threads - 1));
+    pthread_attr_t attributes;  // std::thread takes the system's stack size, which may be 128 KB
+    int code = pthread_attr_init(&attributes);
+    CAPO_CHECK(code == 0, "threads: pthread_attr_init failed, ", std::generic_category().message(code));
+    code = pthread_attr_setstacksize(&attributes, kWorkerStack);
+    for (int i = 1; i < threads && code == 0; ++i) {
+      pthread_t worker;
+      code = pthread_create(&worker, &attributes, start, this);
+      if (code == 0) workers_.push_back(worker);
+    }
+    pthread_attr_destroy(&attributes);
+    if (code != 0) {  // the system's limit: those that run are joined
       const std::size_t started = workers_.size() + 1;
       stop();
-      detail::fail("threads: the system allows no more than ", started, " of ", threads, ", ", e.what());
+      detail::fail("threads: the system allows no more than ", started, " of ", threads, ", ",
+                   std::generic_category().message(code));
     }
   }
   ~Pool() { stop(); }
@@ -115,7 +127,11 @@ class Pool {
       ticket_.fetch_add(1, std::memory_order_release);
     }
     wake_.notify_all();
-    for (auto& w : workers_) w.join();
+    for (const pthread_t w : workers_) pthread_join(w, nullptr);
+  }
+  static void* start(void* pool) {
+    static_cast<Pool*>(pool)->loop();
+    return nullptr;
   }
   void loop() {
     std::uint64_t seen = 0;
@@ -140,7 +156,7 @@ class Pool {
   }
 
   int size_;
-  std::vector<std::thread> workers_;
+  std::vector<pthread_t> workers_;
   std::mutex busy_, mutex_;
   std::condition_variable wake_;
   std::atomic<std::uint64_t> ticket_{0};

@@ -4,6 +4,7 @@
 // each chunk is computed by one thread. Inside a worker, parallel_for runs inline. Denormals are flushed to zero in
 // every participant, the caller included, and its mode is restored afterwards.
 //
+// Workers have stacks of 8 MB. The caller computes on its own stack: a few ops need up to 2 MB of it, and say so.
 // After fork() the child starts threads of its own, as many as the parent had; fork outside of chunks only.
 #pragma once
 

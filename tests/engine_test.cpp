@@ -8,10 +8,12 @@
 
 #include <doctest/doctest.h>
 
+#include <pthread.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <atomic>
+#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -492,6 +494,36 @@ TEST_CASE("set_num_threads: limits") {
                  "must not be called from inside"));
   CHECK(num_threads() == 2);
 }
+
+#if defined(__GLIBC__)
+TEST_CASE("parallel_for: workers have stacks of 8 MB, whatever the default") {
+  pthread_attr_t before, small;
+  REQUIRE(pthread_getattr_default_np(&before) == 0);
+  REQUIRE(pthread_attr_init(&small) == 0);
+  REQUIRE(pthread_attr_setstacksize(&small, 1 << 20) == 0);
+  REQUIRE(pthread_setattr_default_np(&small) == 0);
+  {
+    const ThreadsScope with(2);
+    const auto caller = std::this_thread::get_id();
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+    std::atomic<std::size_t> stack{0};  // of the worker
+    parallel_for(2, 1, [&](std::int64_t, std::int64_t) {
+      pthread_attr_t mine;
+      std::size_t size = 0;
+      if (std::this_thread::get_id() != caller && pthread_getattr_np(pthread_self(), &mine) == 0) {
+        pthread_attr_getstacksize(&mine, &size);
+        pthread_attr_destroy(&mine);
+        stack = size;
+      }
+      while (stack == 0 && std::chrono::steady_clock::now() < deadline) std::this_thread::yield();  // leave it a chunk
+    });
+    CHECK(stack > std::size_t{7} << 20);
+  }
+  pthread_setattr_default_np(&before);
+  pthread_attr_destroy(&small);
+  pthread_attr_destroy(&before);
+}
+#endif
 
 #if !defined(__SANITIZE_THREAD__)  // it has no threads in the child of a process with threads
 TEST_CASE("parallel_for: a forked child has a pool of its own") {
