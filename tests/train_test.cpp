@@ -1,6 +1,7 @@
 // models/train: optimisers against scalar f64 formulas, schedules, averages, accumulation, the guard, logs, the plan.
 #include <capo/datasets/batch_source.h>
 #include <capo/engine/threads.h>
+#include <capo/examples/curve.h>
 #include <capo/models/train/memory_plan.h>
 #include <capo/models/train/tensorboard.h>
 #include <capo/models/vit/vit.h>
@@ -54,13 +55,17 @@ std::vector<std::vector<double>> values_of(const std::vector<nn::Parameter*>& pa
   return out;
 }
 
+// Infinite when a difference is NaN.
 double worst(const std::vector<std::vector<double>>& a, const std::vector<std::vector<double>>& b) {
+  REQUIRE(a.size() == b.size());
   double e = 0;
-  for (std::size_t p = 0; p < a.size(); ++p)
+  for (std::size_t p = 0; p < a.size(); ++p) {
+    REQUIRE(a[p].size() == b[p].size());
     for (std::size_t i = 0; i < a[p].size(); ++i) {
       const double d = std::fabs(a[p][i] - b[p][i]) / (1 + std::fabs(b[p][i]));
-      if (!(d <= e)) e = d;
+      e = std::isnan(d) ? HUGE_VAL : std::max(e, d);
     }
+  }
   return e;
 }
 
@@ -563,6 +568,10 @@ TEST_CASE("trainer: stops on request, reports progress") {
   CHECK(p.eta_seconds > 0);
   CHECK(p.live_bytes > 0);
   CHECK(p.peak_bytes >= p.live_bytes);
+  const auto before = values_of(model.parameters());
+  CHECK(error_of([&] { trainer.run(); }) == "trainer: run() may be called once");
+  CHECK(values_of(model.parameters()) == before);
+  CHECK(seen.progress.size() == 8);
 }
 
 namespace {
@@ -755,6 +764,32 @@ TEST_CASE("csv: a table goes on where the checkpoint says") {
   CHECK(starts_with(error_of([&] { train::CsvLog log(p, "step,y", 1, 1); }), p + ": must have the header"));
   { train::CsvLog log(p, "step,y"); }
   CHECK(read_file(p, 1000) == "step,y\n");
+}
+
+TEST_CASE("examples: the validation curve of a training log") {
+  const TempFolder t;
+  const std::string csv = t / "log.csv";
+  TinyMlp model(nn::Build{});
+  train::ClassifierOf classifier(model);
+  train::ClassificationTask task(classifier);
+  SyntheticSource data(4, 8), held_out(1, 64, 2);
+  train::TrainOptions o;
+  o.epochs = 3;
+  o.validate_every = 2;
+  o.log_every = 1;
+  o.csv = csv;
+  std::vector<train::EpochReport> epochs;
+  {
+    train::Trainer trainer(task, data, &held_out, o);
+    epochs = trainer.run().epochs;
+  }
+  REQUIRE(epochs.size() == 3);
+  const Series curve = examples::validation_curve(csv, "tiny");
+  CHECK(curve.name == "tiny");
+  CHECK(curve.x == std::vector<double>{2, 3});  // epochs count from 1, the last is always validated
+  REQUIRE(curve.y.size() == 2);
+  for (std::size_t i = 0; i < 2; ++i) CHECK(curve.y[i] == doctest::Approx(100 * epochs[i + 1].validation.top1).epsilon(1e-6));
+  CHECK(examples::validation_curve(t / "none.csv", "none").x.empty());
 }
 
 TEST_CASE("memory: the plan on the meta device is what the CPU measures") {
