@@ -2,7 +2,7 @@
 //
 // dtypes  q, k, v (o, bias) equal: f32, f64; bf16 and f16 through f32 (CPU). lse is f64 for f64, else f32.
 // bits    blocks depend on the shape only: the same for any thread count.
-// stack   CPU kernels keep their blocks on the stack: a thread that calls attention() needs 1 MB, 2 MB for its gradient.
+// stack   CPU kernels keep their blocks there: a thread that calls attention() needs 1 MB, 2 MB for its gradient.
 #pragma once
 
 #include <capo/engine/tensor.h>
