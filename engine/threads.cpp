@@ -3,13 +3,11 @@
 
 #include <atomic>
 #include <condition_variable>
-#include <cstdlib>
 #include <exception>
 #include <memory>
 #include <mutex>
 #include <new>
 #include <pthread.h>
-#include <sched.h>
 #include <system_error>
 #include <thread>
 #include <utility>
@@ -61,18 +59,6 @@ struct Job {
     inside = false;
   }
 };
-
-int default_threads() {
-  if (const char* text = std::getenv("CAPO_THREADS")) {
-    char* end = nullptr;
-    const long n = std::strtol(text, &end, 10);
-    if (end != text && *end == '\0' && n >= 1 && n <= 1024) return static_cast<int>(n);
-    log(LogLevel::warning, cat("CAPO_THREADS: must be 1..1024, got \"", text, "\"; using all processors"));
-  }
-  cpu_set_t set;
-  if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set) > 0 ? CPU_COUNT(&set) : 1;
-  return 1;
-}
 
 constexpr std::size_t kWorkerStack = std::size_t{8} << 20;  // kernels keep up to 2 MB of blocks on it
 
@@ -193,7 +179,7 @@ std::shared_ptr<Pool>& pool_slot() {
 std::shared_ptr<Pool> pool() {
   std::lock_guard lock(pool_mutex);
   auto& p = pool_slot();
-  if (!p) p = std::make_shared<Pool>(size_before_fork > 0 ? size_before_fork : default_threads());
+  if (!p) p = std::make_shared<Pool>(size_before_fork > 0 ? size_before_fork : detail::default_threads());
   return p;
 }
 

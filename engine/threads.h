@@ -13,7 +13,8 @@
 
 namespace capo {
 
-// Default: CAPO_THREADS when set, else the processors available to this process.
+// Default: CAPO_THREADS when set, else the processors available to this process: those of its affinity mask, not more
+// than the CPU quotas of its cgroups (v1, v2) rounded up, at most 1024.
 int num_threads();
 // Takes effect at the next parallel_for; n in 1..1024. Throws from inside one, and when the system refuses the threads.
 void set_num_threads(int n);
@@ -21,6 +22,10 @@ void set_num_threads(int n);
 namespace detail {
 using RangeFn = void (*)(void* context, std::int64_t begin, std::int64_t end);
 void parallel_for(std::int64_t n, std::int64_t grain, RangeFn fn, void* context);
+
+int default_threads();
+// The processors that the quotas of this process's cgroups amount to; 0: none. `root` goes before /proc and /sys (tests).
+int cpu_quota(const char* root);
 }  // namespace detail
 
 // Calls f(begin, end) for chunks of [0, n), each of at most `grain` (>= 1) and starting at a multiple of it.

@@ -5,6 +5,7 @@
 #include <capo/ops/copy.h>
 #include <capo/tests/op_test.h>
 #include <capo/tests/support.h>
+#include <capo/tests/temp_folder.h>
 
 #include <doctest/doctest.h>
 
@@ -493,6 +494,46 @@ TEST_CASE("set_num_threads: limits") {
   CHECK(contains(error_of([] { parallel_for(2, 1, [](std::int64_t, std::int64_t) { set_num_threads(1); }); }),
                  "must not be called from inside"));
   CHECK(num_threads() == 2);
+}
+
+TEST_CASE("cpu_quota: the tightest of the cgroups above, rounded up; what cannot be read or understood is none") {
+  const auto quota = [](const std::vector<std::pair<std::string, std::string>>& files) {
+    const TempFolder t;
+    for (const auto& [name, content] : files) t.file(name, content);
+    return detail::cpu_quota(t.path().c_str());
+  };
+  const std::string self = "proc/self/cgroup", top = "sys/fs/cgroup/cpu.max";
+  CHECK(quota({}) == 0);
+  CHECK(quota({{self, "0::/\n"}}) == 0);
+  CHECK(quota({{top, "200000 100000\n"}}) == 0);  // not known to be ours
+  CHECK(quota({{self, "0::/\n"}, {top, "200000 100000\n"}}) == 2);
+  CHECK(quota({{self, "0::/\n"}, {top, "200001 100000\n"}}) == 3);
+  CHECK(quota({{self, "0::/\n"}, {top, "1000 100000\n"}}) == 1);
+  CHECK(quota({{self, "0::/"}, {top, "9223372036854775807 1"}}) == 1024);
+  for (const char* text : {"max 100000\n", "", "\n", "200000\n", "200000 \n", "200000 0\n", "-1 100000\n",
+                           "0 100000\n", "200000  100000\n", "200000 100000 1\n", "200000 100000\n\n", "2e5 100000\n",
+                           "+200000 100000\n", "99999999999999999999 100000\n"}) {
+    CAPTURE(text);
+    CHECK(quota({{self, "0::/\n"}, {top, text}}) == 0);
+  }
+  CHECK(quota({{self, "0::/\n"}, {top, std::string(70000, '1') + " 1\n"}}) == 0);
+  // Groups above; a path that is not below the mount, as in a container.
+  const std::string inner = "sys/fs/cgroup/a/b/cpu.max", outer = "sys/fs/cgroup/a/cpu.max";
+  CHECK(quota({{self, "0::/a/b\n"}, {inner, "500000 100000\n"}, {outer, "300000 100000\n"}}) == 3);
+  CHECK(quota({{self, "0::/a/b\n"}, {inner, "max 100000\n"}, {outer, "300000 100000\n"}, {top, "900000 100000\n"}}) ==
+        3);
+  CHECK(quota({{self, "0::/elsewhere/b\n"}, {top, "900000 100000\n"}}) == 9);
+  CHECK(quota({{self, "0::/../b\n"}, {top, "900000 100000\n"}, {"sys/fs/b/cpu.max", "100000 100000\n"}}) == 9);
+  CHECK(quota({{self, "0::nonsense\n"}, {top, "900000 100000\n"}}) == 9);
+  // Version 1.
+  const std::string us = "sys/fs/cgroup/cpu/job/cpu.cfs_quota_us", period = "sys/fs/cgroup/cpu/job/cpu.cfs_period_us";
+  const std::string lines = "5:cpuset:/job\nnonsense\n4:cpu,cpuacct:/job\n0::/\n";
+  CHECK(quota({{self, lines}, {us, "250000\n"}, {period, "100000\n"}}) == 3);
+  CHECK(quota({{self, lines}, {us, "-1\n"}, {period, "100000\n"}}) == 0);
+  CHECK(quota({{self, lines}, {us, "250000\n"}}) == 0);
+  CHECK(quota({{self, "5:cpuset,cpuacct:/job\n"}, {us, "250000\n"}, {period, "100000\n"}}) == 0);
+  CHECK(detail::default_threads() >= 1);
+  CHECK(detail::default_threads() <= 1024);
 }
 
 #if defined(__GLIBC__)
