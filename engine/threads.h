@@ -24,7 +24,7 @@ using RangeFn = void (*)(void* context, std::int64_t begin, std::int64_t end);
 void parallel_for(std::int64_t n, std::int64_t grain, RangeFn fn, void* context);
 
 int default_threads();
-// The processors that the quotas of this process's cgroups amount to; 0: none. `root` goes before /proc and /sys (tests).
+// What the quotas of this process's cgroups amount to, in processors; 0: none. Tests put a root before /proc and /sys.
 int cpu_quota(const char* root);
 }  // namespace detail
 
