@@ -21,6 +21,22 @@ constexpr DType accumulator(DType t) { return t == f64 ? f64 : f32; }
 // Rows per chunk, so that a chunk is about 16,384 elements: enough work to hide a fork, and never dependent on threads.
 inline std::int64_t row_grain(std::int64_t columns) { return 1 + 16384 / (columns + 1); }
 
+// Of ops that write in place. Between two different views whose spans of one storage meet, the result would depend on
+// which thread comes first; a view onto itself is fine: each element is read and written by one thread.
+inline void check_overlap(const char* op, const Tensor& dst, const Tensor& src) {  // of one shape
+  if (!(dst.storage() == src.storage()) || dst.numel() == 0) return;
+  bool same = dst.offset() == src.offset();
+  std::int64_t dst_last = dst.offset(), src_last = src.offset();
+  for (int i = 0; i < dst.rank(); ++i) {
+    same = same && (dst.shape()[i] == 1 || dst.strides()[i] == src.strides()[i]);
+    dst_last += (dst.shape()[i] - 1) * dst.strides()[i];
+    src_last += (src.shape()[i] - 1) * src.strides()[i];
+  }
+  CAPO_CHECK(same || dst_last < src.offset() || src_last < dst.offset(), op,
+             ": source and destination must not overlap in memory (clone the source), got ", dst.shape(), " at ",
+             dst.offset(), " with strides ", dst.strides(), " from ", src.offset(), " with strides ", src.strides());
+}
+
 // What reductions and index arithmetic take.
 inline void check_summable(const char* op, const Tensor& x) {
   CAPO_CHECK(is_floating(x.dtype()) || x.dtype() == i32 || x.dtype() == i64, op, ": needs floating, i32 or i64, got ",

@@ -1,4 +1,5 @@
 #include <capo/autograd/autograd.h>
+#include <capo/ops/args.h>
 #include <capo/ops/binary.h>
 #include <capo/ops/copy.h>
 #include <capo/ops/kernel.h>
@@ -169,6 +170,7 @@ namespace {
 void axpy(const char* name, const Tensor& a, const Tensor& b, double scale) {
   CAPO_CHECK(a.dtype() == f32 || a.dtype() == f64, name, ": needs f32 or f64, got ", describe(a));
   CAPO_CHECK(a.is_contiguous(), name, ": the written tensor must be contiguous, got ", describe(a));
+  if (b.defined() && b.is_contiguous()) check_overlap(name, a, b);  // else b is copied first
   write_in_place(name, a);
   if (a.device().is_meta()) return;
   const Tensor bb = b.defined() ? contiguous(b.detach()) : b;

@@ -54,7 +54,8 @@ Tensor where(const Tensor& condition, const Tensor& a, const Tensor& b);
 // Sums x down to `shape` (the inverse of broadcasting). grad: expand.
 Tensor sum_to(const Tensor& x, const Shape& shape);
 
-// In place: a is f32 or f64, contiguous, not made by an op, and a leaf only under NoGrad; its version is bumped.
+// In place: a is f32 or f64, contiguous, not made by an op, and a leaf only under NoGrad; its version is bumped. A
+// contiguous b may be a itself, but must not overlap it otherwise.
 void add_(const Tensor& a, const Tensor& b, double scale = 1.0);  // a += scale * b, of equal shape, dtype and device
 void mul_(const Tensor& a, double scale);                         // a *= scale
 

@@ -1,4 +1,5 @@
 #include <capo/autograd/autograd.h>
+#include <capo/ops/args.h>
 #include <capo/ops/copy.h>
 #include <capo/ops/kernel.h>
 
@@ -106,6 +107,8 @@ void copy_into(const Tensor& dst, const Tensor& src, const Tensor& mask) {
   for (int i = 0; i < dst.rank() && dst.numel() > 0; ++i)
     CAPO_CHECK(dst.strides()[i] > 0 || dst.shape()[i] <= 1, "copy_into: dst must not repeat memory, got ", dst.shape(),
                " with strides ", dst.strides());
+  check_overlap("copy_into", dst, src);
+  if (mask.defined()) check_overlap("copy_into", dst, mask);
   write_in_place("copy_into", dst);
   run_copy(dst, src, mask);
 }

@@ -30,8 +30,8 @@ Tensor clone(const Tensor& x);
 Tensor cast(const Tensor& x, DType dtype);
 
 // Writes src (same shape, cast if needed) into dst, which may be any view; in place, not recorded, bumps the version.
-// With a mask (bool, same shape) only where it is true. dst must not repeat memory (an expanded axis throws); dst and src
-// must not overlap.
+// With a mask (bool, same shape) only where it is true. dst must not repeat memory (an expanded axis throws), and src
+// and mask must not overlap it: unless they are the same view, the spans from first to last element must not meet.
 void copy_into(const Tensor& dst, const Tensor& src, const Tensor& mask = {});
 // Every element of a contiguous dst; in place as above.
 void fill_(const Tensor& dst, double value);

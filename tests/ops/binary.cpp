@@ -193,6 +193,12 @@ OpCase add_in_place_case() {
               {"devices", [] { add_(ones({2}), ones({2}, f32, kMeta)); }, "tensors must be alike"},
               {"strided", [] { add_(transpose(ones({2, 3}), 0, 1), ones({3, 2})); }, "must be contiguous"},
               {"half", [] { add_(ones({2}, bf16), ones({2}, bf16)); }, "needs f32 or f64"},
+              {"shifted onto itself",
+               [] {
+                 const Tensor x = ones({5});
+                 add_(slice(x, 0, 0, 4), slice(x, 0, 1, 5));
+               },
+               "must not overlap in memory"},
               {"trainable leaf",
                [] {
                  const Tensor w = ones({2});
@@ -266,6 +272,16 @@ TEST_CASE("operators with numbers") {
   CHECK((n + 2).dtype() == i64);
   CHECK_THROWS_WITH_AS(n * 0.5, "scalar: beside a tensor of i64 it must be whole, got 0.5", Error);
   CHECK_THROWS_AS(less(n, -0.5), Error);
+}
+
+TEST_CASE("add_ within one storage: onto itself, its transpose, its other half") {
+  const Tensor x = values({1, 2, 3, 4}, {2, 2});
+  add_(x, x);
+  CHECK(to_vector<double>(x) == std::vector<double>{2, 4, 6, 8});
+  add_(x, transpose(x, 0, 1));
+  CHECK(to_vector<double>(x) == std::vector<double>{4, 10, 10, 16});
+  add_(slice(x, 0, 0, 1), slice(x, 0, 1, 2));
+  CHECK(to_vector<double>(x) == std::vector<double>{14, 26, 10, 16});
 }
 
 TEST_CASE("ties give the gradient to the first operand") {

@@ -239,6 +239,30 @@ OpCase copy_into_case() {
               {"devices", [] { copy_into(zeros({2}), zeros({2}, f32, kMeta)); }, "devices must be equal"},
               {"repeated memory", [] { copy_into(strided_view(zeros({2}), {3, 2}, {0, 1}, 0), zeros({3, 2})); },
                "dst must not repeat memory, got [3, 2] with strides [0, 1]"},
+              {"shifted onto itself",
+               [] {
+                 const Tensor x = zeros({5});
+                 copy_into(slice(x, 0, 0, 4), slice(x, 0, 1, 5));
+               },
+               "must not overlap in memory (clone the source), got [4] at 0 with strides [1] from 1 with strides [1]"},
+              {"transposed onto itself",
+               [] {
+                 const Tensor x = zeros({3, 3});
+                 copy_into(x, transpose(x, 0, 1));
+               },
+               "must not overlap"},
+              {"expanded from a part of itself",
+               [] {
+                 const Tensor x = zeros({3, 2});
+                 copy_into(x, strided_view(x, {3, 2}, {0, 1}, 4));
+               },
+               "must not overlap"},
+              {"mask",
+               [] {
+                 const Tensor x = zeros({5}, boolean);
+                 copy_into(slice(x, 0, 0, 4), zeros({4}, boolean), slice(x, 0, 1, 5));
+               },
+               "must not overlap"},
               {"trainable leaf",
                [] {
                  const Tensor w = zeros({2});
@@ -303,6 +327,18 @@ TEST_CASE("contiguous and cast return the tensor itself when nothing changes") {
   CHECK(cast(x, f64).same(x));
   CHECK_FALSE(clone(x).storage() == x.storage());
   CHECK_FALSE(contiguous(transpose(x, 0, 1)).storage() == x.storage());
+}
+
+TEST_CASE("copy_into within one storage: the same view, and views that do not meet") {
+  const Tensor x = values({1, 2, 3, 4, 5, 6}, {3, 2});
+  copy_into(x, x.detach());
+  copy_into(transpose(x, 0, 1), transpose(x, 0, 1));
+  CHECK(to_vector<double>(x) == std::vector<double>{1, 2, 3, 4, 5, 6});
+  copy_into(slice(x, 0, 2, 3), slice(x, 0, 0, 1));
+  CHECK(to_vector<double>(x) == std::vector<double>{1, 2, 3, 4, 1, 2});
+  const Tensor mask = from_vector<std::uint8_t>({1, 0, 1}, {3}), b = cast(mask, boolean);
+  copy_into(b, full({3}, 0, boolean), b);
+  CHECK(to_vector<double>(b) == std::vector<double>{0, 0, 0});
 }
 
 TEST_CASE("rand_uniform refuses bounds out of order") {
