@@ -107,7 +107,8 @@ Tensor binary(BinaryKind kind, const Tensor& a, const Tensor& b) {
     default: {  // maximum, minimum
       const bool max = kind == BinaryKind::maximum;
       return record(name, y, {a, b}, Saved({a, b}), [ashape, bshape, max](const Saved& s, const Tensor& dy, Needs n) -> Grads {
-        const Tensor first = cast(max ? greater_equal(s[0], s[1]) : less_equal(s[0], s[1]), dy.dtype());
+        const Tensor wins = max ? greater_equal(s[0], s[1]) : less_equal(s[0], s[1]);
+        const Tensor first = cast(logical_or(wins, not_equal(s[0], s[0])), dy.dtype());  // a NaN in a is the value
         return {n[0] ? sum_to(dy * first, ashape) : Tensor(), n[1] ? sum_to(dy * (1.0 - first), bshape) : Tensor()};
       });
     }

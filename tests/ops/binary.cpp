@@ -295,4 +295,21 @@ TEST_CASE("ties give the gradient to the first operand") {
   }
 }
 
+TEST_CASE("maximum and minimum: a NaN is the value and takes the gradient") {
+  const Tensor a = values({kNan, 1, kNan, kNan, 2}, {5}), b = values({1, kNan, -1, kNan, 3}, {5});
+  set_requires_grad(a, true);
+  set_requires_grad(b, true);
+  for (const bool max : {true, false}) {
+    const auto g = grad({max ? maximum(a, b) : minimum(a, b)}, {a, b}, {ones({5}, f64)});
+    CHECK(to_vector<double>(g[0]) == std::vector<double>{1, 0, 1, 1, max ? 0.0 : 1.0});
+    CHECK(to_vector<double>(g[1]) == std::vector<double>{0, 1, 0, 0, max ? 1.0 : 0.0});
+  }
+  const Tensor column = values({kNan, 1}, {2, 1}), row = values({0, 2, kNan}, {3});  // broadcast
+  set_requires_grad(column, true);
+  set_requires_grad(row, true);
+  const auto g = grad({maximum(column, row)}, {column, row}, {ones({2, 3}, f64)});
+  CHECK(to_vector<double>(g[0]) == std::vector<double>{3, 1});
+  CHECK(to_vector<double>(g[1]) == std::vector<double>{0, 1, 1});
+}
+
 }  // namespace capo::test
