@@ -75,9 +75,16 @@ Tensor kl_div(const Tensor& x, const Tensor& t, Reduction reduction, bool log_ta
   check("kl_div", x, t, reduction, true);
   CAPO_CHECK(reduction != Reduction::batchmean || x.rank() >= 1, "kl_div: batchmean needs a first axis, got a scalar");
   if (through_f32(x)) return cast(kl_div(cast(x, f32), cast(t, f32), reduction, log_target), x.dtype());
-  if (log_target) return reduced(exp(t) * (t - x), reduction);
+  // A probability of 0 gives 0, beside log x = -inf too: 0 times an infinity would be NaN.
+  const Tensor zero = full({}, 0, t.dtype(), t.device());
+  const Tensor minus = full({}, -std::numeric_limits<double>::infinity(), t.dtype(), t.device());
+  if (log_target) {
+    const Tensor none = equal(t, minus);
+    return reduced(exp(t) * (where(none, zero, t) - where(none, zero, x)), reduction);
+  }
   const Tensor safe = where(greater(t, 0.0), t, full({}, 1, t.dtype(), t.device()));
-  return reduced(t * (log(safe) - x), reduction);
+  const Tensor none = logical_and(equal(t, zero), equal(x, minus));
+  return reduced(t * (log(safe) - where(none, zero, x)), reduction);
 }
 
 }  // namespace capo
