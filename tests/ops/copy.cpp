@@ -232,6 +232,24 @@ OpCase copy_into_case() {
                                    return m[k] != 0 ? b[k] : a[k];
                                  })};
                                }));
+  // Three layouts, chunks that begin inside a row, an axis that only the mask repeats.
+  c.samples.push_back(in_place("into a transposed view under a mask of columns",
+                               {normal({8209, 3, 2}, "a"), normal({2, 3, 8209}, "b"),
+                                make(boolean, to_vector<double>(integers({16418}, "m", 0, 2)), {2, 1, 8209})},
+                               [](const Tensors& in) {
+                                 const Tensor d = clone(in[0]);
+                                 copy_into(transpose(d, 0, 2), in[1], expand(in[2], {2, 3, 8209}));
+                                 return Tensors{d};
+                               },
+                               [](const Tensors& in) {
+                                 const auto a = to_vector<double>(in[0]), b = to_vector<double>(in[1]), m = to_vector<double>(in[2]);
+                                 return Tensors{generate({8209, 3, 2}, [&](std::int64_t i) {
+                                   const auto x = i / 6, y = i / 2 % 3, z = i % 2;
+                                   return m[static_cast<std::size_t>(z * 8209 + x)] != 0
+                                              ? b[static_cast<std::size_t>((z * 3 + y) * 8209 + x)]
+                                              : a[static_cast<std::size_t>(i)];
+                                 })};
+                               }));
   c.samples.push_back(in_place("from integers", {normal({3, 7}, "a"), integers({3, 7}, "b", -5, 5)}, plain, second));
   c.errors = {{"shapes", [] { copy_into(zeros({2, 3}), zeros({3, 2})); }, "shapes must be equal"},
               {"mask shape", [] { copy_into(zeros({2}), zeros({2}), zeros({3}, boolean)); }, "mask must be bool [2]"},
