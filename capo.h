@@ -23,6 +23,8 @@
 #include <capo/engine/dtype.h>
 #include <capo/engine/error.h>
 #include <capo/engine/files.h>
+#include <capo/engine/json.h>
+#include <capo/engine/npy.h>
 #include <capo/engine/ref.h>
 #include <capo/engine/rng.h>
 #include <capo/engine/safetensors.h>

@@ -25,18 +25,23 @@ GradSlot& leaf_slot(const char* op, const Tensor& t) {
   return slot;
 }
 
-// sum += g, in place when nobody else sees the sum.
+// sum += g, in place when nobody else sees the sum. differentiable: recorded, whatever the caller's scope.
 void accumulate(Tensor& sum, const Tensor& g, bool differentiable) {
   if (!g.defined()) return;
-  if (!sum.defined())
+  if (!sum.defined()) {
     sum = g;
-  else if (!differentiable && sum.unique() && sum.is_contiguous())
-    autograd_ops.add_in_place(sum, g);
-  else
+  } else if (differentiable) {
+    const WithGrad on;
     sum = autograd_ops.add(sum, g);
+  } else if (sum.unique() && sum.is_contiguous() && !requires_grad(sum)) {  // an earlier pass may have put it on the tape
+    autograd_ops.add_in_place(sum, g);
+  } else {
+    sum = autograd_ops.add(sum, g);
+  }
 }
 
-// One backward pass. All its state is local: passes may nest (checkpointing) and run on several threads.
+// One backward pass. All its state but the leaves' slots is local: passes may nest (checkpointing) and run on several
+// threads, those of backward() when they share no leaf.
 class Pass {
  public:
   Pass(const std::vector<Tensor>& outputs, GradOptions options) : options_(options) {
@@ -62,16 +67,18 @@ class Pass {
   void run(const std::vector<Tensor>& outputs, const std::vector<Tensor>& cotangents) {
     explore();
     for (const auto& t : outputs)  // an output that is itself a leaf: its seed is one more use
-      if (const Edge e = detail::edge_of(t); e.leaf && wants(e)) ++leaves_[e.leaf.get()].uses;
+      if (const Edge e = detail::edge_of(t); e.leaf && wants(e)) count_use(e.leaf.get());
     for (std::size_t i = 0; i < outputs.size(); ++i) {
       Tensor seed = cotangents.empty() ? Tensor() : cotangents[i];
       if (!seed.defined()) {
         CAPO_CHECK(outputs[i].numel() == 1, "grad: output ", outputs[i].shape(),
-                   " has more than one element and needs a cotangent");
+                   outputs[i].numel() ? " has more than one element and needs a cotangent" : " is empty and needs a cotangent");
         seed = autograd_ops.ones_like(outputs[i]);
       }
       CAPO_CHECK(seed.shape() == outputs[i].shape(), "grad: cotangent must be ", outputs[i].shape(), " like its output, got ",
                  seed.shape());
+      CAPO_CHECK(seed.dtype() == outputs[i].dtype() && seed.device() == outputs[i].device(), "grad: cotangent must be ",
+                 outputs[i].dtype(), " on ", outputs[i].device(), " like its output, got ", describe(seed));
       deliver(detail::edge_of(outputs[i]), seed, "grad");
     }
     while (!heap_.empty()) {
@@ -79,7 +86,7 @@ class Pass {
       heap_.pop();
       step(node);
     }
-    for (auto& [slot, state] : leaves_) finish_leaf(*slot, state);
+    for (GradSlot* slot : leaf_order_) finish_leaf(*slot, leaves_[slot]);
   }
 
   const std::vector<Tensor>& captured() const { return captured_; }
@@ -127,15 +134,19 @@ class Pass {
       for (const auto& e : node->edges()) state.leads_on |= wants(e);
       if (!state.leads_on) continue;
       for (const auto& e : node->edges())
-        if (e.leaf && wants(e)) ++leaves_[e.leaf.get()].uses;
+        if (e.leaf && wants(e)) count_use(e.leaf.get());
     }
+  }
+
+  void count_use(GradSlot* leaf) {
+    if (leaves_[leaf].uses++ == 0) leaf_order_.push_back(leaf);
   }
 
   void deliver(const Edge& e, const Tensor& g, const char* from) {
     if (e.leaf) {
       if (!wants(e)) return;
       auto& state = leaves_[e.leaf.get()];
-      check(g, e.leaf->shape, from);
+      check(g, e.leaf->shape, e.leaf->dtype, from);
       accumulate(state.sum, g, options_.create_graph);
       if (--state.uses == 0) finish_leaf(*e.leaf, state);
       return;
@@ -143,7 +154,7 @@ class Pass {
     if (!e.node || !g.defined()) return;
     auto it = states_.find(e.node.get());
     if (it == states_.end() || !wants(e)) return;
-    check(g, e.node->output_shape(e.output), from);
+    check(g, e.node->output_shape(e.output), e.node->output_dtype(e.output), from);
     auto& state = it->second;
     if (state.cotangents.empty()) state.cotangents.resize(static_cast<std::size_t>(e.node->outputs()));
     accumulate(state.cotangents[static_cast<std::size_t>(e.output)], g, options_.create_graph);
@@ -153,8 +164,10 @@ class Pass {
     }
   }
 
-  static void check(const Tensor& g, const Shape& shape, const char* from) {
-    CAPO_CHECK(!g.defined() || g.shape() == shape, from, ": its gradient must be ", shape, ", got ", g.shape());
+  static void check(const Tensor& g, const Shape& shape, DType dtype, const char* from) {
+    if (!g.defined()) return;
+    CAPO_CHECK(g.shape() == shape, from, ": its gradient must be ", shape, ", got ", g.shape());
+    CAPO_CHECK(g.dtype() == dtype, from, ": its gradient must be ", dtype, " like its input, got ", g.dtype());
   }
 
   void step(Node* node) {
@@ -205,6 +218,7 @@ class Pass {
   std::vector<Node*> roots_;
   std::unordered_map<Node*, NodeState> states_;
   std::unordered_map<GradSlot*, LeafState> leaves_;
+  std::vector<GradSlot*> leaf_order_;  // of leaves_, the same in every run
   std::unordered_map<Node*, std::vector<Capture>> wanted_outputs_;
   std::unordered_map<GradSlot*, std::vector<std::size_t>> wanted_leaves_;
   std::vector<Tensor> captured_;
@@ -229,6 +243,8 @@ Tensor grad_of(const Tensor& leaf) { return leaf.grad_slot() ? slot_of(leaf)->gr
 void set_grad(const Tensor& leaf, const Tensor& grad) {
   CAPO_CHECK(!grad.defined() || grad.shape() == leaf.shape(), "set_grad: gradient must be ", leaf.shape(), ", got ",
              grad.defined() ? grad.shape() : Shape());
+  CAPO_CHECK(!grad.defined() || (grad.dtype() == leaf.dtype() && grad.device() == leaf.device()),
+             "set_grad: gradient must be ", leaf.dtype(), " on ", leaf.device(), " like its leaf, got ", describe(grad));
   leaf_slot("set_grad", leaf).grad = grad;
 }
 

@@ -13,6 +13,8 @@ class NoGrad {
  public:
   NoGrad();
   ~NoGrad();
+  NoGrad(const NoGrad&) = delete;
+  NoGrad& operator=(const NoGrad&) = delete;
 
  private:
   bool before_;
@@ -22,6 +24,8 @@ class WithGrad {
  public:
   WithGrad();
   ~WithGrad();
+  WithGrad(const WithGrad&) = delete;
+  WithGrad& operator=(const WithGrad&) = delete;
 
  private:
   bool before_;
@@ -29,8 +33,9 @@ class WithGrad {
 
 // Makes t a trainable leaf (or a frozen one). Throws on a tensor that an op made, and on non-floating dtypes.
 void set_requires_grad(const Tensor& t, bool value);
-// What backward() left on a leaf; undefined before.
+// What backward() left on a leaf; undefined before. It may share its memory with another leaf's, and have any strides.
 Tensor grad_of(const Tensor& leaf);
+// Replaces it; leaf's shape, dtype and device, or undefined.
 void set_grad(const Tensor& leaf, const Tensor& grad);
 inline void clear_grad(const Tensor& leaf) { set_grad(leaf, Tensor()); }
 
@@ -40,25 +45,29 @@ void on_grad(const Tensor& leaf, GradHook hook, void* user);
 
 struct GradOptions {
   bool keep_graph = false;    // another pass over the same graph will follow
-  bool create_graph = false;  // the gradients are themselves differentiable (implies keep_graph)
+  // The gradients are themselves differentiable (implies keep_graph). With backward() the gradient in a leaf's slot then
+  // leads back to the leaf: clear_grad() breaks the circle.
+  bool create_graph = false;
 };
 
 // Gradients of sum_i <outputs[i], cotangents[i]> with respect to inputs (leaves or any tensor on the graph), in the
 // order of inputs; undefined where an output does not depend on the input. Leaves' own slots are not touched.
-// cotangents: same shapes as outputs; may be left out when every output has one element (then ones).
+// cotangents: shapes, dtypes and devices of the outputs; an undefined one, or none at all, means ones for outputs of one
+// element.
 std::vector<Tensor> grad(const std::vector<Tensor>& outputs, const std::vector<Tensor>& inputs,
                          const std::vector<Tensor>& cotangents = {}, GradOptions options = {});
 
-// grad() for every trainable leaf, added into the leaves' slots.
+// grad() for every trainable leaf, added into the leaves' slots. Passes on several threads at once must not share leaves.
 void backward(const Tensor& output, const Tensor& cotangent = {}, GradOptions options = {});
 
 // True while a checkpointed segment is being recomputed: buffers (batch-norm statistics) must not be updated again.
 bool replaying();
 
 // Runs `segment` without keeping anything but its inputs; its gradient runs it again. `parameters` are the trainable
-// tensors used inside (they become edges; with a frozen input they are the only ones). Random draws repeat exactly.
+// leaves used inside (they become edges; with a frozen input they are the only ones). Random draws repeat exactly.
 // The segment is called with as many tensors as `inputs` and must not change state besides buffers guarded by
-// replaying().
+// replaying(). The backward pass throws when it read a tensor of the graph that is not named here. Generators that it
+// draws from must outlive the graph.
 class Segment : public RefCounted {
  public:
   virtual std::vector<Tensor> run(const std::vector<Tensor>& inputs) = 0;
@@ -82,6 +91,8 @@ class SavedBytes {
  public:
   explicit SavedBytes(const std::vector<Tensor>& ignore = {});
   ~SavedBytes();
+  SavedBytes(const SavedBytes&) = delete;
+  SavedBytes& operator=(const SavedBytes&) = delete;
   struct Row {
     std::string module, op;
     std::int64_t bytes = 0;
@@ -97,16 +108,38 @@ class SavedBytes {
   SavedBytes* outer_;
 };
 
-// Names the module that is running on this thread, for accounting and error texts. Nested scopes replace each other.
+// Names the module that is running on this thread, for accounting. Nested scopes replace each other; the
+// path must outlive the scope.
 class ModuleScope {
  public:
   explicit ModuleScope(const std::string* path);
   ~ModuleScope();
+  ModuleScope(const ModuleScope&) = delete;
+  ModuleScope& operator=(const ModuleScope&) = delete;
 
  private:
   const std::string* before_;
 };
 const std::string& current_module();
+
+// Calls hook(op, result, user) for every result that an op hands to record(), record_many() or record_no_gradient() on
+// this thread while alive, in order, whether it goes on the tape or not; current_module() tells where. Ops made of
+// others show those. The hook must not change the result; ops that it runs are not shown; what it throws leaves the op.
+// Nested observers replace each other.
+class OpObserver {
+ public:
+  using Hook = void (*)(const char* op, const Tensor& result, void* user);
+  OpObserver(Hook hook, void* user);
+  ~OpObserver();
+  OpObserver(const OpObserver&) = delete;
+  OpObserver& operator=(const OpObserver&) = delete;
+
+ private:
+  friend void detail::observe(const char* op, const Tensor& y);
+  Hook hook_;
+  void* user_;
+  OpObserver* outer_;
+};
 
 // The three computations autograd itself needs; ops/ defines them.
 struct AutogradOps {

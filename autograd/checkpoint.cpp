@@ -2,26 +2,33 @@
 #include <capo/autograd/autograd.h>
 #include <capo/engine/rng.h>
 
+#include <unordered_set>
+
 namespace capo {
 namespace {
 
 thread_local bool replay = false;
 
-// Sets generators back to their offsets at the segment's first run, and forward again when done.
+// Sets generators back to where they stood at the segment's first run, and forward again when done.
 class Replay {
  public:
   explicit Replay(const std::vector<GeneratorLog::Entry>& entries) : before_(std::exchange(replay, true)) {
     for (const auto& e : entries) {
-      restore_.push_back({e.generator, e.generator->offset()});
-      e.generator->set_offset(e.offset);
+      restore_.push_back({e.generator, e.generator->seed(), e.generator->offset()});
+      set(e);
     }
   }
   ~Replay() {
-    for (const auto& e : restore_) e.generator->set_offset(e.offset);
+    for (const auto& e : restore_) set(e);
     replay = before_;
   }
 
  private:
+  static void set(const GeneratorLog::Entry& e) {
+    e.generator->reseed(e.seed);
+    e.generator->set_offset(e.offset);
+  }
+
   bool before_;
   std::vector<GeneratorLog::Entry> restore_;
 };
@@ -56,6 +63,9 @@ class CheckpointNode final : public Node {
       const WithGrad on;
       again = segment_->run(inputs);
     }
+    CAPO_CHECK(again.size() == cotangents.size(), "checkpoint: the segment returned ", cotangents.size(),
+               " tensors, run again ", again.size());
+    check_named(again, wanted);
     for (std::size_t k = 0; k < again.size(); ++k)
       if (cotangents[k].defined() && requires_grad(again[k])) {
         outputs.push_back(again[k]);
@@ -74,6 +84,32 @@ class CheckpointNode final : public Node {
   }
 
  private:
+  // What the segment read of the graph must be among `known`: anything else would silently get no gradient.
+  void check_named(const std::vector<Tensor>& outputs, const std::vector<Tensor>& known) const {
+    std::unordered_set<const Node*> seen;
+    std::unordered_set<const GradSlot*> leaves;
+    for (const Tensor& t : known) {
+      const Edge e = detail::edge_of(t);
+      if (e.node) seen.insert(e.node.get());
+      if (e.leaf) leaves.insert(e.leaf.get());
+    }
+    std::vector<const Node*> todo;
+    const auto visit = [&](const Edge& e) {
+      CAPO_CHECK(!e.leaf || leaves.count(e.leaf.get()), "checkpoint: the segment reads a trainable leaf ", e.leaf->shape,
+                 " that is not among its inputs and parameters");
+      if (!e.node || !seen.insert(e.node.get()).second) return;
+      CAPO_CHECK(e.node->sequence() > sequence(), "checkpoint: the segment reads a tensor that ", e.node->op(),
+                 " made outside of it and that is not among its inputs and parameters");
+      todo.push_back(e.node.get());
+    };
+    for (const Tensor& y : outputs) visit(detail::edge_of(y));
+    while (!todo.empty()) {
+      const Node* node = todo.back();
+      todo.pop_back();
+      for (const Edge& e : node->edges()) visit(e);
+    }
+  }
+
   Ref<Segment> segment_;
   std::vector<Tensor> parameters_;
   std::vector<GeneratorLog::Entry> draws_;
@@ -89,6 +125,10 @@ std::vector<Tensor> checkpoint(Ref<Segment> segment, const std::vector<Tensor>& 
   std::vector<Tensor> all = inputs;
   all.insert(all.end(), parameters.begin(), parameters.end());
   if (!needs_of(all).any()) return segment->run(inputs);
+  for (const Tensor& p : parameters)
+    if (const Edge e = detail::edge_of(p); e.node)
+      CAPO_CHECK(false, "checkpoint: parameters must be leaves, got a tensor ", p.shape(), " that ", e.node->op(),
+                 " made: it belongs among the inputs");
   std::vector<Tensor> outputs;
   std::vector<GeneratorLog::Entry> draws;
   {

@@ -1,8 +1,9 @@
-// Accounting of saved tensors: who keeps how many bytes for the backward pass.
+// Who keeps how many bytes for the backward pass; which module runs; an observer of ops.
 #include <capo/autograd/autograd.h>
 
 #include <map>
 #include <unordered_set>
+#include <utility>
 
 namespace capo {
 
@@ -16,12 +17,13 @@ struct SavedBytes::State {
 namespace {
 thread_local SavedBytes* current = nullptr;
 thread_local const std::string* module_path = nullptr;
+thread_local OpObserver* observer = nullptr;
 const std::string kNoModule;
 }  // namespace
 
 SavedBytes::SavedBytes(const std::vector<Tensor>& ignore) : state_(new State), outer_(current) {
   for (const auto& t : ignore)
-    if (t.defined()) state_->seen.insert(t.storage().get());
+    if (t.defined() && state_->seen.insert(t.storage().get()).second) state_->alive.push_back(t.storage());
   current = this;
 }
 SavedBytes::~SavedBytes() {
@@ -51,5 +53,17 @@ void account_saved(const char* op, const Saved& saved) {
 ModuleScope::ModuleScope(const std::string* path) : before_(module_path) { module_path = path; }
 ModuleScope::~ModuleScope() { module_path = before_; }
 const std::string& current_module() { return module_path ? *module_path : kNoModule; }
+
+OpObserver::OpObserver(Hook hook, void* user) : hook_(hook), user_(user), outer_(observer) { observer = this; }
+OpObserver::~OpObserver() { observer = outer_; }
+
+void detail::observe(const char* op, const Tensor& y) {
+  if (!observer || !y.defined()) return;
+  struct Pause {
+    OpObserver* self = std::exchange(observer, nullptr);
+    ~Pause() { observer = self; }
+  } const pause;
+  pause.self->hook_(op, y, pause.self->user_);
+}
 
 }  // namespace capo

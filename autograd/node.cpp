@@ -36,7 +36,7 @@ Saved::Saved(std::vector<Tensor> inputs, std::vector<Tensor> outputs) {
   for (auto* list : {&inputs, &outputs})
     for (auto& t : *list) {
       Item item;
-      if (t.defined()) item.version = t.storage()->version();
+      if (t.defined()) item.storage = t.storage().get(), item.version = item.storage->version();
       item.tensor = std::move(t);
       item.own = list == &outputs;
       items_.push_back(std::move(item));
@@ -60,6 +60,8 @@ Tensor Saved::operator[](int i) const {
   const Item& item = items_[static_cast<std::size_t>(i)];
   if (!item.tensor.defined()) return {};
   const Storage& storage = *item.tensor.storage();
+  CAPO_CHECK(&storage == item.storage, op, ": a tensor ", item.tensor.shape(),
+             " saved for its gradient was exchanged by swap_storage");
   CAPO_CHECK(storage.version() == item.version, op, ": a tensor ", item.tensor.shape(),
              " saved for its gradient was changed in place by ", storage.last_writer());
   if (item.output >= 0 && grad_enabled()) {  // create_graph: the output depends on the inputs through this node
@@ -89,7 +91,7 @@ Needs Node::needs() const {
 void Node::bind_outputs(const std::vector<Tensor>& outputs) {
   for (std::size_t k = 0; k < outputs.size(); ++k) {
     if (!outputs[k].defined()) {
-      output_shapes_.push_back({});
+      outputs_.emplace_back();
       continue;
     }
     CAPO_CHECK(!outputs[k].grad_slot(), op_, ": record needs fresh outputs, output ", k, " is already on the tape");
@@ -98,7 +100,7 @@ void Node::bind_outputs(const std::vector<Tensor>& outputs) {
     slot->dtype = outputs[k].dtype();
     slot->node = Ref<Node>(this);
     slot->output = static_cast<int>(k);
-    output_shapes_.push_back(outputs[k].shape());
+    outputs_.push_back({outputs[k].shape(), outputs[k].dtype()});
     outputs[k].set_grad_slot(slot);
   }
   saved_.attach(this, outputs);
@@ -111,17 +113,21 @@ void Node::free_saved() {
 }
 
 void Node::dispose() const {
-  thread_local std::vector<const Node*> doomed;
-  thread_local bool draining = false;
-  doomed.push_back(this);
-  if (draining) return;
-  draining = true;
-  while (!doomed.empty()) {
-    const Node* node = doomed.back();
-    doomed.pop_back();
+  // The outermost call on this thread owns the list. A plain pointer leads to it: a graph in static storage may die
+  // after the thread's objects.
+  thread_local std::vector<const Node*>* doomed = nullptr;
+  if (doomed) {
+    doomed->push_back(this);
+    return;
+  }
+  std::vector<const Node*> list{this};
+  doomed = &list;
+  while (!list.empty()) {
+    const Node* node = list.back();
+    list.pop_back();
     delete node;  // its edges and saved tensors may push more
   }
-  draining = false;
+  doomed = nullptr;
 }
 
 namespace detail {
@@ -149,7 +155,10 @@ std::vector<Edge> edges_of(const std::vector<Tensor>& inputs) {
 }  // namespace detail
 
 Tensor record_no_gradient(const char* op, const Tensor& y, const std::vector<Tensor>& inputs) {
-  if (!needs_of(inputs).any()) return y;
+  if (!needs_of(inputs).any()) {
+    detail::observe(op, y);
+    return y;
+  }
   // On the tape, so that only a backward pass that really asks for it throws.
   return record(op, y, inputs, Saved(), [op](const Saved&, const Tensor&, Needs) -> Grads {
     detail::fail(op, ": has no derivative (a fused backward has no second one: use its composite form)");

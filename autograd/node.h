@@ -54,7 +54,7 @@ struct Edge {
 };
 
 // What a gradient keeps: inputs with their place in the graph, outputs and own intermediates without it.
-// Reading checks that nothing was changed in place or freed since, and says which op did.
+// Reading checks that nothing was changed in place, swapped or freed since, and says which op did.
 class Saved {
  public:
   Saved() = default;
@@ -70,9 +70,10 @@ class Saved {
   friend void account_saved(const char* op, const Saved& saved);
   struct Item {
     Tensor tensor;
+    const Storage* storage = nullptr;  // at that time: swap_storage() may exchange the tensor's
     std::uint32_t version = 0;
-    int output = -1;  // index among the node's outputs, or -1
-    bool own = false; // second list: stored without its node
+    int output = -1;   // index among the node's outputs, or -1
+    bool own = false;  // second list: stored without its node
   };
   void attach(Node* node, const std::vector<Tensor>& outputs);
   void clear() { items_.clear(), freed_ = true; }
@@ -92,8 +93,9 @@ class Node : public RefCounted {
   const char* op() const { return op_; }
   std::uint64_t sequence() const { return sequence_; }
   const std::vector<Edge>& edges() const { return edges_; }
-  int outputs() const { return static_cast<int>(output_shapes_.size()); }
-  const Shape& output_shape(int i) const { return output_shapes_[static_cast<std::size_t>(i)]; }
+  int outputs() const { return static_cast<int>(outputs_.size()); }
+  const Shape& output_shape(int i) const { return outputs_[static_cast<std::size_t>(i)].shape; }
+  DType output_dtype(int i) const { return outputs_[static_cast<std::size_t>(i)].dtype; }
   Needs needs() const;
 
   // The gradient: one cotangent per output in, one gradient per edge out.
@@ -110,10 +112,14 @@ class Node : public RefCounted {
   Saved saved_;
 
  private:
+  struct Output {
+    Shape shape;
+    DType dtype = f32;
+  };
   const char* op_;
   std::uint64_t sequence_;
   std::vector<Edge> edges_;
-  std::vector<Shape> output_shapes_;
+  std::vector<Output> outputs_;
   bool freed_ = false;
 };
 
@@ -128,6 +134,7 @@ namespace detail {
 
 Edge edge_of(const Tensor& t);
 std::vector<Edge> edges_of(const std::vector<Tensor>& inputs);
+void observe(const char* op, const Tensor& y);  // tells this thread's OpObserver (autograd.h), if there is one
 
 template <class F>
 class OpNode final : public Node {
@@ -148,7 +155,8 @@ class OpNode final : public Node {
 
 }  // namespace detail
 
-// Puts op's result on the tape when gradients are on and an input needs one; returns it.
+// Puts op's result on the tape when gradients are on and an input needs one; returns it. Every op ends with it whatever
+// its inputs need: an OpObserver sees the result in any case.
 //   y, outputs  fresh tensors without a gradient slot
 //   inputs      in the order of the gradients that f returns
 //   f           Grads(const Saved&, const Tensor& dy, Needs), or with const Grads& dys for several outputs.
@@ -158,6 +166,7 @@ template <class F>
 std::vector<Tensor> record_many(const char* op, std::vector<Tensor> outputs, const std::vector<Tensor>& inputs,
                                 Saved saved, F f) {
   static_assert(std::is_trivially_copyable_v<F>, "a gradient closure must not capture tensors: put them in Saved");
+  for (const Tensor& y : outputs) detail::observe(op, y);
   if (!needs_of(inputs).any()) return outputs;
   auto node = make_ref<detail::OpNode<F>>(op, detail::edges_of(inputs), std::move(saved), f);
   node->bind_outputs(outputs);
@@ -167,6 +176,7 @@ std::vector<Tensor> record_many(const char* op, std::vector<Tensor> outputs, con
 template <class F>
 Tensor record(const char* op, const Tensor& y, const std::vector<Tensor>& inputs, Saved saved, F f) {
   static_assert(std::is_trivially_copyable_v<F>, "a gradient closure must not capture tensors: put them in Saved");
+  detail::observe(op, y);
   if (!needs_of(inputs).any()) return y;
   auto node = make_ref<detail::OpNode<F>>(op, detail::edges_of(inputs), std::move(saved), f);
   node->bind_outputs({y});
@@ -178,7 +188,7 @@ Tensor record(const char* op, const Tensor& y, const std::vector<Tensor>& inputs
 Tensor record_no_gradient(const char* op, const Tensor& y, const std::vector<Tensor>& inputs);
 
 // Guards in-place writes: throws on tensors of the graph, and on trainable leaves while gradients are on; then bumps
-// the version.
+// the version. A view or detach() of such a tensor is a tensor of its own and passes: only the version tells.
 void write_in_place(const char* op, const Tensor& t);
 
 }  // namespace capo

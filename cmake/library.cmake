@@ -56,6 +56,8 @@ target_link_libraries(capo PRIVATE $<BUILD_INTERFACE:capo_options> $<BUILD_INTER
 target_include_directories(capo SYSTEM PRIVATE ${CAPO_STB_DIR})
 # stb_image's JPEG decoder lets signed sums wrap on damaged files: defined here, and here alone.
 set_source_files_properties(datasets/stb.cpp PROPERTIES COMPILE_OPTIONS "-w;-fwrapv")
+# Checkpoints name the library that wrote them.
+set_source_files_properties(models/train/checkpoint.cpp PROPERTIES COMPILE_DEFINITIONS CAPO_VERSION="${PROJECT_VERSION}")
 target_include_directories(capo PUBLIC $<BUILD_INTERFACE:${CMAKE_CURRENT_BINARY_DIR}/include> $<INSTALL_INTERFACE:include>)
 target_compile_features(capo PUBLIC cxx_std_20)
 set_target_properties(capo PROPERTIES VERSION ${PROJECT_VERSION} SOVERSION 0)

@@ -7,13 +7,6 @@
 namespace capo {
 namespace {
 
-// Distance from p to the segment a-b.
-float segment_distance(float py, float px, float ay, float ax, float by, float bx) {
-  const float dy = by - ay, dx = bx - ax, len2 = dy * dy + dx * dx;
-  const float t = len2 > 0 ? std::clamp(((py - ay) * dy + (px - ax) * dx) / len2, 0.0f, 1.0f) : 0.0f;
-  return std::hypot(py - (ay + t * dy), px - (ax + t * dx));
-}
-
 struct Span {
   int from, to;  // [from, to)
 };
@@ -64,7 +57,7 @@ void Canvas::line(float y0, float x0, float y1, float x1, float thickness, Color
   for (int y = ys.from; y < ys.to; ++y) {
     const Span xs = pixels_near(x0, x1, radius + 1, width());
     for (int x = xs.from; x < xs.to; ++x) {
-      const float d = segment_distance(static_cast<float>(y) + 0.5f, static_cast<float>(x) + 0.5f, y0, x0, y1, x1);
+      const float d = detail::segment_distance(static_cast<float>(y) + 0.5f, static_cast<float>(x) + 0.5f, y0, x0, y1, x1);
       if (d < radius + 0.5f) blend(y, x, color, alpha * coverage(d, radius));
     }
   }

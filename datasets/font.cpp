@@ -46,13 +46,13 @@ bool dot(const Glyph& g, int row, int column) {
   return row >= 0 && row < 8 && column >= 0 && column < g.width && (g.columns[column] >> row & 1) != 0;
 }
 
-float distance(float py, float px, float ay, float ax, float by, float bx) {
+}  // namespace
+
+float segment_distance(float py, float px, float ay, float ax, float by, float bx) {
   const float dy = by - ay, dx = bx - ax, len2 = dy * dy + dx * dx;
   const float t = len2 > 0 ? std::clamp(((py - ay) * dy + (px - ax) * dx) / len2, 0.0f, 1.0f) : 0.0f;
-  return std::hypot(py - ay - t * dy, px - ax - t * dx);
+  return std::hypot(py - (ay + t * dy), px - (ax + t * dx));
 }
-
-}  // namespace
 
 Glyph glyph(char ch) {
   const int i = ch >= 32 && ch < 127 ? ch - 32 : '?' - 32;
@@ -76,7 +76,7 @@ float glyph_distance(const Glyph& g, float row, float column) {
       if (!dot(g, r, c)) continue;
       const float y = static_cast<float>(r) + 0.5f, x = static_cast<float>(c) + 0.5f;
       const auto join = [&](int dr, int dc) {
-        best = std::min(best, distance(row, column, y, x, y + static_cast<float>(dr), x + static_cast<float>(dc)));
+        best = std::min(best, segment_distance(row, column, y, x, y + static_cast<float>(dr), x + static_cast<float>(dc)));
       };
       join(0, 0);
       if (dot(g, r, c + 1)) join(0, 1);

@@ -1,5 +1,6 @@
 // Preprocess: JSON text and evaluation.
 #include <capo/datasets/augment.h>
+#include <capo/engine/json.h>
 
 #include <nlohmann/json.hpp>
 
@@ -15,30 +16,6 @@ std::string shortest(float v) {
   char text[32];
   const auto r = std::to_chars(text, text + sizeof text, v);
   return std::string(text, r.ptr);
-}
-
-// The DOM keeps the last of duplicate keys silently, so keys are counted while parsing; depth and count are bounded.
-Json parse_flat(const std::string& text, const std::string& name) {
-  CAPO_CHECK(text.size() <= 4096, name, ": JSON too long, at most 4096 bytes are accepted, got ", text.size());
-  CAPO_CHECK(text.find('\0') == text.npos, name, ": must be valid JSON, got a NUL byte");  // nlohmann stops at one
-  std::vector<std::string> keys;
-  const auto watch = [&](int depth, Json::parse_event_t event, Json& value) {
-    CAPO_CHECK(depth <= 2, name, ": JSON nesting is too deep");
-    if (event == Json::parse_event_t::key) {
-      const auto& key = value.get_ref<const std::string&>();
-      for (const auto& k : keys) CAPO_CHECK(k != key, name, ": duplicate key, got \"", key, "\" twice");
-      keys.push_back(key);
-    }
-    return true;
-  };
-  try {
-    return Json::parse(text, watch);
-  } catch (const Json::exception& e) {
-    const std::string_view what = e.what();
-    const auto at = what.find("] ");
-    CAPO_CHECK(false, name, ": must be valid JSON, got ", what.substr(at == what.npos ? 0 : at + 2));
-  }
-  return {};
 }
 
 float number_of(const Json& v, const char* what, const std::string& name) {
@@ -62,8 +39,9 @@ std::string to_json(const Preprocess& p) {
 }
 
 Preprocess preprocess_from_json(const std::string& text, const std::string& name) {
-  const Json j = parse_flat(text, name);
-  CAPO_CHECK(j.is_object(), name, ": must be a JSON object, got ", j.type_name());
+  CAPO_CHECK(text.size() <= 4096, name, ": JSON too long, at most 4096 bytes are accepted, got ", text.size());
+  check_json_object(text, name, 2);
+  const Json j = Json::parse(text);
   const char* const known[] = {"size", "mean", "std", "crop_pct", "interpolation"};
   for (const char* k : known) CAPO_CHECK(j.contains(k), name, ": missing key \"", k, "\"");
   CAPO_CHECK(j.size() == std::size(known), name, ": unknown key, known are size, mean, std, crop_pct and interpolation");

@@ -66,11 +66,22 @@ DatasetPtr few_shot(DatasetPtr set, std::int64_t per_class, std::uint64_t seed) 
 
 DatasetPtr balanced_subset(DatasetPtr set, std::int64_t total, std::uint64_t seed) {
   CAPO_CHECK(set && total > 0 && total <= set->size(), "balanced_subset: total must be in [1, size of the set], got ", total);
-  const std::int64_t classes = set->num_classes();
-  std::vector<std::int64_t> counts(static_cast<std::size_t>(classes), total / classes), order(counts.size());
-  std::iota(order.begin(), order.end(), std::int64_t{0});
+  const auto classes = static_cast<std::size_t>(set->num_classes());
+  std::vector<std::int64_t> left(classes), counts(classes);
+  for (std::int64_t i = 0; i < set->size(); ++i) ++left[static_cast<std::size_t>(set->label(i))];
+  std::vector<std::size_t> order(classes);
+  std::iota(order.begin(), order.end(), std::size_t{0});
   SampleRng(seed, kStreamSubset, ~std::uint64_t{0}, 1).shuffle(order);
-  for (std::int64_t i = 0; i < total % classes; ++i) ++counts[static_cast<std::size_t>(order[static_cast<std::size_t>(i)])];
+  for (std::int64_t wanted = total; wanted > 0;) {  // again while small classes leave some to the others
+    const auto open = static_cast<std::int64_t>(std::count_if(left.begin(), left.end(), [](std::int64_t n) { return n > 0; }));
+    const std::int64_t share = std::max<std::int64_t>(wanted / open, 1);
+    for (const std::size_t c : order) {
+      const std::int64_t take = std::min({share, left[c], wanted});
+      counts[c] += take;
+      left[c] -= take;
+      wanted -= take;
+    }
+  }
   const std::string name = cat(set->name(), " ", total, " of ", set->size());
   return take_first(std::move(set), counts, seed, name);
 }

@@ -9,24 +9,6 @@
 
 namespace capo {
 
-std::string to_string(Device d) {
-  switch (d.type) {
-    case DeviceType::cpu: return "cpu";
-    case DeviceType::cuda: return "cuda:" + std::to_string(d.index);
-    case DeviceType::meta: return "meta";
-  }
-  return "?";
-}
-
-Device parse_device(std::string_view text) {
-  if (text == "cpu") return kCpu;
-  if (text == "meta") return kMeta;
-  if (text == "cuda") return {DeviceType::cuda, 0};
-  if (text.size() == 6 && text.substr(0, 5) == "cuda:" && text[5] >= '0' && text[5] <= '9')
-    return {DeviceType::cuda, static_cast<std::int8_t>(text[5] - '0')};
-  detail::fail("device: must be cpu, cuda, cuda:N or meta, got \"", text, "\"");
-}
-
 std::size_t rounded_bytes(std::size_t bytes) {
   if (bytes == 0) return 64;
   if (bytes <= 1024) return (bytes + 63) & ~std::size_t{63};
@@ -69,8 +51,12 @@ class MetaAllocator final : public Allocator {
 };
 
 // Immortal: tensors in static storage may outlive any destructor order.
+CpuMemory& cpu_memory() {
+  static auto* m = new CpuMemory;
+  return *m;
+}
 CachingAllocator& cached_cpu() {
-  static auto* a = new CachingAllocator(*new CpuMemory);
+  static auto* a = new CachingAllocator(cpu_memory());
   return *a;
 }
 MetaAllocator& meta_allocator() {
@@ -130,8 +116,8 @@ DebugAllocator& DebugAllocator::instance() {
 void* DebugAllocator::allocate(std::size_t bytes) {
   auto& s = debug_state();
   std::lock_guard lock(s.mutex);
-  auto* raw = static_cast<unsigned char*>(std::aligned_alloc(64, (bytes + 2 * kGuard + 63) & ~std::size_t{63}));
-  if (!raw) throw OutOfMemory(cat("cpu allocator: ", bytes, " bytes asked, the system has no room"));
+  auto* raw = static_cast<unsigned char*>(cpu_memory().take(bytes + 2 * kGuard));
+  if (!raw) fail_no_room(cpu_memory(), bytes, s.stats);
   std::memset(raw, kGuardByte, kGuard);
   std::memset(raw + kGuard, 0xFF, bytes);  // NaN in every float format
   std::memset(raw + kGuard + bytes, kGuardByte, kGuard);

@@ -26,13 +26,14 @@ class Allocator {
   virtual void* allocate(std::size_t bytes) = 0;             // throws OutOfMemory
   virtual void release(void* p, std::size_t bytes) = 0;      // bytes as asked for
   virtual MemoryStats stats() const = 0;
-  virtual void reset_peak() = 0;
+  virtual void reset_peak() = 0;                             // peak_bytes = live_bytes
   virtual void release_all() {}                              // gives cached memory back to the system
 };
 
+// What a block of `bytes` counts as; 64 for none.
 std::size_t rounded_bytes(std::size_t bytes);
 
-// The allocator in use for a device. The CPU's is cached; meta's only counts.
+// The allocator in use for a device; throws for one without memory in this build. The CPU's is cached; meta's only counts.
 Allocator& allocator(Device device);
 
 // Replaces the CPU allocator for new storages and returns the one before; storages keep the allocator that made them.

@@ -3,6 +3,11 @@
 
 namespace capo {
 
+void fail_no_room(const MemorySource& source, std::size_t bytes, const MemoryStats& held) {
+  throw OutOfMemory(cat(source.name(), " allocator: ", bytes, " bytes asked, the system has no room, ", held.live_bytes,
+                        " bytes are in use and ", held.cached_bytes, " cached"));
+}
+
 void* CachingAllocator::allocate(std::size_t bytes) {
   const std::size_t size = rounded_bytes(bytes);
   const std::lock_guard lock(mutex_);
@@ -19,9 +24,7 @@ void* CachingAllocator::allocate(std::size_t bytes) {
       drop_cache();
       p = source_.take(size);
     }
-    if (!p)
-      throw OutOfMemory(cat(source_.name(), " allocator: ", bytes, " bytes asked, the system has no room; in use: ",
-                            stats_.live_bytes, " bytes"));
+    if (!p) fail_no_room(source_, bytes, stats_);
   }
   count_allocation(stats_, size);
   return p;

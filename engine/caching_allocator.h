@@ -13,13 +13,13 @@ namespace capo {
 class MemorySource {
  public:
   virtual ~MemorySource() = default;
-  virtual const char* name() const = 0;       // "cpu", "cuda:0": starts the error text
+  virtual const char* name() const = 0;       // "cpu", "cuda:0": starts the error's text
   virtual void* take(std::size_t bytes) = 0;  // 64-byte aligned; nullptr when there is no room
   virtual void give_back(void* p) = 0;
 };
 
-// Blocks of one rounded size are kept and reused; the cache never holds more than twice the peak. When the source has no
-// room the cache goes back and the source is asked once more. A released block may be handed out at once: memory of a
+// Blocks of one rounded size are kept and reused. A block that would bring the cache above twice the peak and 64 MiB goes
+// back to the source; when the source has no room the whole cache goes back and it is asked once more. A released block may be handed out at once: memory of a
 // device must be used in the order of one stream.
 class CachingAllocator final : public Allocator {
  public:
@@ -38,6 +38,9 @@ class CachingAllocator final : public Allocator {
   std::unordered_map<std::size_t, std::vector<void*>> free_;
   MemoryStats stats_;
 };
+
+// Throws OutOfMemory: the source, what was asked and what is held.
+[[noreturn]] void fail_no_room(const MemorySource& source, std::size_t bytes, const MemoryStats& held);
 
 // Bookkeeping that every allocator does alike.
 inline void count_allocation(MemoryStats& s, std::size_t rounded) {

@@ -13,12 +13,11 @@ std::string to_string(Isa level) {
 }
 
 Isa best_isa() {
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(CAPO_ONE_ISA)
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512cd"))
-    return Isa::v4;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2")) return Isa::v3;
+  // The whole levels, as the kernels are compiled for: a virtual machine may hide single features.
+  if (__builtin_cpu_supports("x86-64-v4")) return Isa::v4;
+  if (__builtin_cpu_supports("x86-64-v3")) return Isa::v3;
 #endif
   return Isa::v2;
 }
@@ -55,7 +54,7 @@ bool has_bf16_dot() {
 }
 
 void set_isa(Isa level) {
-  CAPO_CHECK(level <= best_isa(), "set_isa: this processor has ", best_isa(), ", asked for ", level);
+  CAPO_CHECK(level <= best_isa(), "set_isa: this processor and build have ", best_isa(), ", asked for ", level);
   current() = level;
 }
 

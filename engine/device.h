@@ -24,6 +24,6 @@ inline constexpr Device kCpu{DeviceType::cpu, 0};
 inline constexpr Device kMeta{DeviceType::meta, 0};
 
 std::string to_string(Device d);        // "cpu", "cuda:0", "meta"
-Device parse_device(std::string_view);  // inverse; throws on anything else
+Device parse_device(std::string_view);  // inverse, "cuda" is "cuda:0", indices to 9; throws on anything else
 
 }  // namespace capo

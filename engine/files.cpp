@@ -123,14 +123,21 @@ AtomicFile::AtomicFile(const std::string& path) : path_(path) {
   static std::atomic<unsigned> counter{0};
   CAPO_CHECK(!path.empty() && path.back() != '/', path, ": a file name is needed to write to");
   struct stat st {};
-  CAPO_CHECK(::stat(path.c_str(), &st) != 0 || S_ISREG(st.st_mode), path,
-             ": must be a regular file to be replaced, got a ", S_ISDIR(st.st_mode) ? "folder" : "special file");
+  const bool replaces = ::stat(path.c_str(), &st) == 0;
+  CAPO_CHECK(!replaces || S_ISREG(st.st_mode), path, ": must be a regular file to be replaced, got a ",
+             S_ISDIR(st.st_mode) ? "folder" : "special file");
+  const mode_t mode = replaces ? st.st_mode & 0777 : 0666;
   // O_EXCL and a fresh number each try: a temporary left by a crashed process of the same id is not reused.
   do {
     temp_ = cat(path, ".tmp.", static_cast<long long>(::getpid()), ".", counter.fetch_add(1));
-    fd_ = ::open(temp_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    fd_ = ::open(temp_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, mode);
   } while (fd_ < 0 && (errno == EEXIST || errno == EINTR));
   CAPO_CHECK(fd_ >= 0, path, ": cannot create a temporary file beside it, ", errno_text(errno));
+  if (replaces && ::fchmod(fd_, mode) != 0) {  // what the umask took away
+    const int code = errno;
+    abandon();
+    CAPO_CHECK(false, path, ": cannot give the temporary file its permissions, ", errno_text(code));
+  }
 }
 
 AtomicFile::~AtomicFile() { abandon(); }

@@ -52,7 +52,7 @@ class MappedFile {
 // Replaces a file all at once: bytes go to a temporary file in the same folder; commit() makes them durable (fsync),
 // renames, and syncs the folder. A crash at any moment leaves the old file or the new one, never a mixture.
 // Without commit(), or when anything throws, the temporary is removed and the old file stays.
-// A symbolic link at `path` is replaced by the file itself.
+// A symbolic link at `path` is replaced by the file itself. A replaced file's permissions are kept.
 class AtomicFile {
  public:
   explicit AtomicFile(const std::string& path);

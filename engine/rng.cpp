@@ -12,7 +12,7 @@ RngRange Generator::reserve(std::int64_t elements) {
   for (GeneratorLog* log = current_log; log; log = log->outer_) {
     bool known = false;
     for (const auto& e : log->entries_) known = known || e.generator == this;
-    if (!known) log->entries_.push_back({this, offset_});
+    if (!known) log->entries_.push_back({this, seed_, offset_});
   }
   const RngRange range{seed_, stream_, offset_};
   offset_ += static_cast<std::uint64_t>((elements + 3) / 4);

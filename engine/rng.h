@@ -1,5 +1,5 @@
 // Counter-based random numbers: Philox4x32-10 (Salmon et al., SC 2011). The same bits on every device and for any
-// thread count, because element i of a draw depends on (seed, stream, offset + i) only.
+// thread count, because element i of a draw depends on (seed, stream, offset + i / 4, i mod 4) only.
 #pragma once
 
 #include <cstdint>
@@ -42,7 +42,8 @@ struct RngRange {
   std::uint64_t seed = 0, stream = 0, offset = 0;  // offset in blocks of four words
 };
 
-// A stream of draws. reserve(n) hands out the next n elements' range and advances; checkpointing replays ranges.
+// A stream of draws. reserve(n) hands out the next n elements' range and advances by whole blocks; checkpointing replays
+// ranges. One generator belongs to one thread at a time.
 class Generator {
  public:
   explicit Generator(std::uint64_t seed = 0, std::uint64_t stream = 0) : seed_(seed), stream_(stream) {}
@@ -62,15 +63,17 @@ class Generator {
   std::uint64_t seed_, stream_, offset_ = 0;
 };
 
-// While alive on this thread, remembers the offset that each generator had at its first use.
-// replay() sets them back to it; restore() undoes that. This is how a checkpointed segment draws the same numbers twice.
+// While alive on this thread, remembers where each generator stood at its first use. Setting them back to it is how a
+// checkpointed segment draws the same numbers twice (autograd/checkpoint.cpp).
 class GeneratorLog {
  public:
   GeneratorLog();
   ~GeneratorLog();
+  GeneratorLog(const GeneratorLog&) = delete;
+  GeneratorLog& operator=(const GeneratorLog&) = delete;
   struct Entry {
     Generator* generator;
-    std::uint64_t offset;
+    std::uint64_t seed, offset;
   };
   const std::vector<Entry>& entries() const { return entries_; }
 

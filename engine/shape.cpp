@@ -13,11 +13,14 @@ std::string to_string(const Dims& d) {
 
 std::int64_t numel(const Shape& s) {
   std::int64_t n = 1;
+  bool empty = false;
   for (auto x : s) {
     CAPO_CHECK(x >= 0, "shape: sizes must not be negative, got ", s);
-    CAPO_CHECK(!__builtin_mul_overflow(n, x, &n) && n < (std::int64_t{1} << 62), "shape: ", s, " has too many elements");
+    empty |= x == 0;
+    CAPO_CHECK(x == 0 || (!__builtin_mul_overflow(n, x, &n) && n < (std::int64_t{1} << 62)), "shape: ", s,
+               " has too many elements");
   }
-  return n;
+  return empty ? 0 : n;
 }
 
 Dims contiguous_strides(const Shape& s) {

@@ -30,8 +30,8 @@ class Dims {
   // No negative indices here (Tensor::size takes them).
   std::int64_t operator[](int i) const { return v_[i]; }
   std::int64_t& operator[](int i) { return v_[i]; }
-  std::int64_t back() const { return v_[n_ - 1]; }
-  std::int64_t& back() { return v_[n_ - 1]; }
+  std::int64_t back() const { return v_[last()]; }
+  std::int64_t& back() { return v_[last()]; }
   const std::int64_t* begin() const { return v_; }
   const std::int64_t* end() const { return v_ + n_; }
   std::int64_t* begin() { return v_; }
@@ -42,7 +42,7 @@ class Dims {
     CAPO_CHECK(n_ < kMaxDims, "Dims: at most 8 dimensions");
     v_[n_++] = x;
   }
-  void pop_back() { --n_; }
+  void pop_back() { n_ = last(); }
   void insert(int at, std::int64_t x) {
     CAPO_CHECK(n_ < kMaxDims, "Dims: at most 8 dimensions");
     for (int i = n_; i > at; --i) v_[i] = v_[i - 1];
@@ -62,6 +62,11 @@ class Dims {
   }
 
  private:
+  int last() const {
+    CAPO_DCHECK(n_ > 0, "Dims: is empty");
+    return n_ - 1;
+  }
+
   std::int64_t v_[kMaxDims] = {};
   int n_ = 0;
 };
@@ -70,9 +75,10 @@ using Shape = Dims;
 
 std::string to_string(const Dims& d);  // "[4, 196, 768]"
 
-// Product of sizes (1 for rank 0). Throws when it overflows 2^62.
+// Product of sizes (1 for rank 0). Throws on a negative one, and when the product of those that are not 0 reaches 2^62
+// (strides are such products, in an empty shape too).
 std::int64_t numel(const Shape& s);
-// Row-major strides, in elements.
+// Row-major strides, in elements, of sizes that numel() accepts.
 Dims contiguous_strides(const Shape& s);
 // NumPy broadcasting of two shapes; op names the caller in the error.
 Shape broadcast_shapes(const char* op, const Shape& a, const Shape& b);

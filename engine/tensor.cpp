@@ -26,8 +26,9 @@ Tensor Tensor::detach() const { return strided_view(*this, shape(), strides(), o
 
 void Tensor::swap_storage(Tensor& other) {
   Impl &a = get(), &b = other.get();
-  CAPO_CHECK(a.shape == b.shape && a.dtype == b.dtype && a.strides == b.strides,
-             "swap_storage: shapes, dtypes and strides must be equal, got ", describe(*this), " and ", describe(other));
+  CAPO_CHECK(a.shape == b.shape && a.dtype == b.dtype && a.strides == b.strides && device() == other.device(),
+             "swap_storage: shapes, dtypes and strides must be equal, and devices, got ", describe(*this), " and ",
+             describe(other));
   std::swap(a.storage, b.storage);
   std::swap(a.offset, b.offset);
 }
@@ -36,6 +37,8 @@ Tensor empty(const Shape& shape, DType dtype, Device device) {
   Tensor t;
   t.impl_ = make_ref<Tensor::Impl>();
   t.impl_->numel = numel(shape);
+  CAPO_CHECK(t.impl_->numel <= (std::int64_t{1} << 60) / static_cast<std::int64_t>(size_of(dtype)), "shape: ", shape, " of ",
+             dtype, " has too many bytes");
   t.impl_->storage = make_ref<Storage>(static_cast<std::size_t>(t.impl_->numel) * size_of(dtype), device);
   t.impl_->shape = shape;
   t.impl_->strides = contiguous_strides(shape);

@@ -84,7 +84,8 @@ class Tensor {
   // No other handle or view sees this memory: it may be overwritten in place.
   bool unique() const { return get().use_count() == 1 && storage()->use_count() == 1; }
 
-  // Exchanges the storages of two tensors of equal shape, dtype and strides: how merge() and detach() swap weights.
+  // Exchanges the storages of two tensors of equal shape, dtype, strides and device: how merge() and Ema swap weights.
+  // Views made before keep the old storage; a gradient that saved either tensor throws when it reads it.
   void swap_storage(Tensor& other);
 
  private:
@@ -108,7 +109,7 @@ class Tensor {
   friend Tensor strided_view(const Tensor&, const Shape&, const Dims&, std::int64_t);
 };
 
-// Uninitialised memory. Every factory throws on sizes < 0 or overflow.
+// Uninitialised memory. Every factory throws on sizes < 0, on 2^62 elements and on more than 2^60 bytes.
 Tensor empty(const Shape& shape, DType dtype = f32, Device device = kCpu);
 inline Tensor empty_like(const Tensor& t) { return empty(t.shape(), t.dtype(), t.device()); }
 
@@ -116,7 +117,8 @@ inline Tensor empty_like(const Tensor& t) { return empty(t.shape(), t.dtype(), t
 // Throws when the view would leave the storage.
 Tensor strided_view(const Tensor& t, const Shape& shape, const Dims& strides, std::int64_t offset);
 
-// Copies host values in (CPU): from_vector<float>({1, 2, 3, 4}, {2, 2}).
+// Copies host values in (CPU): from_vector<float>({1, 2, 3, 4}, {2, 2}). Here and below T is float, double, int32_t,
+// int64_t or uint8_t.
 template <class T>
 Tensor from_vector(const std::vector<T>& values, const Shape& shape);
 // Elements in row-major order, whatever the strides, converted to T. Waits for the device where it is not the CPU.

@@ -3,12 +3,14 @@
 
 #include <atomic>
 #include <condition_variable>
-#include <cstdlib>
 #include <exception>
 #include <memory>
 #include <mutex>
-#include <sched.h>
+#include <new>
+#include <pthread.h>
+#include <system_error>
 #include <thread>
+#include <utility>
 #include <vector>
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -58,32 +60,31 @@ struct Job {
   }
 };
 
-int default_threads() {
-  if (const char* text = std::getenv("CAPO_THREADS")) {
-    const long n = std::strtol(text, nullptr, 10);
-    if (n >= 1 && n <= 1024) return static_cast<int>(n);
-    log(LogLevel::warning, cat("CAPO_THREADS: must be 1..1024, got \"", text, "\"; using all processors"));
-  }
-  cpu_set_t set;
-  if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set) > 0 ? CPU_COUNT(&set) : 1;
-  return 1;
-}
+constexpr std::size_t kWorkerStack = std::size_t{8} << 20;  // kernels keep up to 2 MB of blocks on it
 
 // Workers sleep on a condition variable after a short spin; one job at a time.
 class Pool {
  public:
   explicit Pool(int threads) : size_(threads) {
-    for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { loop(); });
-  }
-  ~Pool() {
-    {
-      std::lock_guard lock(mutex_);
-      stop_ = true;
-      ticket_.fetch_add(1, std::memory_order_release);
+    workers_.reserve(static_cast<std::size_t>(threads - 1));
+    pthread_attr_t attributes;  // std::thread takes the system's stack size, which may be 128 KB
+    int code = pthread_attr_init(&attributes);
+    CAPO_CHECK(code == 0, "threads: pthread_attr_init failed, ", std::generic_category().message(code));
+    code = pthread_attr_setstacksize(&attributes, kWorkerStack);
+    for (int i = 1; i < threads && code == 0; ++i) {
+      pthread_t worker;
+      code = pthread_create(&worker, &attributes, start, this);
+      if (code == 0) workers_.push_back(worker);
     }
-    wake_.notify_all();
-    for (auto& w : workers_) w.join();
+    pthread_attr_destroy(&attributes);
+    if (code != 0) {  // the system's limit: those that run are joined
+      const std::size_t started = workers_.size() + 1;
+      stop();
+      detail::fail("threads: the system allows no more than ", started, " of ", threads, ", ",
+                   std::generic_category().message(code));
+    }
   }
+  ~Pool() { stop(); }
   int size() const { return size_; }
 
   void run(Job& job) {
@@ -105,6 +106,19 @@ class Pool {
   }
 
  private:
+  void stop() {
+    {
+      std::lock_guard lock(mutex_);
+      stop_ = true;
+      ticket_.fetch_add(1, std::memory_order_release);
+    }
+    wake_.notify_all();
+    for (const pthread_t w : workers_) pthread_join(w, nullptr);
+  }
+  static void* start(void* pool) {
+    static_cast<Pool*>(pool)->loop();
+    return nullptr;
+  }
   void loop() {
     std::uint64_t seen = 0;
     while (true) {
@@ -128,7 +142,7 @@ class Pool {
   }
 
   int size_;
-  std::vector<std::thread> workers_;
+  std::vector<pthread_t> workers_;
   std::mutex busy_, mutex_;
   std::condition_variable wake_;
   std::atomic<std::uint64_t> ticket_{0};
@@ -138,14 +152,34 @@ class Pool {
 };
 
 std::mutex pool_mutex;
+int size_before_fork = 0;  // of the parent's pool; 0 in a process that is not forked
+std::shared_ptr<Pool>& pool_slot();
+
+// A forked child has none of the pool's threads: waiting for them or joining them would never end. So the pool is kept
+// unused for good (in static memory: the heap may be locked here), and the child starts another when it needs one.
+void drop_pool_in_child() {
+  auto& slot = pool_slot();
+  if (slot) {
+    size_before_fork = slot->size();
+    alignas(std::shared_ptr<Pool>) static unsigned char lost[sizeof(std::shared_ptr<Pool>)];
+    new (lost) std::shared_ptr<Pool>(std::move(slot));
+  }
+  pool_mutex.unlock();
+}
+
+// Under pool_mutex, which a fork takes as well.
 std::shared_ptr<Pool>& pool_slot() {
-  static auto* slot = new std::shared_ptr<Pool>;  // immortal: a detached thread may still compute at exit
+  static auto* slot = [] {
+    const int code = pthread_atfork([] { pool_mutex.lock(); }, [] { pool_mutex.unlock(); }, drop_pool_in_child);
+    CAPO_CHECK(code == 0, "threads: pthread_atfork failed, ", std::generic_category().message(code));
+    return new std::shared_ptr<Pool>;  // immortal: a detached thread may still compute at exit
+  }();
   return *slot;
 }
 std::shared_ptr<Pool> pool() {
   std::lock_guard lock(pool_mutex);
   auto& p = pool_slot();
-  if (!p) p = std::make_shared<Pool>(default_threads());
+  if (!p) p = std::make_shared<Pool>(size_before_fork > 0 ? size_before_fork : detail::default_threads());
   return p;
 }
 

@@ -1,6 +1,7 @@
 // Names what is in a picture, with a tuner that `tune` saved:
 //   predict --tuner out/tune/tuner image.jpg
 #include <capo/datasets/augment.h>
+#include <capo/examples/show_log.h>
 #include <capo/models/vit/load.h>
 #include <capo/ops/softmax.h>
 #include <capo/tuners/artifact.h>
@@ -21,6 +22,7 @@ int main(int argc, char** argv) try {
   app.add_option("--weights", weights, "base weights; default: the file that the tuner was trained on");
   app.add_option("--top", top, "how many classes to print")->check(CLI::Range(1, 1000));
   CLI11_PARSE(app, argc, argv);
+  examples::show_log();
 
   const tuners::TunerCard card = tuners::read_tuner_card(folder);
   if (weights.empty() && card.notes.count("weights")) weights = card.notes.at("weights");
@@ -46,7 +48,7 @@ int main(int argc, char** argv) try {
     result.push_back({{"class", name}, {"probability", p[c]}});
   }
   std::printf("RESULT %s\n", result.dump().c_str());
-} catch (const Error& e) {
+} catch (const std::exception& e) {
   std::fprintf(stderr, "predict: %s\n", e.what());
   return 1;
 }

@@ -5,10 +5,11 @@
 #include <capo/datasets/augment.h>
 #include <capo/datasets/batch_source.h>
 #include <capo/datasets/open.h>
-#include <capo/datasets/plot.h>
 #include <capo/datasets/png.h>
 #include <capo/engine/threads.h>
+#include <capo/examples/curve.h>
 #include <capo/examples/progress.h>
+#include <capo/examples/show_log.h>
 #include <capo/models/train/trainer.h>
 #include <capo/models/vit/load.h>
 #include <capo/ops/matmul.h>
@@ -16,52 +17,24 @@
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <filesystem>
-#include <fstream>
 #include <nlohmann/json.hpp>
 
 using namespace capo;
 
-namespace {
-
-std::string joined(const std::vector<std::string>& names) {
-  std::string out;
-  for (const auto& n : names) out += n + "\n";
-  return out;
-}
-
-// Validation accuracy of every epoch so far, earlier runs included: column 7 of the rows of kind "validation".
-std::vector<double> accuracies(const std::string& csv) {
-  std::ifstream in(csv);
-  std::vector<double> out;
-  for (std::string line; std::getline(in, line);) {
-    std::vector<std::string> cells(1);
-    for (char c : line) {
-      if (c == ',')
-        cells.emplace_back();
-      else
-        cells.back().push_back(c);
-    }
-    if (cells.size() > 6 && cells[2].rfind("val", 0) == 0) out.push_back(100 * std::stod(cells[6]));
-  }
-  return out;
-}
-
-}  // namespace
-
 int main(int argc, char** argv) try {
   std::string dataset = "tinyimagenet32", size = "vit_ti", out = "out/train", weights, optimizer = "adamw", precision = "f32";
-  int patch = 8, image = 32, epochs = 30, batch = 128, threads = 0, workers = 1, stop_after = 0;
-  double lr = 1e-3, decay = 0.05, warmup = 1, smoothing = 0.1, drop_path = 0, patch_drop = 0, ema = 0, mixup = 0, cutmix = 0, strength = 0.3;
-  int rand_ops = 0;
+  int patch = 8, image = 32, epochs = 30, batch = 128, threads = 0, workers = 1, stop_after = 0, rand_ops = 0;
+  double lr = 1e-3, decay = 0.05, warmup = 1, smoothing = 0.1, drop_path = 0, patch_drop = 0, ema = 0;
+  float mixup = 0, cutmix = 0, strength = 0.3f;
   std::uint64_t seed = 0;
   CLI::App app("Trains a ViT from scratch");
   app.add_option("--dataset", dataset, "cifar10, cifar100, tinyimagenet32, flowers64, fashion-mnist or an image folder");
   app.add_option("--size", size, "vit_ti, vit_s, vit_b, vit_l, vit_h");
-  app.add_option("--weights", weights, "start from this file (patch size may differ)");
+  app.add_option("--weights", weights, "start from this file, which has --size and the data set's classes; its patch size may differ");
   app.add_option("--patch", patch);
   app.add_option("--image", image, "input size in pixels");
   app.add_option("--epochs", epochs);
-  app.add_option("--stop-after", stop_after, "end the run cleanly after this many optimiser steps in all (0: never)");
+  app.add_option("--stop-after", stop_after, "end the run cleanly after this many optimiser steps in all (0: never)")->check(CLI::NonNegativeNumber);
   app.add_option("--batch", batch);
   app.add_option("--lr", lr);
   app.add_option("--optimizer", optimizer, "adamw, muon or sgd");
@@ -77,10 +50,11 @@ int main(int argc, char** argv) try {
   app.add_option("--rand-strength", strength);
   app.add_option("--seed", seed);
   app.add_option("--precision", precision, "of the matrix products: f32, or bf16 (operands rounded, sums f32)")->check(CLI::IsMember({"f32", "bf16"}));
-  app.add_option("--threads", threads, "0: all processors, or CAPO_THREADS");
+  app.add_option("--threads", threads, "0: all processors, or CAPO_THREADS")->check(CLI::NonNegativeNumber);
   app.add_option("--workers", workers, "loader threads");
   app.add_option("--out", out);
   CLI11_PARSE(app, argc, argv);
+  examples::show_log();
   const train::OptimizerKind kind = train::optimizer_kind(optimizer);
   if (kind == train::OptimizerKind::sgd && decay_given->count() == 0) decay = 1e-4;  // its decay is L2
   if (threads > 0) set_num_threads(threads);
@@ -88,22 +62,34 @@ int main(int argc, char** argv) try {
   std::filesystem::create_directories(out);
 
   const DatasetPtr train_set = open_dataset(dataset, "", "train"), test_set = open_dataset(dataset, "", "test");
-  const Preprocess preprocess = measure_preprocess(*train_set, image);
-  LoaderOptions loading{.batch_size = batch, .shuffle = true, .drop_last = true, .seed = seed, .workers = workers};
-  loading.augment = Augment{.crop = Augment::Crop::pad, .pad = image / 8, .rand_ops = rand_ops, .rand_strength = static_cast<float>(strength)};
-  loading.mixing = {.mixup_alpha = static_cast<float>(mixup), .cutmix_alpha = static_cast<float>(cutmix)};
-  LoaderSource train_source(train_set, preprocess, loading);
-  LoaderSource test_source(test_set, preprocess, {.batch_size = 250, .workers = workers});
-
+  CAPO_CHECK(train_set->class_names() == test_set->class_names(), dataset, ": train and test must have the same classes");
   vit::VitConfig config = vit::config(size, image, patch, train_set->num_classes());
   config.drop_path = drop_path;
   config.patch_drop = patch_drop;
-  std::unique_ptr<vit::Vit> model = weights.empty() ? std::make_unique<vit::Vit>(config, nn::Build{.seed = seed})
-                                                    : vit::load_vit(weights, {.image = image, .patch = patch, .drop_path = drop_path,
-                                                                              .patch_drop = patch_drop}, {.seed = seed}).model;
-  std::printf("%s/%d at %d px on %s: %lld parameters, %lld images, %d classes\n", size.c_str(), patch, image,
-              train_set->name().c_str(), static_cast<long long>(nn::parameter_count(*model)),
-              static_cast<long long>(train_set->size()), train_set->num_classes());
+  std::unique_ptr<vit::Vit> model;
+  std::string stored;
+  if (weights.empty()) {
+    model = std::make_unique<vit::Vit>(config, nn::Build{.seed = seed});
+  } else {
+    vit::LoadedVit loaded =
+        vit::load_vit(weights, {.image = image, .patch = patch, .drop_path = drop_path, .patch_drop = patch_drop}, {.seed = seed});
+    const vit::VitConfig& c = loaded.model->config;
+    CAPO_CHECK(c.dim == config.dim && c.depth == config.depth && c.classes == config.classes, weights, ": must be a ", size, " with ",
+               config.classes, " classes, got width ", c.dim, ", ", c.depth, " blocks and ", c.classes, " classes");
+    model = std::move(loaded.model);
+    stored = loaded.preprocess;
+  }
+  const std::string name = cat(size, "/", patch);
+  std::printf("%s at %d px on %s: %lld parameters, %lld images, %d classes\n", name.c_str(), image, train_set->name().c_str(),
+              static_cast<long long>(nn::parameter_count(*model)), static_cast<long long>(train_set->size()), train_set->num_classes());
+
+  Preprocess preprocess = stored.empty() ? measure_preprocess(*train_set, image) : preprocess_from_json(stored, weights);
+  preprocess.size = image;
+  LoaderOptions loading{.batch_size = batch, .shuffle = true, .drop_last = true, .seed = seed, .workers = workers};
+  loading.augment = Augment{.crop = Augment::Crop::pad, .pad = image / 8, .rand_ops = rand_ops, .rand_strength = strength};
+  loading.mixing = {.mixup_alpha = mixup, .cutmix_alpha = cutmix};
+  LoaderSource train_source(train_set, preprocess, loading);
+  LoaderSource test_source(test_set, preprocess, {.batch_size = 250, .workers = workers});
 
   train::ClassifierOf classifier(*model);
   train::ClassificationTask task(classifier, smoothing);
@@ -117,7 +103,9 @@ int main(int argc, char** argv) try {
   options.ema_decay = ema;
   options.ema_warm_up = true;
   options.seed = seed;
-  options.settings = precision == "bf16" ? "products in bf16" : "";
+  // A checkpoint of other settings than these is refused.
+  options.settings = cat(dataset, " batch ", batch, " smoothing ", smoothing, " drop path ", drop_path, " patch drop ", patch_drop,
+                         " mixup ", mixup, " cutmix ", cutmix, " rand ops ", rand_ops, " ", strength, " products in ", precision);
   options.checkpoint_dir = out + "/checkpoint";
   options.csv = out + "/log.csv";
   options.tensorboard_dir = out + "/tensorboard";
@@ -130,21 +118,20 @@ int main(int argc, char** argv) try {
   const examples::StopOnSignal stop(trainer);
   const train::TrainResult result = trainer.run();
 
-  const std::vector<double> curve = accuracies(options.csv);
-  std::vector<double> epoch_numbers;
-  for (std::size_t i = 0; i < curve.size(); ++i) epoch_numbers.push_back(static_cast<double>(i + 1));
-  write_png(out + "/curve.png", plot({{.name = cat(size, "/", patch), .x = epoch_numbers, .y = curve, .markers = true}},
-                                     {.title = cat("validation accuracy, ", dataset), .x_label = "epoch", .y_label = "top-1 (%)"}));
-  const double top1 = curve.empty() ? 0 : curve.back();
+  const Series curve = examples::validation_curve(options.csv, name);
+  write_png(out + "/curve.png", plot({curve}, {.title = cat("validation accuracy, ", dataset), .x_label = "epoch", .y_label = "top-1 (%)"}));
+  const double top1 = curve.y.empty() ? 0 : curve.y.back();
   {
     std::unique_ptr<train::EmaScope> averaged = trainer.ema() ? std::make_unique<train::EmaScope>(*trainer.ema()) : nullptr;
-    vit::save_vit(*model, out + "/model.safetensors", f16, to_json(preprocess), joined(train_set->class_names()),
+    std::string classes;
+    for (const auto& c : train_set->class_names()) classes += c + "\n";
+    vit::save_vit(*model, out + "/model.safetensors", f16, to_json(preprocess), classes,
                   {{"dataset", dataset}, {"top1_percent", cat(top1)}, {"epochs", cat(result.position.epoch)}});
   }
-  const nlohmann::json line{{"example", "train"}, {"dataset", dataset}, {"model", cat(size, "/", patch)}, {"epochs", result.position.epoch},
-                            {"stopped", result.stopped}, {"top1_percent", top1}};
+  const nlohmann::json line{{"example", "train"}, {"dataset", dataset}, {"model", name}, {"precision", precision},
+                            {"epochs", result.position.epoch}, {"stopped", result.stopped}, {"top1_percent", top1}};
   std::printf("RESULT %s\n", line.dump().c_str());
-} catch (const Error& e) {
+} catch (const std::exception& e) {
   std::fprintf(stderr, "train: %s\n", e.what());
   return 1;
 }

@@ -6,7 +6,9 @@
 // Prints the memory plan, then accuracy, parameters, peak bytes and images/s; writes curves, a sheet of predictions and an
 // attention map as PNG, and the tuner alone, for `predict`.
 #include <capo/engine/threads.h>
+#include <capo/examples/show_log.h>
 #include <capo/examples/tune_method.h>
+#include <capo/ops/matmul.h>
 
 #include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>
@@ -19,26 +21,32 @@ int main(int argc, char** argv) try {
   app.add_option("--dataset", o.dataset, "cifar10, cifar100, flowers64, fashion-mnist, ...");
   app.add_option("--data", o.data, "an image folder: FOLDER/train/<class>/*.jpg and FOLDER/test/...");
   app.add_option("--weights", o.weights, "a ViT in safetensors: ours or timm's");
+  app.add_option("--preprocess", o.preprocess, "a JSON file (size, mean, std, crop_pct, interpolation), for weights that do not state theirs");
   app.add_option("--method", o.method, "a named method (tuners/presets.h) or a spec (tuners/spec.h)");
   app.add_flag("--compare", o.compare, "linear probe, U-Tuning and full fine-tuning, one after another");
-  app.add_option("--train-images", o.train_images, "class-balanced, drawn by seed; 0: all");
-  app.add_option("--test-images", o.test_images, "0: all");
-  app.add_option("--epochs", o.epochs);
-  app.add_option("--batch", o.batch);
-  app.add_option("--lr", o.lr, "0: the method's");
-  app.add_option("--image", o.image, "input size in pixels; 0: the weights' own");
+  app.add_option("--train-images", o.train_images, "class-balanced, drawn by seed; 0: all")->check(CLI::NonNegativeNumber);
+  app.add_option("--test-images", o.test_images, "0: all")->check(CLI::NonNegativeNumber);
+  app.add_option("--epochs", o.epochs)->check(CLI::PositiveNumber);
+  app.add_option("--batch", o.batch)->check(CLI::PositiveNumber);
+  app.add_option("--lr", o.lr, "0: the method's")->check(CLI::NonNegativeNumber);
+  app.add_option("--image", o.image, "input size in pixels; 0: the weights' own")->check(CLI::NonNegativeNumber);
   app.add_option("--seed", o.seed);
-  app.add_option("--threads", o.threads, "0: all processors");
+  app.add_option("--precision", o.precision, "of the matrix products: f32, or bf16 (operands rounded, sums f32)")->check(CLI::IsMember({"f32", "bf16"}));
+  app.add_option("--threads", o.threads, "0: all processors, or CAPO_THREADS")->check(CLI::NonNegativeNumber);
   app.add_option("--device", o.device);
   app.add_option("--out", o.out);
   CLI11_PARSE(app, argc, argv);
+  examples::show_log();
   if (o.threads > 0) set_num_threads(o.threads);
+  set_matmul_precision(o.precision == "bf16" ? bf16 : f32);
   CAPO_CHECK(parse_device(o.device).is_cpu(), "--device ", o.device, ": this build has no kernels for it");
   std::filesystem::create_directories(o.out);
 
   const std::string source = o.data.empty() ? o.dataset : o.data;
   const auto [pool, rest] = split_dataset(open_dataset(source, "", "train"), 0.1, 1);
+  CAPO_CHECK(rest->size() > 0, source, ": too few training images to hold out a tenth of each class; 5 of a class are enough");
   examples::TuneData data{pool, balanced_subset(rest, std::min<std::int64_t>(rest->size(), 1000), 1), open_dataset(source, "", "test")};
+  CAPO_CHECK(pool->class_names() == data.test->class_names(), source, ": train and test must have the same classes");
   if (o.train_images > 0 && o.train_images < pool->size()) data.train = balanced_subset(pool, o.train_images, o.seed);
   if (o.test_images > 0 && o.test_images < data.test->size()) data.test = balanced_subset(data.test, o.test_images, 1);
   std::printf("%s: %lld training, %lld validation, %lld test images, %d classes\n", data.train->name().c_str(), static_cast<long long>(data.train->size()),
@@ -55,12 +63,13 @@ int main(int argc, char** argv) try {
                 100.0 * static_cast<double>(r.trainable) / static_cast<double>(r.total), static_cast<double>(r.peak_bytes) / 1048576.0, r.images_per_s, r.seconds);
     std::fflush(stdout);
     if (name != "linear" || methods.size() == 1) curves.push_back({.name = r.method, .x = r.epoch, .y = r.curve, .markers = true});
-    results[r.method] = {{"accuracy", r.accuracy}, {"trainable_parameters", r.trainable}, {"peak_bytes", r.peak_bytes}, {"images_per_s", r.images_per_s}};
+    results[r.method] = {{"accuracy", r.accuracy},         {"trainable_parameters", r.trainable}, {"peak_bytes", r.peak_bytes},
+                         {"images_per_s", r.images_per_s}, {"seconds", r.seconds},               {"precision", o.precision}};
   }
   write_png(o.out + "/accuracy.png", plot(curves, {.title = "accuracy on held-out training images", .x_label = "epoch", .y_label = "%"}));
   std::printf("accuracy.png, predictions.png, attention.png and the tuner are in %s\n", o.out.c_str());
-  std::printf("RESULT %s\n", nlohmann::json{{"example", "tune"}, {"dataset", source}, {"methods", results}}.dump().c_str());
-} catch (const Error& e) {
+  std::printf("RESULT %s\n", nlohmann::json{{"example", "tune"}, {"dataset", source}, {"precision", o.precision}, {"methods", results}}.dump().c_str());
+} catch (const std::exception& e) {
   std::fprintf(stderr, "tune: %s\n", e.what());
   return 1;
 }

@@ -2,6 +2,7 @@
 // tests once. The part of examples/tune.cpp that shows the library at work.
 #pragma once
 
+#include <capo/engine/files.h>
 #include <capo/examples/progress.h>
 #include <capo/examples/tune_pictures.h>
 #include <capo/models/nn/state.h>
@@ -17,7 +18,8 @@
 namespace capo::examples {
 
 struct TuneOptions {
-  std::string dataset = "fashion-mnist", data, weights = CAPO_SHIPPED_WEIGHTS, method = "u-tuning", out = "out/tune", device = "cpu";
+  std::string dataset = "fashion-mnist", data, weights = CAPO_SHIPPED_WEIGHTS, preprocess, method = "u-tuning", out = "out/tune",
+              device = "cpu", precision = "f32";
   int train_images = 1000, test_images = 0, epochs = 8, batch = 16, image = 0, threads = 0;
   double lr = 0;
   std::uint64_t seed = 0;
@@ -35,6 +37,19 @@ struct TuneResult {
   std::vector<double> epoch = {}, curve = {};  // held-out accuracy, %
 };
 
+// What the weights were trained to see: told on the command line, or by the file.
+inline Preprocess preprocess_of(const TuneOptions& o, const vit::LoadedVit& loaded) {
+  Preprocess p;
+  if (!o.preprocess.empty())
+    p = preprocess_from_json(read_file(o.preprocess, 4096), o.preprocess);
+  else if (!loaded.preprocess.empty())
+    p = preprocess_from_json(loaded.preprocess, o.weights);
+  else
+    log(LogLevel::warning, cat(o.weights, ": states no preprocessing (see --preprocess); taken as ", to_json(p)));
+  p.size = loaded.model->config.image;
+  return p;
+}
+
 // Everything before the head, computed once: what a linear probe trains on.
 inline train::TensorSource cached_features(vit::Vit& model, train::BatchSource& source, std::int64_t batch, std::uint64_t seed) {
   const NoGrad off;
@@ -48,24 +63,74 @@ inline train::TensorSource cached_features(vit::Vit& model, train::BatchSource& 
   return {concat(features, 0), concat(labels, 0), batch, seed};
 }
 
+// The heads, on such features.
+class Heads final : public train::Classifier {
+ public:
+  explicit Heads(vit::Vit& model) : model_(model) {}
+  Tensor forward(const Tensor& features) override { return model_.classify(features); }
+  nn::Module& module() override { return model_; }
+
+ private:
+  vit::Vit& model_;
+};
+
+// The same as a model of its own.
+struct OnFeatures : vit::Vit {
+  using Vit::Vit;
+  Tensor operator()(const Tensor& features) { return classify(features); }
+};
+
+template <class M>
+std::unique_ptr<M> planned(const vit::VitConfig& config, const std::string& spec, const nn::Build& build) {
+  auto model = std::make_unique<M>(config, build);
+  tuners::apply_spec(*model, spec);
+  return model;
+}
+
+constexpr int kFeatureBatch = 64, kFeatureEvaluation = 250;
+
+// What tuning will hold: steps of `batch` images, evaluations of `plain`. Where the heads alone are trained there are no such
+// steps, but evaluations of all images that leave their features, and steps on those.
+inline train::MemoryPlan plan_tuning(const vit::VitConfig& config, const std::string& spec, bool heads_alone, std::int64_t batch, std::int64_t plain, const TuneData& data) {
+  const auto whole = [&](const nn::Build& build) { return planned<vit::Vit>(config, spec, build); };
+  const train::MemoryPlan images = train::plan_memory(whole, {batch, config.image, config.image, 3}, {.evaluation_batch = plain});
+  if (!heads_alone) return images;
+  const Shape shape = config.distilled ? Shape{kFeatureBatch, 2, config.dim} : Shape{kFeatureBatch, config.dim};
+  const auto heads = [&](const nn::Build& build) { return planned<OnFeatures>(config, spec, build); };
+  train::MemoryPlan plan = train::plan_memory(heads, shape, {.evaluation_batch = kFeatureEvaluation});
+  const std::int64_t row = numel(shape) / kFeatureBatch * 4 + 8;  // an image's features and label
+  std::int64_t cached = 0, most = 0;
+  for (const DatasetPtr& set : {data.train, data.validation, data.test}) {
+    cached += set->size() * row;
+    most = std::max(most, cached + std::max(images.evaluation, set->size() * row));  // the last batch; then all are joined
+  }
+  plan.input += cached;
+  plan.evaluation = images.evaluation;
+  plan.peak = std::max(plan.weights + most, cached + plan.peak);
+  return plan;
+}
+
 inline TuneResult tune_with(const TuneOptions& o, const std::string& name, const TuneData& data, bool last) {
   const tuners::Method* method = tuners::find_method(name);
+  CAPO_CHECK(method || name.find(':') != name.npos, "--method: there is no method \"", name, "\"; give ", tuners::method_names(), " or a spec");
   const std::string spec = method ? method->spec : name;
   const auto& [train_set, validation_set, test_set] = data;
   const int classes = train_set->num_classes();
   vit::LoadedVit loaded = vit::load_vit(o.weights, {.classes = classes, .image = o.image}, {.seed = o.seed});
   vit::Vit& model = *loaded.model;
-  Preprocess preprocess = loaded.preprocess.empty() ? Preprocess{} : preprocess_from_json(loaded.preprocess, o.weights);
-  preprocess.size = model.config.image;
+  const Preprocess preprocess = preprocess_of(o, loaded);
   const std::string base = nn::base_hash(model);
   tuners::apply_spec(model, spec);
+  for (const vit::Head* head : {model.head.get(), model.head_dist.get()})
+    CAPO_CHECK(!head || head->weight.trainable(), "--method ", name, ": must train ", head->path(), ", which starts at random");
+  bool heads_alone = true;
+  for (const nn::Parameter* p : model.parameters()) heads_alone &= !p->trainable() || p->kind() == nn::Kind::head;
 
   LoaderOptions loading{.batch_size = o.batch, .shuffle = true, .seed = o.seed + 1};
   loading.augment = Augment{};  // flips only: a few epochs on a few images leave no room for more
-  LoaderSource train_source(train_set, preprocess, loading);
-  LoaderSource plain_source(train_set, preprocess, {.batch_size = 250});
-  LoaderSource held_out(validation_set, preprocess, {.batch_size = 250});
-  LoaderSource test_source(test_set, preprocess, {.batch_size = 250});
+  // Where nothing is trained: 250 images of 32 x 32 pixels at once, fewer of larger ones.
+  const LoaderOptions plain{.batch_size = std::clamp(250 * 1024 / (preprocess.size * preprocess.size), 8, 250)};
+  LoaderSource held_out(validation_set, preprocess, plain), test_source(test_set, preprocess, plain);
   train::TrainOptions options;
   options.epochs = o.epochs;
   options.adamw.weight_decay = method ? method->weight_decay : 1e-4;
@@ -78,15 +143,11 @@ inline TuneResult tune_with(const TuneOptions& o, const std::string& name, const
   options.on_epoch = ProgressBar::epoch;
   options.user = &bar;
 
-  const auto planned = [&](const nn::Build& build) {
-    auto copy = std::make_unique<vit::Vit>(model.config, build);
-    tuners::apply_spec(*copy, spec);
-    return copy;
-  };
-  const train::MemoryPlan plan = train::plan_memory(planned, {o.batch, preprocess.size, preprocess.size, 3});
+  const std::int64_t largest = std::max({train_set->size(), validation_set->size(), test_set->size()});
+  const train::MemoryPlan plan = plan_tuning(model.config, spec, heads_alone, o.batch, std::min(plain.batch_size, largest), data);
   const auto mib = [](std::int64_t bytes) { return static_cast<double>(bytes) / 1048576.0; };
-  std::printf("%s: a step of %d images will hold at most %.1f MiB: weights %.1f, gradients %.1f, optimizer %.1f, activations %.1f\n", name.c_str(), o.batch,
-              mib(plan.peak), mib(plan.weights), mib(plan.gradients), mib(plan.optimizer), mib(plan.activations));
+  std::printf("%s: will hold at most %.1f MiB: weights %.1f, gradients %.1f, optimizer %.1f, activations %.1f, %s %.1f; in evaluation %.1f\n", name.c_str(), mib(plan.peak),
+              mib(plan.weights), mib(plan.gradients), mib(plan.optimizer), mib(plan.activations), heads_alone ? "features" : "images", mib(plan.input), mib(plan.evaluation));
 
   TuneResult r{.method = name, .trainable = nn::parameter_count(model, true), .total = nn::parameter_count(model)};
   allocator(kCpu).reset_peak();
@@ -100,13 +161,16 @@ inline TuneResult tune_with(const TuneOptions& o, const std::string& name, const
     model.train(false);
     tested = task.evaluate(test);  // once
   };
-  if (spec == "head: train") {  // the backbone never changes: one pass over the images, then epochs of nothing but the head
+  if (heads_alone) {  // the backbone never changes: one pass over the images, then epochs of nothing but the heads
     options.epochs = o.epochs * 5;
-    train::TensorSource train_features = cached_features(model, plain_source, 64, o.seed + 1);
-    train::TensorSource held_features = cached_features(model, held_out, 250, 0), test_features = cached_features(model, test_source, 250, 0);
-    train::ClassifierOf head(*model.head);
-    fit(head, train_features, held_features, test_features);
+    LoaderSource train_source(train_set, preprocess, plain);
+    train::TensorSource train_features = cached_features(model, train_source, kFeatureBatch, o.seed + 1);
+    train::TensorSource held_features = cached_features(model, held_out, kFeatureEvaluation, 0);
+    train::TensorSource test_features = cached_features(model, test_source, kFeatureEvaluation, 0);
+    Heads heads(model);
+    fit(heads, train_features, held_features, test_features);
   } else {
+    LoaderSource train_source(train_set, preprocess, loading);
     train::ClassifierOf whole(model);
     fit(whole, train_source, held_out, test_source);
   }
@@ -124,7 +188,7 @@ inline TuneResult tune_with(const TuneOptions& o, const std::string& name, const
     prediction_sheet(model, *test_set, preprocess, o.out + "/predictions.png");
     attention_picture(model, *test_set, preprocess, o.out + "/attention.png");
     tuners::save_tuner(o.out + "/tuner", model, {spec, base, vit::to_json(model.config), to_json(preprocess), train_set->class_names(),
-                       {{"weights", std::filesystem::absolute(o.weights)}, {"accuracy", cat(r.accuracy)}, {"dataset", train_set->name()}}});
+                       {{"weights", std::filesystem::absolute(o.weights)}, {"accuracy", cat(r.accuracy)}, {"dataset", train_set->name()}, {"precision", o.precision}}});
   }
   return r;
 }

@@ -12,11 +12,36 @@ inline void* data_or_null(const Tensor& t) { return t.defined() && !t.device().i
 inline Tensor contiguous_or_undefined(const Tensor& t) { return t.defined() ? contiguous(t) : t; }
 inline Tensor cast_or_undefined(const Tensor& t, DType dtype) { return t.defined() ? cast(t, dtype) : t; }
 
+// Half on a device whose kernels have no 16-bit form: the op casts to f32, computes, and casts back.
+inline bool through_f32(const Tensor& x) { return is_half(x.dtype()) && !x.device().is_cuda(); }
+
 // In which type a kernel sums values of type t.
 constexpr DType accumulator(DType t) { return t == f64 ? f64 : f32; }
 
 // Rows per chunk, so that a chunk is about 16,384 elements: enough work to hide a fork, and never dependent on threads.
 inline std::int64_t row_grain(std::int64_t columns) { return 1 + 16384 / (columns + 1); }
+
+// Of ops that write in place. Between two different views whose spans of one storage meet, the result would depend on
+// which thread comes first; a view onto itself is fine: each element is read and written by one thread.
+inline void check_overlap(const char* op, const Tensor& dst, const Tensor& src) {  // of one shape
+  if (!(dst.storage() == src.storage()) || dst.numel() == 0) return;
+  bool same = dst.offset() == src.offset();
+  std::int64_t dst_last = dst.offset(), src_last = src.offset();
+  for (int i = 0; i < dst.rank(); ++i) {
+    same = same && (dst.shape()[i] == 1 || dst.strides()[i] == src.strides()[i]);
+    dst_last += (dst.shape()[i] - 1) * dst.strides()[i];
+    src_last += (src.shape()[i] - 1) * src.strides()[i];
+  }
+  CAPO_CHECK(same || dst_last < src.offset() || src_last < dst.offset(), op,
+             ": source and destination must not overlap in memory (clone the source), got ", dst.shape(), " at ",
+             dst.offset(), " with strides ", dst.strides(), " from ", src.offset(), " with strides ", src.strides());
+}
+
+// What reductions and index arithmetic take.
+inline void check_summable(const char* op, const Tensor& x) {
+  CAPO_CHECK(is_floating(x.dtype()) || x.dtype() == i32 || x.dtype() == i64, op, ": needs floating, i32 or i64, got ",
+             describe(x));
+}
 
 // The checks of every weight, bias and statistic that belongs to x's last axis (`what` names it in the error).
 // allow_f32: x may be bf16 or f16 while t is f32.

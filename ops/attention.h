@@ -3,6 +3,7 @@
 // dtypes  q, k, v (o, bias) equal: f32, f64; bf16 and f16 computed in f32 (CPU: through a cast
 //         copy; CUDA: no f64). lse is f64 for f64, else f32.
 // bits    blocks depend on the shape only: the same for any thread count.
+// stack   CPU kernels keep their blocks there: a thread that calls attention() needs 1 MB, 2 MB for its gradient.
 #pragma once
 
 #include <capo/engine/tensor.h>
@@ -24,7 +25,8 @@ struct AttentionOut {
 // lse = -inf and no gradient.
 // grad  of q, k, v and bias, from the cotangents of o and lse (undefined means zero); keeps q, k, v, o, lse and bias and
 //       recomputes the probabilities: dS = P (do v^T - rowsum(do o) + dlse). Made of ops in a create_graph pass, where
-//       [B, H, Nq, Nk] tensors are held. Source: Dao, FlashAttention-2 (2023); dlse as in docs/attention.md.
+//       [B, H, Nq, Nk] tensors are held. Source: Dao, FlashAttention-2 (2023); dlse joins
+//       because the derivative of lse by S is P.
 AttentionOut attention(const Tensor& q, const Tensor& k, const Tensor& v, const AttentionOptions& options = {});
 
 // The attention over the union of two disjoint sets of keys, from the results over each: o [B, N, H, D], lse [B, H, N].

@@ -8,8 +8,8 @@
 //
 // x        [..., C], rank >= 2, any strides; y has x's shape and dtype
 // weight   [C] or undefined (ones); bias [C] or undefined (zeros)
-// running_mean, running_var   [C], x's dtype or f32, not trainable. Both or none in training; needed otherwise.
-//          Written in place (version bumped).
+// running_mean, running_var   [C], x's dtype (beside bf16 and f16 also f32), not trainable. Both or none in training;
+//          needed otherwise. Written in place (version bumped).
 // momentum in [0, 1]; eps > 0
 // dtypes   f32, f64; bf16 and f16 with weights of the same type or f32 (CPU: through f32 copies). Statistics are f32 (f64
 //          for f64), by chunks of rows as in group_norm.

@@ -1,10 +1,13 @@
 #include <capo/autograd/autograd.h>
+#include <capo/ops/args.h>
 #include <capo/ops/binary.h>
 #include <capo/ops/copy.h>
 #include <capo/ops/kernel.h>
 #include <capo/ops/reduce.h>
 #include <capo/ops/unary.h>
 #include <capo/ops/view.h>
+
+#include <cmath>
 
 namespace capo {
 
@@ -81,7 +84,6 @@ Tensor binary(BinaryKind kind, const Tensor& a, const Tensor& b) {
   }
   if (is_comparison(kind)) return y;  // bool results have no gradient by nature
   const Needs need = needs_of({a, b});
-  if (!need.any()) return y;
   const Shape ashape = a.shape(), bshape = b.shape();
   switch (kind) {
     case BinaryKind::add:
@@ -105,7 +107,8 @@ Tensor binary(BinaryKind kind, const Tensor& a, const Tensor& b) {
     default: {  // maximum, minimum
       const bool max = kind == BinaryKind::maximum;
       return record(name, y, {a, b}, Saved({a, b}), [ashape, bshape, max](const Saved& s, const Tensor& dy, Needs n) -> Grads {
-        const Tensor first = cast(max ? greater_equal(s[0], s[1]) : less_equal(s[0], s[1]), dy.dtype());
+        const Tensor wins = max ? greater_equal(s[0], s[1]) : less_equal(s[0], s[1]);
+        const Tensor first = cast(logical_or(wins, not_equal(s[0], s[0])), dy.dtype());  // a NaN in a is the value
         return {n[0] ? sum_to(dy * first, ashape) : Tensor(), n[1] ? sum_to(dy * (1.0 - first), bshape) : Tensor()};
       });
     }
@@ -113,7 +116,11 @@ Tensor binary(BinaryKind kind, const Tensor& a, const Tensor& b) {
 }
 
 namespace {
-Tensor scalar_like(const Tensor& t, double v) { return full({}, v, t.dtype(), t.device()); }
+Tensor scalar_like(const Tensor& t, double v) {
+  CAPO_CHECK(is_floating(t.dtype()) || v == std::trunc(v), "scalar: beside a tensor of ", t.dtype(),
+             " it must be whole, got ", v);
+  return full({}, v, t.dtype(), t.device());
+}
 bool fits_affine(const Tensor& t) { return is_floating(t.dtype()); }
 }  // namespace
 
@@ -164,6 +171,7 @@ namespace {
 void axpy(const char* name, const Tensor& a, const Tensor& b, double scale) {
   CAPO_CHECK(a.dtype() == f32 || a.dtype() == f64, name, ": needs f32 or f64, got ", describe(a));
   CAPO_CHECK(a.is_contiguous(), name, ": the written tensor must be contiguous, got ", describe(a));
+  if (b.defined() && b.is_contiguous()) check_overlap(name, a, b);  // else b is copied first
   write_in_place(name, a);
   if (a.device().is_meta()) return;
   const Tensor bb = b.defined() ? contiguous(b.detach()) : b;

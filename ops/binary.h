@@ -2,7 +2,8 @@
 //
 // dtypes  a and b equal: f32, f64, i32, i64 (bf16 and f16 through f32 on the CPU); comparisons give bool, logic takes
 //         bool. No promotion: mixed dtypes throw, cast explicitly.
-// grad    add, sub, mul, div, maximum, minimum (ties: the gradient goes to a), made of ops: any order.
+// grad    add, sub, mul, div, maximum, minimum (ties: the gradient goes to a), made of ops: any order. A NaN is
+//         the maximum and the minimum and takes the gradient, a's if both are NaN.
 #pragma once
 
 #include <capo/engine/tensor.h>
@@ -29,7 +30,7 @@ inline Tensor greater_equal(const Tensor& a, const Tensor& b) { return binary(Bi
 inline Tensor logical_and(const Tensor& a, const Tensor& b) { return binary(BinaryKind::logical_and, a, b); }
 inline Tensor logical_or(const Tensor& a, const Tensor& b) { return binary(BinaryKind::logical_or, a, b); }
 
-// The scalar side takes the tensor's dtype.
+// The scalar side takes the tensor's dtype, here and in the operators; beside integers it must be whole.
 Tensor greater(const Tensor& a, double b);
 Tensor greater_equal(const Tensor& a, double b);
 Tensor less_equal(const Tensor& a, double b);
@@ -54,9 +55,10 @@ Tensor where(const Tensor& condition, const Tensor& a, const Tensor& b);
 // Sums x down to `shape` (the inverse of broadcasting). grad: expand.
 Tensor sum_to(const Tensor& x, const Shape& shape);
 
-// In place, NoGrad only for leaves, contiguous a; b broadcasts to a. a = a op b.
-void add_(const Tensor& a, const Tensor& b, double scale = 1.0);  // a += scale * b, same shape, f32 or f64
-void mul_(const Tensor& a, double scale);
+// In place: a is f32 or f64, contiguous, not made by an op, and a leaf only under NoGrad; its version is bumped. A
+// contiguous b may be a itself, but must not overlap it otherwise.
+void add_(const Tensor& a, const Tensor& b, double scale = 1.0);  // a += scale * b, of equal shape, dtype and device
+void mul_(const Tensor& a, double scale);                         // a *= scale
 
 struct BinaryArgs {
   BinaryKind kind;

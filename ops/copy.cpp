@@ -1,5 +1,6 @@
 #include <capo/autograd/autograd.h>
 #include <capo/engine/backend.h>
+#include <capo/ops/args.h>
 #include <capo/ops/copy.h>
 #include <capo/ops/kernel.h>
 
@@ -75,6 +76,7 @@ Tensor arange(std::int64_t n, DType dtype, Device device) {
 }
 
 Tensor rand_uniform(const Shape& shape, Generator& rng, double low, double high, DType dtype, Device device) {
+  CAPO_CHECK(low <= high, "rand_uniform: low must be at most high, got ", low, " and ", high);
   return random("rand_uniform", shape, rng, low, high, false, dtype, device);
 }
 Tensor rand_normal(const Shape& shape, Generator& rng, double mean, double std, DType dtype, Device device) {
@@ -115,6 +117,11 @@ void copy_into(const Tensor& dst, const Tensor& src, const Tensor& mask) {
   CAPO_CHECK(!mask.defined() || (mask.shape() == dst.shape() && mask.dtype() == boolean && mask.device() == dst.device()),
              "copy_into: mask must be bool ", dst.shape(), ", got ", describe(mask));
   CAPO_CHECK(dst.device() == src.device(), "copy_into: devices must be equal, got ", dst.device(), " and ", src.device());
+  for (int i = 0; i < dst.rank() && dst.numel() > 0; ++i)
+    CAPO_CHECK(dst.strides()[i] > 0 || dst.shape()[i] <= 1, "copy_into: dst must not repeat memory, got ", dst.shape(),
+               " with strides ", dst.strides());
+  check_overlap("copy_into", dst, src);
+  if (mask.defined()) check_overlap("copy_into", dst, mask);
   write_in_place("copy_into", dst);
   run_copy(dst, src, mask);
 }

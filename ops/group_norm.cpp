@@ -128,7 +128,6 @@ Grads composite_backward(const Saved& saved, const Tensor& dy0, std::int64_t out
 Tensor recorded(const char* op, const Tensor& y, const Tensor& x, const Tensor& w, const Tensor& b, const Tensor& mean,
                 const Tensor& rstd, std::int64_t outer, std::int64_t groups, double eps, bool fixed) {
   const Needs need = needs_of({x, w, b});
-  if (!need.any()) return y;
   const bool reads_x = need[1] || (need[0] && !fixed), reads_rstd = need[0] || need[1];
   const DType weight_dtype = dtype_of_weights(w, b, accumulator(x.dtype()));
   return record(op, y, {x, w, b},

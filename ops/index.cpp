@@ -1,4 +1,5 @@
 #include <capo/autograd/autograd.h>
+#include <capo/ops/args.h>
 #include <capo/ops/binary.h>
 #include <capo/ops/copy.h>
 #include <capo/ops/index.h>
@@ -78,12 +79,6 @@ Split around(const Shape& shape, int axis) {
   for (int i = axis + 1; i < shape.size(); ++i) s.inner *= shape[i];
   return s;
 }
-
-void check_summable(const char* op, const Tensor& x) {
-  CAPO_CHECK(is_floating(x.dtype()) || x.dtype() == i32 || x.dtype() == i64, op,
-             ": needs floating, i32 or i64 tensors, got ", describe(x));
-}
-bool through_f32(const Tensor& x) { return is_half(x.dtype()) && !x.device().is_cuda(); }
 
 Tensor add_rows(const char* op, const Tensor& base, const Shape& shape, int axis, const Tensor& index,
                 const Tensor& src);

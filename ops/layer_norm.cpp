@@ -87,7 +87,6 @@ Tensor normalize_rows(const char* op, const Tensor& x0, const Tensor& w0, const 
   const LayerNormArgs args{t, weight_dtype, rms, data_or_null(x), data_or_null(w), data_or_null(b), data_or_null(y),
                            data_or_null(row_mean), data_or_null(row_rstd), rows, columns, eps};
   launch(kernels::layer_norm, device, args, rows, row_grain(columns));
-  if (!need.any()) return y;
   return record(op, y, {x, w, b}, Saved({keep_if(keep, x), keep_if(need[0], w)}, {row_mean, row_rstd}),
                 [weight_dtype, eps, rms](const Saved& s, const Tensor& dy, Needs n) -> Grads {
                   if (grad_enabled()) return composite_backward(s[0], s[1], dy, weight_dtype, eps, rms, n);

@@ -1,4 +1,5 @@
 #include <capo/autograd/autograd.h>
+#include <capo/ops/args.h>
 #include <capo/ops/binary.h>
 #include <capo/ops/copy.h>
 #include <capo/ops/loss.h>
@@ -26,9 +27,6 @@ Tensor reduced(const Tensor& loss, Reduction reduction) {
   return total * (n > 0 ? 1.0 / static_cast<double>(n) : std::numeric_limits<double>::quiet_NaN());
 }
 
-bool through_f32(const Tensor& x) { return is_half(x.dtype()) && !x.device().is_cuda(); }
-Tensor single(const Tensor& t) { return t.defined() ? cast(t, f32) : t; }
-
 }  // namespace
 
 Tensor bce_with_logits(const Tensor& x, const Tensor& t, const BceOptions& o) {
@@ -41,7 +39,9 @@ Tensor bce_with_logits(const Tensor& x, const Tensor& t, const BceOptions& o) {
                "bce_with_logits: weights must broadcast to x ", x.shape(), ", got ", w.shape());
   }
   if (through_f32(x))
-    return cast(bce_with_logits(single(x), single(t), {single(o.weight), single(o.pos_weight), o.reduction}), x.dtype());
+    return cast(bce_with_logits(cast(x, f32), cast(t, f32),
+                                {cast_or_undefined(o.weight, f32), cast_or_undefined(o.pos_weight, f32), o.reduction}),
+                x.dtype());
   Tensor positive = t * softplus(neg(x));
   if (o.pos_weight.defined()) positive = positive * o.pos_weight;
   Tensor loss = positive + (1.0 - t) * softplus(x);
@@ -51,14 +51,14 @@ Tensor bce_with_logits(const Tensor& x, const Tensor& t, const BceOptions& o) {
 
 Tensor mse(const Tensor& x, const Tensor& t, Reduction reduction) {
   check("mse", x, t, reduction);
-  if (through_f32(x)) return cast(mse(single(x), single(t), reduction), x.dtype());
+  if (through_f32(x)) return cast(mse(cast(x, f32), cast(t, f32), reduction), x.dtype());
   return reduced(square(x - t), reduction);
 }
 
 Tensor smooth_l1(const Tensor& x, const Tensor& t, double beta, Reduction reduction) {
   check("smooth_l1", x, t, reduction);
   CAPO_CHECK(beta >= 0, "smooth_l1: beta must be >= 0, got ", beta);
-  if (through_f32(x)) return cast(smooth_l1(single(x), single(t), beta, reduction), x.dtype());
+  if (through_f32(x)) return cast(smooth_l1(cast(x, f32), cast(t, f32), beta, reduction), x.dtype());
   const Tensor d = abs(x - t);
   if (beta == 0) return reduced(d, reduction);
   const Tensor near = clamp(d, 0, beta);  // min(d, beta): the quadratic part
@@ -74,10 +74,17 @@ Tensor huber(const Tensor& x, const Tensor& t, double delta, Reduction reduction
 Tensor kl_div(const Tensor& x, const Tensor& t, Reduction reduction, bool log_target) {
   check("kl_div", x, t, reduction, true);
   CAPO_CHECK(reduction != Reduction::batchmean || x.rank() >= 1, "kl_div: batchmean needs a first axis, got a scalar");
-  if (through_f32(x)) return cast(kl_div(single(x), single(t), reduction, log_target), x.dtype());
-  if (log_target) return reduced(exp(t) * (t - x), reduction);
+  if (through_f32(x)) return cast(kl_div(cast(x, f32), cast(t, f32), reduction, log_target), x.dtype());
+  // A probability of 0 gives 0, beside log x = -inf too: 0 times an infinity would be NaN.
+  const Tensor zero = full({}, 0, t.dtype(), t.device());
+  const Tensor minus = full({}, -std::numeric_limits<double>::infinity(), t.dtype(), t.device());
+  if (log_target) {
+    const Tensor none = equal(t, minus);
+    return reduced(exp(t) * (where(none, zero, t) - where(none, zero, x)), reduction);
+  }
   const Tensor safe = where(greater(t, 0.0), t, full({}, 1, t.dtype(), t.device()));
-  return reduced(t * (log(safe) - x), reduction);
+  const Tensor none = logical_and(equal(t, zero), equal(x, minus));
+  return reduced(t * (log(safe) - where(none, zero, x)), reduction);
 }
 
 }  // namespace capo

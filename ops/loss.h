@@ -27,8 +27,8 @@ Tensor smooth_l1(const Tensor& x, const Tensor& target, double beta = 1, Reducti
 // d = |x - t|: d^2 / 2 below delta, else delta (d - delta / 2). delta > 0.
 Tensor huber(const Tensor& x, const Tensor& target, double delta = 1, Reduction reduction = Reduction::mean);
 
-// t (log t - x) with x = log probabilities; 0 where t = 0 (there the gradient of t is taken as -x). log_target: t holds
-// log probabilities too. batchmean (the divergence per sample) divides the sum by the first axis.
+// t (log t - x) with x = log probabilities; 0 where t = 0 (there the gradient of t is taken as -x, as 0 if x = -inf).
+// log_target: t holds log probabilities too. batchmean (the divergence per sample) divides the sum by the first axis.
 Tensor kl_div(const Tensor& log_input, const Tensor& target, Reduction reduction = Reduction::batchmean,
               bool log_target = false);
 

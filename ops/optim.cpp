@@ -25,7 +25,7 @@ struct Row {
 
 std::int64_t chunks_of(const Tensor& t) { return (t.numel() + kOptimChunk - 1) / kOptimChunk; }
 
-// Calls run(table, chunks) for batches of rows of one device and dtype.
+// Calls run(table, device, chunks) for batches of rows of one device and dtype.
 template <class F>
 void by_tables(const std::vector<Row>& rows, F run) {
   TensorTable table{};

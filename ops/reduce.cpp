@@ -1,4 +1,5 @@
 #include <capo/autograd/autograd.h>
+#include <capo/ops/args.h>
 #include <capo/ops/binary.h>
 #include <capo/ops/copy.h>
 #include <capo/ops/kernel.h>
@@ -155,7 +156,7 @@ void run(ReduceKind kind, const Tensor& x, const Tensor& y, const Axes& axes, do
 }  // namespace
 
 Tensor sum(const Tensor& x, const Dims& axes, bool keepdim) {
-  CAPO_CHECK(is_floating(x.dtype()) || x.dtype() == i32 || x.dtype() == i64, "sum: needs floating, i32 or i64, got ", describe(x));
+  check_summable("sum", x);
   if (is_half(x.dtype()) && !x.device().is_cuda()) return cast(sum(cast(x, f32), axes, keepdim), x.dtype());
   const Axes a = resolve("sum", x, axes);
   const Tensor y = empty(keepdim ? a.with_one : a.kept, x.dtype(), x.device());

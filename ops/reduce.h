@@ -1,8 +1,10 @@
 // Reductions over any set of axes. Empty `axes` means all. Negatives allowed; a repeated axis throws.
 //
-// dtypes  f32, f64; bf16, f16 through f32 (CPU) or summed in f32 (CUDA); max/min/argmax also i32, i64. Accumulation in
+// dtypes  f32, f64; bf16, f16 through f32 (CPU) or summed in f32 (CUDA); sum also i32, i64, in that width. Accumulation in
 //         chunks of fixed size, so the bits do not depend on the thread count.
-// keepdim leaves reduced axes with size 1.
+// keepdim leaves reduced axes with size 1. The sum of nothing is 0, its mean NaN.
+// grad    dy (mean: dy / count) at each element, any order; keeps nothing.
+// max, min and the other statistics are in ops/stats.h, argmax and argmin in ops/index.h.
 #pragma once
 
 #include <capo/engine/tensor.h>
@@ -12,10 +14,12 @@ namespace capo {
 Tensor sum(const Tensor& x, const Dims& axes = {}, bool keepdim = false);
 Tensor mean(const Tensor& x, const Dims& axes = {}, bool keepdim = false);
 
-// max and min return NaN when one is in the set.
+// max and min give NaN when one is in the set; of an empty set the lowest or highest value.
 enum class ReduceKind : int { sum, max, min };
 // The values alone, not recorded, any ReduceKind; f32, f64, i32, i64. op names the caller in errors (ops/stats.h).
 Tensor reduce_values(const char* op, ReduceKind kind, const Tensor& x, const Dims& axes, bool keepdim);
+
+// One item per result.
 struct ReduceArgs {
   ReduceKind kind;
   DType dtype;

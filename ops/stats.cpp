@@ -1,4 +1,5 @@
 #include <capo/autograd/autograd.h>
+#include <capo/ops/args.h>
 #include <capo/ops/binary.h>
 #include <capo/ops/copy.h>
 #include <capo/ops/kernel.h>
@@ -20,11 +21,6 @@ constexpr double kInfinity = std::numeric_limits<double>::infinity();
 void check_floating(const char* op, const Tensor& x) {
   CAPO_CHECK(is_floating(x.dtype()), op, ": needs a floating tensor, got ", describe(x));
 }
-void check_summable(const char* op, const Tensor& x) {
-  CAPO_CHECK(is_floating(x.dtype()) || x.dtype() == i32 || x.dtype() == i64, op, ": needs floating, i32 or i64, got ",
-             describe(x));
-}
-bool through_f32(const Tensor& x) { return is_half(x.dtype()) && !x.device().is_cuda(); }
 // Steps between which 16 bits would lose digits, or overflow: through f32 on every device.
 bool needs_f32(const Tensor& x) { return is_half(x.dtype()); }
 
@@ -64,7 +60,6 @@ Tensor extreme(const char* op, ReduceKind kind, const Tensor& x, const Dims& axe
   const Shape ones = reduced(op, x, axes).ones;
   CAPO_CHECK(x.numel() > 0 || numel(ones) == 0, op, ": the reduced axes must not be empty, got ", x.shape());
   const Tensor y = reduce_values(op, kind, x, axes, keepdim);
-  if (!needs_of({x}).any()) return y;
   return record(op, y, {x}, Saved({x}, {y}), [axes, ones](const Saved& s, const Tensor& dy, Needs) -> Grads {
     const Tensor hit = cast(equal(s[0].detach(), reshape(s[1].detach(), ones)), dy.dtype());
     return {hit * (reshape(dy, ones) / sum(hit, axes, true))};

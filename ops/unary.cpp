@@ -79,6 +79,8 @@ Tensor composite_gradient(UnaryKind kind, const Tensor& dy, const Tensor& s, dou
 }  // namespace
 
 Tensor unary_backward(UnaryKind kind, const Tensor& dy, const Tensor& saved, double p, double q) {
+  CAPO_CHECK(dy.shape() == saved.shape() && dy.dtype() == saved.dtype() && dy.device() == saved.device(),
+             "unary_backward: dy must be ", describe(saved), ", got ", describe(dy));
   return record_no_gradient("unary_backward", apply(kind, contiguous(saved), contiguous(dy), p, q), {dy, saved});
 }
 

@@ -15,6 +15,7 @@ enum class UnaryKind : int {
 };
 const char* name_of(UnaryKind kind);
 
+// p, q: leaky_relu's slope; clamp's low and high; pow's exponent; affine's scale and shift; else unused.
 Tensor unary(UnaryKind kind, const Tensor& x, double p = 0, double q = 0);
 
 inline Tensor abs(const Tensor& x) { return unary(UnaryKind::abs, x); }    // slope 0 at 0
@@ -45,7 +46,8 @@ inline Tensor affine(const Tensor& x, double scale, double shift) { return unary
 
 // True when f' is computed from y = f(x) alone (exp, sqrt, tanh, ...): y is kept instead of x.
 bool reads_output(UnaryKind kind);
-// dy * f'(x): the fused gradient kernel; has no further derivative. saved is x, or y when reads_output(kind).
+// dy * f'(x): the fused gradient kernel; has no further derivative. saved is x, or y when reads_output(kind), like dy in
+// shape, dtype and device.
 Tensor unary_backward(UnaryKind kind, const Tensor& dy, const Tensor& saved, double p, double q);
 
 struct UnaryArgs {

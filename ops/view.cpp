@@ -46,7 +46,8 @@ Shape infer(const Tensor& x, Shape shape) {
       hole = i;
     } else {
       CAPO_CHECK(shape[i] >= 0, "reshape: sizes must be at least 0 (one may be -1), got ", shape);
-      known *= shape[i];
+      CAPO_CHECK(!__builtin_mul_overflow(known, shape[i], &known), "reshape: ", x.shape(), " has ", x.numel(),
+                 " elements, asked for ", shape);
     }
   }
   if (hole >= 0) {
@@ -124,8 +125,9 @@ Tensor slice(const Tensor& x, std::int64_t axis0, std::int64_t begin, std::int64
              " must lie in axis ", axis, " of ", x.shape());
   Shape shape = x.shape();
   Dims strides = x.strides();
-  shape[axis] = (end - begin + step - 1) / step;
-  const Tensor y = strided_view(x, shape, [&] { strides[axis] *= step; return strides; }(), x.offset() + begin * x.strides()[axis]);
+  shape[axis] = end > begin ? (end - begin - 1) / step + 1 : 0;
+  if (shape[axis] > 1) strides[axis] *= step;  // else step may be anything
+  const Tensor y = strided_view(x, shape, strides, x.offset() + begin * x.strides()[axis]);
   const Shape before = x.shape();
   return record("slice", y, {x}, Saved(), [before, axis, begin, end, step](const Saved&, const Tensor& dy, Needs) -> Grads {
     return {slice_backward(dy, before, axis, begin, end, step)};

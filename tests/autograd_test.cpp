@@ -85,6 +85,9 @@ TEST_CASE("grad: what it refuses") {
                  "grad: output [2] has more than one element and needs a cotangent"));
   CHECK(contains(error_of([&] { grad({square(a)}, {a}, {values({1}, {1})}); }),
                  "grad: cotangent must be [2] like its output, got [1]"));
+  CHECK(contains(error_of([&] { grad({square(a)}, {a}, {ones({2})}); }),
+                 "grad: cotangent must be f64 on cpu like its output, got f32 [2] cpu"));
+  CHECK(contains(error_of([&] { grad({slice(a, 0, 0, 0)}, {a}); }), "grad: output [0] is empty and needs a cotangent"));
   CHECK(contains(error_of([&] { grad({square(a)}, {a}, {a, a}); }), "1 outputs need as many cotangents, got 2"));
   CHECK(contains(error_of([&] { grad({square(frozen)}, {a}, {frozen}); }),
                  "does not depend on anything that needs a gradient"));
@@ -94,6 +97,7 @@ TEST_CASE("grad: what it refuses") {
   CHECK(contains(error_of([&] { set_requires_grad(arange(3), true); }),
                  "set_requires_grad: needs a floating tensor, got i64"));
   CHECK(contains(error_of([&] { set_grad(a, values({1}, {1})); }), "set_grad: gradient must be [2], got [1]"));
+  CHECK(contains(error_of([&] { set_grad(a, ones({2})); }), "set_grad: gradient must be f64 on cpu like its leaf, got f32"));
 }
 
 // ---------------------------------------------------------------- life of the graph
@@ -119,6 +123,12 @@ TEST_CASE("a saved tensor changed in place names both ops") {
   const Tensor z = a * x;
   copy_into(slice(x, 0, 0, 1), values({1}, {1}));  // through a view of the same storage
   CHECK(contains(error_of([&] { grad({z}, {a}, {x}); }), "changed in place by copy_into"));
+  Tensor p = values({5, 6}, {2}), q = values({7, 8}, {2});
+  const Tensor u = a * p, one = values({1, 1}, {2});
+  p.swap_storage(q);  // both have version 0
+  CHECK(contains(error_of([&] { grad({u}, {a}, {one}); }), "mul: a tensor [2] saved for its gradient was exchanged by swap_storage"));
+  p.swap_storage(q);
+  CHECK(list(grad({u}, {a}, {one})[0]) == V{5, 6});
   const Tensor w = a + x;  // keeps nothing: nothing to be stale
   fill_(x, 0);
   CHECK(list(grad({w}, {a}, {values({1, 1}, {2})})[0]) == V{1, 1});
@@ -241,6 +251,26 @@ TEST_CASE("create_graph: derivatives of derivatives") {
   CHECK(close(d3, values({12, -36}, {2}), 1e-14));
 }
 
+TEST_CASE("create_graph: sums of cotangents are recorded under NoGrad too") {
+  const Tensor x = leaf(values({3}, {1}));
+  const Tensor y = square(x) + square(x) * x;
+  Tensor d1;
+  {
+    const NoGrad off;
+    d1 = grad({y}, {x}, {}, {.create_graph = true})[0];
+  }
+  CHECK(list(d1) == V{6 + 27});
+  CHECK(list(grad({d1}, {x}, {})[0]) == V{2 + 18});
+}
+
+TEST_CASE("a gradient that is on the tape takes later ones") {
+  const Tensor x = leaf(values({3}, {1}));
+  backward(square(x), {}, {.create_graph = true});
+  backward(square(x));
+  CHECK(list(grad_of(x)) == V{12});
+  clear_grad(x);  // it refers to x: a circle
+}
+
 TEST_CASE("create_graph: through an op that saves its output") {
   const Tensor x = leaf(values({0.3, -0.7}, {2}));
   const Tensor one = values({1, 1}, {2});
@@ -313,6 +343,8 @@ TEST_CASE("wrong gradients are caught by shape and count") {
   const Tensor x = leaf(values({1, 2}, {2}));
   const Tensor y = record("bad", values({1, 2}, {2}), {x}, Saved(), [](const Saved&, const Tensor&, Needs) -> Grads { return {ones({3}, f64)}; });
   CHECK(contains(error_of([&] { backward(sum(y)); }), "bad: its gradient must be [2], got [3]"));
+  const Tensor t = record("bad", values({1, 2}, {2}), {x}, Saved(), [](const Saved&, const Tensor&, Needs) -> Grads { return {ones({2})}; });
+  CHECK(contains(error_of([&] { backward(sum(t)); }), "bad: its gradient must be f64 like its input, got f32"));
   const Tensor z = record("bad", values({1, 2}, {2}), {x}, Saved(), [](const Saved&, const Tensor& dy, Needs) -> Grads { return {dy, dy}; });
   CHECK(contains(error_of([&] { backward(sum(z)); }), "bad: returned 2 gradients for 1 inputs"));
   CHECK(contains(error_of([&] {
@@ -493,6 +525,18 @@ TEST_CASE("checkpoint: random draws repeat, and the stream goes on afterwards") 
   for (std::size_t i = 0; i < plain.size(); ++i) CHECK(same_bits(plain[i], again[i]));
 }
 
+TEST_CASE("checkpoint: the draws repeat although the generator was given another seed meanwhile") {
+  const Tensor x = leaf(normal({50}, "x"));
+  Generator rng(5);
+  const auto f = [&rng](const Tensors& in) { return Tensors{in[0] * rand_normal({50}, rng, 0, 1, f64)}; };
+  const Tensor y = checkpoint(f, {x}, {})[0];
+  rng.reseed(6);
+  rng.reserve(8);
+  CHECK(close(grad({sum(y)}, {x}, {})[0], y.detach() / x.detach(), 1e-14));
+  CHECK(rng.seed() == 6);
+  CHECK(rng.offset() == 2);
+}
+
 TEST_CASE("checkpoint: nested, with draws in both") {
   const Tensor w = leaf(normal({50}, "w"));
   const auto go = [&](bool checkpointed) {
@@ -542,6 +586,16 @@ TEST_CASE("checkpoint: errors by name, plain run without gradients") {
   fill_(stale, 0);
   CHECK(contains(error_of([&] { backward(z); }),
                  "checkpoint: a tensor [1] saved for its gradient was changed in place by fill_"));
+  const Tensor outside = square(w);
+  const Tensor lost = checkpoint([&](const Tensors& in) { return Tensors{in[0] * outside}; }, {x}, {})[0];
+  CHECK(contains(error_of([&] { backward(lost); }), "checkpoint: the segment reads a tensor that square made outside of it"));
+  const Tensor unnamed = checkpoint(f, {x}, {})[0];
+  CHECK(contains(error_of([&] { backward(unnamed); }), "checkpoint: the segment reads a trainable leaf [1] that is not among"));
+  CHECK(contains(error_of([&] { checkpoint(f, {x}, {outside}); }), "checkpoint: parameters must be leaves, got a tensor [1] that square made"));
+  int runs = 0;
+  const auto unsteady = [&](const Tensors& in) { return Tensors(static_cast<std::size_t>(++runs), in[0] * w); };
+  const Tensor once = checkpoint(unsteady, {x}, {w})[0];
+  CHECK(contains(error_of([&] { backward(once); }), "checkpoint: the segment returned 1 tensors, run again 2"));
   const NoGrad off;
   CHECK_FALSE(requires_grad(checkpoint(f, {x}, {w})[0]));
 }
@@ -551,6 +605,39 @@ TEST_CASE("checkpoint: keep_graph allows a second pass") {
   const Tensor y = checkpoint([&](const Tensors& in) { return Tensors{square(in[0] * w)}; }, {x}, {w})[0];
   const auto first = grad({y}, {x}, {}, {.keep_graph = true});
   CHECK(same_bits(grad({y}, {x}, {})[0], first[0]));
+}
+
+// ---------------------------------------------------------------- observers
+
+TEST_CASE("OpObserver: every result in order, on the tape or not; its own ops are hidden; scopes replace each other") {
+  struct Seen {
+    std::string text;
+    static void hook(const char* op, const Tensor& y, void* user) {
+      static_cast<Seen*>(user)->text += cat(op, " ", to_vector<double>(sum(y.detach()))[0], " ", current_module(), ";");
+    }
+  };
+  const Tensor w = leaf(values({1, 2}, {2})), x = values({3, 4}, {2});
+  const std::string path = "blocks.0";
+  Seen seen, inner;
+  const auto fails = [](const char*, const Tensor&, void*) { detail::fail("seen enough"); };
+  {
+    const OpObserver observer(Seen::hook, &seen);
+    const Tensor y = x * w;
+    {
+      const NoGrad off;
+      const ModuleScope scope(&path);
+      neg(x + w);
+    }
+    {
+      const OpObserver other(Seen::hook, &inner);
+      reshape(y, {2, 1});
+    }
+    CHECK(error_of([&] { const OpObserver other(fails, nullptr); exp(x); }) == "seen enough");
+    square(w);
+  }
+  square(w);
+  CHECK(seen.text == "mul 11 ;add 10 blocks.0;neg -10 blocks.0;square 5 ;");
+  CHECK(inner.text == "reshape 11 ;");
 }
 
 // ---------------------------------------------------------------- accounting

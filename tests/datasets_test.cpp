@@ -350,6 +350,18 @@ TEST_CASE("subset: few-shot draws are balanced, nested and follow the seed") {
   auto n = count(*balanced_subset(set, 13, 1));
   std::sort(n.begin(), n.end());
   CHECK(n == std::vector<int>{2, 2, 3, 3, 3});
+  const int have[] = {20, 1, 0, 7, 3};  // classes of uneven size: small ones give all, the others as evenly as they can
+  std::vector<std::int64_t> some;
+  int taken[5] = {};
+  for (std::int64_t i = 0; i < set->size(); ++i)
+    if (const std::int64_t c = set->label(i); taken[c] < have[c]) ++taken[c], some.push_back(i);
+  const auto uneven = subset(set, some, "uneven");
+  CHECK(count(*balanced_subset(uneven, 20, 1)) == std::vector<int>{9, 1, 0, 7, 3});
+  CHECK(count(*balanced_subset(uneven, 31, 1)) == std::vector<int>{20, 1, 0, 7, 3});
+  for (const std::uint64_t seed : {1, 2, 3}) {
+    n = count(*balanced_subset(uneven, 13, seed));
+    CHECK((n == std::vector<int>{4, 1, 0, 5, 3} || n == std::vector<int>{5, 1, 0, 4, 3}));
+  }
   CHECK(contains(error_of([&] { few_shot(set, 21, 0); }), "has only 20 samples"));
   CHECK(contains(error_of([&] { balanced_subset(set, 101, 0); }), "total must be in"));
   CHECK(contains(error_of([&] { subset(set, {100}, "s"); }), "s: subset indices must be in [0, 100), got 100"));

@@ -5,10 +5,16 @@
 #include <capo/ops/copy.h>
 #include <capo/tests/op_test.h>
 #include <capo/tests/support.h>
+#include <capo/tests/temp_folder.h>
 
 #include <doctest/doctest.h>
 
+#include <pthread.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <atomic>
+#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -204,6 +210,7 @@ TEST_CASE("shape functions") {
   CHECK(numel({3, 0, 5}) == 0);
   CHECK(contains(error_of([] { numel({2, -1}); }), "sizes must not be negative"));
   CHECK(contains(error_of([] { numel({std::int64_t{1} << 40, std::int64_t{1} << 40}); }), "too many elements"));
+  CHECK(contains(error_of([] { numel({0, std::int64_t{1} << 40, std::int64_t{1} << 40}); }), "too many elements"));  // its strides
   CHECK(contiguous_strides({2, 3, 4}) == Dims{12, 4, 1});
   CHECK(contiguous_strides({2, 0, 4}) == Dims{4, 4, 1});
   CHECK(broadcast_shapes("op", {2, 1, 4}, {3, 1}) == Shape{2, 3, 4});
@@ -250,6 +257,7 @@ TEST_CASE("tensor: misuse throws") {
   CHECK(contains(error_of([&] { to_vector<float>(m); }), "to_vector: needs a cpu tensor"));
   CHECK(contains(error_of([] { from_vector<float>({1, 2}, {3}); }), "from_vector: [3] needs 3 values, got 2"));
   CHECK(contains(error_of([&] { t.size(1); }), "size: axis must be in"));
+  CHECK(contains(error_of([] { empty({std::int64_t{1} << 61}, f64); }), "of f64 has too many bytes"));  // 2^64: none, wrapped
 }
 
 TEST_CASE("strided_view: bounds") {
@@ -284,6 +292,8 @@ TEST_CASE("swap_storage") {
   CHECK(to_vector<float>(b) == std::vector<float>{1, 2});
   Tensor c = from_vector<float>({1}, {1});
   CHECK(contains(error_of([&] { a.swap_storage(c); }), "swap_storage: shapes, dtypes and strides must be equal"));
+  Tensor m = empty({2}, f32, kMeta);
+  CHECK(contains(error_of([&] { a.swap_storage(m); }), "swap_storage: "));
 }
 
 TEST_CASE("storage: versions and the last writer") {
@@ -346,7 +356,7 @@ TEST_CASE("an impossible allocation is an error, not a crash") {
   try {
     empty({std::int64_t{1} << 58}, u8);
   } catch (const OutOfMemory& e) {
-    thrown = contains(e.what(), "cpu allocator: ");
+    thrown = contains(e.what(), "cpu allocator: ") && contains(e.what(), " bytes are in use");
   }
   CHECK(thrown);
 }
@@ -486,6 +496,103 @@ TEST_CASE("set_num_threads: limits") {
   CHECK(num_threads() == 2);
 }
 
+TEST_CASE("cpu_quota: the tightest of the cgroups above, rounded up; what cannot be read or understood is none") {
+  const auto quota = [](const std::vector<std::pair<std::string, std::string>>& files) {
+    const TempFolder t;
+    for (const auto& [name, content] : files) t.file(name, content);
+    return detail::cpu_quota(t.path().c_str());
+  };
+  const std::string self = "proc/self/cgroup", top = "sys/fs/cgroup/cpu.max";
+  CHECK(quota({}) == 0);
+  CHECK(quota({{self, "0::/\n"}}) == 0);
+  CHECK(quota({{top, "200000 100000\n"}}) == 0);  // not known to be ours
+  CHECK(quota({{self, "0::/\n"}, {top, "200000 100000\n"}}) == 2);
+  CHECK(quota({{self, "0::/\n"}, {top, "200001 100000\n"}}) == 3);
+  CHECK(quota({{self, "0::/\n"}, {top, "1000 100000\n"}}) == 1);
+  CHECK(quota({{self, "0::/"}, {top, "9223372036854775807 1"}}) == 1024);
+  for (const char* text : {"max 100000\n", "", "\n", "200000\n", "200000 \n", "200000 0\n", "-1 100000\n",
+                           "0 100000\n", "200000  100000\n", "200000 100000 1\n", "200000 100000\n\n", "2e5 100000\n",
+                           "+200000 100000\n", "99999999999999999999 100000\n"}) {
+    CAPTURE(text);
+    CHECK(quota({{self, "0::/\n"}, {top, text}}) == 0);
+  }
+  CHECK(quota({{self, "0::/\n"}, {top, std::string(70000, '1') + " 1\n"}}) == 0);
+  // Groups above; a path that is not below the mount, as in a container.
+  const std::string inner = "sys/fs/cgroup/a/b/cpu.max", outer = "sys/fs/cgroup/a/cpu.max";
+  CHECK(quota({{self, "0::/a/b\n"}, {inner, "500000 100000\n"}, {outer, "300000 100000\n"}}) == 3);
+  CHECK(quota({{self, "0::/a/b\n"}, {inner, "max 100000\n"}, {outer, "300000 100000\n"}, {top, "900000 100000\n"}}) ==
+        3);
+  CHECK(quota({{self, "0::/elsewhere/b\n"}, {top, "900000 100000\n"}}) == 9);
+  CHECK(quota({{self, "0::/../b\n"}, {top, "900000 100000\n"}, {"sys/fs/b/cpu.max", "100000 100000\n"}}) == 9);
+  CHECK(quota({{self, "0::nonsense\n"}, {top, "900000 100000\n"}}) == 9);
+  // Version 1.
+  const std::string us = "sys/fs/cgroup/cpu/job/cpu.cfs_quota_us", period = "sys/fs/cgroup/cpu/job/cpu.cfs_period_us";
+  const std::string lines = "5:cpuset:/job\nnonsense\n4:cpu,cpuacct:/job\n0::/\n";
+  CHECK(quota({{self, lines}, {us, "250000\n"}, {period, "100000\n"}}) == 3);
+  CHECK(quota({{self, lines}, {us, "-1\n"}, {period, "100000\n"}}) == 0);
+  CHECK(quota({{self, lines}, {us, "250000\n"}}) == 0);
+  CHECK(quota({{self, "5:cpuset,cpuacct:/job\n"}, {us, "250000\n"}, {period, "100000\n"}}) == 0);
+  CHECK(detail::default_threads() >= 1);
+  CHECK(detail::default_threads() <= 1024);
+}
+
+#if defined(__GLIBC__)
+TEST_CASE("parallel_for: workers have stacks of 8 MB, whatever the default") {
+  pthread_attr_t before, small;
+  REQUIRE(pthread_getattr_default_np(&before) == 0);
+  REQUIRE(pthread_attr_init(&small) == 0);
+  REQUIRE(pthread_attr_setstacksize(&small, 1 << 20) == 0);
+  REQUIRE(pthread_setattr_default_np(&small) == 0);
+  {
+    const ThreadsScope with(2);
+    const auto caller = std::this_thread::get_id();
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+    std::atomic<std::size_t> stack{0};  // of the worker
+    parallel_for(2, 1, [&](std::int64_t, std::int64_t) {
+      pthread_attr_t mine;
+      std::size_t size = 0;
+      if (std::this_thread::get_id() != caller && pthread_getattr_np(pthread_self(), &mine) == 0) {
+        pthread_attr_getstacksize(&mine, &size);
+        pthread_attr_destroy(&mine);
+        stack = size;
+      }
+      while (stack == 0 && std::chrono::steady_clock::now() < deadline) std::this_thread::yield();  // leave it a chunk
+    });
+    CHECK(stack > std::size_t{7} << 20);
+  }
+  pthread_setattr_default_np(&before);
+  pthread_attr_destroy(&small);
+  pthread_attr_destroy(&before);
+}
+#endif
+
+#if !defined(__SANITIZE_THREAD__)  // it has no threads in the child of a process with threads
+TEST_CASE("parallel_for: a forked child has a pool of its own") {
+  const ThreadsScope with(2);
+  const auto sum_is_right = [] {
+    std::atomic<std::int64_t> sum{0};
+    parallel_for(1000, 10, [&](std::int64_t begin, std::int64_t end) {
+      for (auto i = begin; i < end; ++i) sum += i;
+    });
+    return sum == 499500;
+  };
+  CHECK(sum_is_right());
+  const pid_t child = ::fork();
+  REQUIRE(child >= 0);
+  if (child == 0) {
+    ::alarm(60);  // a pool that waits for ever is ended by a signal
+    const bool ok = sum_is_right() && num_threads() == 2 && same_bits(full({100000}, 3), full({100000}, 3));
+    set_num_threads(3);
+    ::_exit(ok && sum_is_right() && num_threads() == 3 ? 0 : 1);
+  }
+  int status = -1;
+  REQUIRE(::waitpid(child, &status, 0) == child);
+  CHECK(WIFEXITED(status));
+  CHECK(status == 0);
+  CHECK(sum_is_right());  // the parent keeps its pool
+}
+#endif
+
 #if defined(__x86_64__)
 TEST_CASE("parallel_for: denormals are flushed in every participant and the caller's mode comes back") {
   volatile float tiny = std::numeric_limits<float>::min();
@@ -510,7 +617,7 @@ TEST_CASE("set_isa refuses what the processor lacks") {
   const IsaScope restore;
   set_isa(Isa::v2);
   CHECK(isa() == Isa::v2);
-  if (best_isa() < Isa::v4) CHECK(contains(error_of([] { set_isa(Isa::v4); }), "set_isa: this processor has"));
+  if (best_isa() < Isa::v4) CHECK(contains(error_of([] { set_isa(Isa::v4); }), "set_isa: this processor and build have"));
 }
 
 // ---------------------------------------------------------------- random numbers

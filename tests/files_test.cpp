@@ -46,6 +46,30 @@ TEST_CASE("files: errors start with the path") {
   CHECK(starts_with(error_of([&] { f.read_at(0, buffer, 5); }), p + ": truncated after it was opened"));
 }
 
+TEST_CASE("files: a replaced file keeps its permissions, a new one follows the umask") {
+  const TempFolder t;
+  const auto mode_of = [](const std::string& path) {
+    struct stat st {};
+    return ::stat(path.c_str(), &st) == 0 ? st.st_mode & 07777 : 0;
+  };
+  const mode_t before = ::umask(027);
+  const std::string p = t.file("x", "old");
+  CHECK(mode_of(p) == 0640);
+  for (const mode_t mode : {0600, 0666, 0755, 0444}) {
+    REQUIRE(::chmod(p.c_str(), mode) == 0);
+    {
+      AtomicFile f(p);
+      f.write("new");
+      for (const auto& e : std::filesystem::directory_iterator(t.path()))  // nor can others read the temporary
+        CHECK(mode_of(e.path().string()) == mode);
+      f.commit();
+    }
+    CHECK(mode_of(p) == mode);
+  }
+  ::umask(before);
+  CHECK(read_file(p, 100) == "new");
+}
+
 TEST_CASE("files: a failed write leaves the old file and no temporary") {
   const TempFolder t;
   const std::string p = t.file("x", "old");

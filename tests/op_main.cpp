@@ -1,28 +1,18 @@
 // The test of one stem: every op that ops.def lists under CAPO_TEST_STEM has a case, and every case passes every check.
 #include <capo/tests/op_checks.h>
+#include <capo/tests/ops_def.h>
 
 #include <doctest/doctest.h>
 
 #include <algorithm>
-#include <fstream>
 
 namespace {
 
-struct Line {
-  std::string stem, name, kind;
-};
+using capo::testing::OpLine;
 
-std::vector<Line> ops_of(const std::string& stem) {
-  std::vector<Line> lines;
-  std::ifstream file(CAPO_SOURCE_DIR "/ops/ops.def");
-  for (std::string text; std::getline(file, text);) {
-    if (text.rfind("OP(", 0) != 0) continue;
-    text.erase(std::remove(text.begin(), text.end(), ' '), text.end());
-    const auto a = text.find(','), b = text.find(',', a + 1), c = text.find(')', b);
-    REQUIRE(c != std::string::npos);
-    const Line line{text.substr(3, a - 3), text.substr(a + 1, b - a - 1), text.substr(b + 1, c - b - 1)};
-    if (line.stem == stem) lines.push_back(line);
-  }
+std::vector<OpLine> ops_of(const std::string& stem) {
+  auto lines = capo::testing::ops_def();
+  std::erase_if(lines, [&](const OpLine& line) { return line.stem != stem; });
   return lines;
 }
 
@@ -40,7 +30,7 @@ TEST_CASE("ops: " CAPO_TEST_STEM) {
     if (found != cases.end()) CHECK_MESSAGE(!found->samples.empty(), "its case has no sample");
   }
   for (const auto& c : cases) {
-    const auto is_it = [&](const Line& line) { return line.name == c.name; };
+    const auto is_it = [&](const OpLine& line) { return line.name == c.name; };
     CHECK_MESSAGE(std::any_of(lines.begin(), lines.end(), is_it), c.name, ": is not in ops.def under " CAPO_TEST_STEM);
     const auto failures = capo::test::check_case(c);
     for (const auto& text : failures) CHECK_MESSAGE(false, text);

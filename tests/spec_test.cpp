@@ -50,14 +50,22 @@ TEST_CASE("grammar") {
   CHECK(items[0].args[0].first == "length");
   CHECK(items[0].args[0].second == "5");
   CHECK(tuners::to_string(items) == "blocks.*.attn: u_prefix(length=5); head: train");
-  CHECK(tuners::to_string(tuners::parse_spec("linear")) == "head: train");
+  CHECK(tuners::to_string(tuners::parse_spec("linear")) == "head*: train");
   CHECK(tuners::to_string(tuners::parse_spec("bitfit; **: u_adapter(dim=3,on=z)")) ==
-        "**.bias: train; head: train; **: u_adapter(dim=3, on=z)");
+        "**.bias: train; head*: train; **: u_adapter(dim=3, on=z)");
+  CHECK(tuners::to_string(tuners::parse_spec("prompt-ffn; linear")) == "blocks.*.mlp: u_prompt(length=10); head*: train; head*: train");
   for (const auto& m : tuners::kMethods) {
+    CHECK(tuners::to_string(tuners::parse_spec(m.name)) == tuners::to_string(tuners::parse_spec(m.spec)));
     vit::Vit model(small());
     tuners::apply_spec(model, m.spec);
     CHECK_MESSAGE(nn::parameter_count(model, true) > 0, m.name);
     CHECK(tuners::find_method(m.name) == &m);
+    vit::VitConfig two = small();
+    two.distilled = true;
+    vit::Vit distilled(two);
+    tuners::apply_spec(distilled, m.spec);
+    for (const vit::Head* head : {model.head.get(), distilled.head.get(), distilled.head_dist.get()})
+      CHECK_MESSAGE((head->weight.trainable() && head->bias.trainable()), m.name << " " << head->path());
   }
   CHECK(tuners::find_method("nothing") == nullptr);
 }
@@ -82,7 +90,7 @@ TEST_CASE("bad specs are refused by name and leave the model clean") {
       {"", "spec: is empty"},
       {" ; ;", "spec: is empty"},
       {"blocks.*.attn", "expected \"pattern: action\""},
-      {"lineer", "expected \"pattern: action\""},
+      {"lineer", "expected \"pattern: action\" or a named method (linear, bitfit, lora, "},
       {": train", "must not be empty"},
       {"head:", "must not be empty"},
       {"head: trian", "unknown action \"trian\"; known: train, u_adapter"},
@@ -109,6 +117,7 @@ TEST_CASE("bad specs are refused by name and leave the model clean") {
       {"blocks.*.mlp: u_adapter)", "unknown action \"u_adapter)\""},
       {"block.*.mlp: u_adapter()", "\"block.*.mlp\" matches no module; near: blocks.0.mlp"},
       {"heda: train", "matches no module or parameter; near: head"},
+      {"heda*: train", "\"heda*\" matches no module or parameter; near: head"},
       {"blocks.*.norm1: u_adapter()", "u_adapter: blocks.0.norm1 is no module that maps tokens to tokens"},
       {"blocks.*.attn.core: u_prefix()", "u_prefix: blocks.0.attn.core is no module"},
       {"blocks.*.mlp.fc1: u_prefix()", "maps width 24 to 48"},
@@ -279,12 +288,12 @@ TEST_CASE("tuner files that do not fit are refused") {
         {"\"format\": \"capo-tuner-1\"", "\"format\": \"capo-tuner-9\"", "format must be capo-tuner-1"},
         {"\"format\": \"capo-tuner-1\"", "\"format\": 1", "needs the text \"format\""},
         {"\"format\": \"capo-tuner-1\"", "\"format\": \"capo-tuner-1\", \"format\": \"capo-tuner-1\"",
-         "a key occurs twice"},
+         "duplicate key, got \"format\" twice"},
         {"\"format\": \"capo-tuner-1\"", "\"formats\": \"capo-tuner-1\"", "unknown key \"formats\""},
         {"\"format\": \"capo-tuner-1\"", "\"format\": \"capo-tuner-1\", \"more\": {}", "unknown key \"more\""},
-        {"\"accuracy\": \"0.5\"", "\"accuracy\": \"0.5\", \"accuracy\": \"0.6\"", "a key occurs twice"},
+        {"\"accuracy\": \"0.5\"", "\"accuracy\": \"0.5\", \"accuracy\": \"0.6\"", "duplicate key, got \"accuracy\" twice"},
         {"\"accuracy\": \"0.5\"", "\"accuracy\": 0.5", "notes must be texts, got 0.5"},
-        {"\"notes\": {", "\"notes\": [", "must be one JSON object"},
+        {"\"notes\": {", "\"notes\": [", "must be valid JSON"},
         {"\"classes\": [", "\"classes\": [3, ", "classes must be texts, got 3"},
         {"\"spec\": \"blocks", "\"spec\": \"; blocks", ""},
         {"\"spec\": \"blocks.*.mlp: u_adapter(dim=4); head: train\"", "\"spec\": \"\"", "spec: is empty"},
@@ -293,9 +302,9 @@ TEST_CASE("tuner files that do not fit are refused") {
         {"u_adapter(dim=4)", "u_surplus(dim=4)", "unknown action"},
         {"\"base_sha256\": \"", "\"base_sha256\": \"z", "must be 64 hex digits"},
         {"\"tensors_sha256\": \"", "\"tensors_sha256\": \"0", "must be 64 hex digits"},
-        {"{", "[", "must be one JSON object"},
-        {"}\n", "} x", "must be one JSON object"},
-        {"0.5", "\xff", "must be one JSON object"},
+        {"{", "[", "must be a JSON object, got array"},
+        {"}\n", "} x", "must be valid JSON"},
+        {"0.5", "\xff", "must be valid JSON"},
     };
     for (const auto& b : bad) {
       write_file_atomic(json, replaced(good, b.from, b.to));
@@ -307,16 +316,20 @@ TEST_CASE("tuner files that do not fit are refused") {
       }
     }
     write_file_atomic(json, "");
-    refused("must be one JSON object");
+    refused("must be valid JSON");
+    write_file_atomic(json, "[]");
+    refused("must be a JSON object, got array");
+    write_file_atomic(json, good + std::string("\0x", 2));
+    refused("got a NUL byte");
     std::string deep = "{\"notes\":";
     for (int i = 0; i < 100000; ++i) deep += "[";
     write_file_atomic(json, deep);
-    refused("must be one JSON object");
+    refused("nesting is too deep");
     deep = "{\"notes\":";
     for (int i = 0; i < 1000; ++i) deep += "{\"a\":";
     for (int i = 0; i < 1000; ++i) deep += i ? "}" : "1}";
     write_file_atomic(json, deep + "}");
-    refused(json);
+    refused("nesting is too deep");
   }
   SUBCASE("bytes are flipped and cut: an Error or the same tuner") {
     for (std::uint64_t i = 0; i < 400; ++i) {

@@ -1,6 +1,7 @@
 // models/train: optimisers against scalar f64 formulas, schedules, averages, accumulation, the guard, logs, the plan.
 #include <capo/datasets/batch_source.h>
 #include <capo/engine/threads.h>
+#include <capo/examples/curve.h>
 #include <capo/models/train/memory_plan.h>
 #include <capo/models/train/tensorboard.h>
 #include <capo/models/vit/vit.h>
@@ -8,6 +9,7 @@
 #include <capo/ops/reduce.h>
 #include <capo/tests/temp_folder.h>
 #include <capo/tests/tiny_model.h>
+#include <capo/tuners/spec.h>
 
 #include <doctest/doctest.h>
 
@@ -53,13 +55,17 @@ std::vector<std::vector<double>> values_of(const std::vector<nn::Parameter*>& pa
   return out;
 }
 
+// Infinite when a difference is NaN.
 double worst(const std::vector<std::vector<double>>& a, const std::vector<std::vector<double>>& b) {
+  REQUIRE(a.size() == b.size());
   double e = 0;
-  for (std::size_t p = 0; p < a.size(); ++p)
+  for (std::size_t p = 0; p < a.size(); ++p) {
+    REQUIRE(a[p].size() == b[p].size());
     for (std::size_t i = 0; i < a[p].size(); ++i) {
       const double d = std::fabs(a[p][i] - b[p][i]) / (1 + std::fabs(b[p][i]));
-      if (!(d <= e)) e = d;
+      e = std::isnan(d) ? HUGE_VAL : std::max(e, d);
     }
+  }
   return e;
 }
 
@@ -289,6 +295,23 @@ TEST_CASE("optim: Muon leaves head, embeddings and tokens to AdamW, bit by bit")
     nn::Embedding words{this, "words", 7, 3};
   } table;
   CHECK(!train::muon_takes(table.words.weight));
+}
+
+TEST_CASE("optim: of tuners Muon takes the adapters' matrices alone") {
+  vit::VitConfig c = vit::config("vit_ti", 16, 8, 10);
+  c.dim = 24, c.depth = 1, c.heads = 2;
+  vit::Vit model(c);
+  tuners::apply_spec(model, "**.attn: u_prefix(); **.attn: u_prompt(); **.attn: lora(rank=2, slices=qv); **.mlp: u_prefix(); "
+                            "**.mlp: u_prompt(); **.mlp.fc1: lora(rank=2); **.mlp: u_adapter(dim=3); head: train");
+  std::string taken;
+  int matrices = 0;
+  for (const nn::Parameter* p : model.parameters()) {
+    if (!p->trainable()) continue;
+    matrices += p->value().rank() == 2;
+    if (train::muon_takes(*p)) taken += p->path() + " ";
+  }
+  CHECK(taken == "blocks.0.mlp.u_adapter.down.weight blocks.0.mlp.u_adapter.up.weight ");
+  CHECK(matrices == 2 + 1 + 4 + 2 + 1 + 2 + 2 + 1);
 }
 
 TEST_CASE("optim: Muon in bf16 follows the f32 masters; any number of threads gives the same bits") {
@@ -545,6 +568,10 @@ TEST_CASE("trainer: stops on request, reports progress") {
   CHECK(p.eta_seconds > 0);
   CHECK(p.live_bytes > 0);
   CHECK(p.peak_bytes >= p.live_bytes);
+  const auto before = values_of(model.parameters());
+  CHECK(error_of([&] { trainer.run(); }) == "trainer: run() may be called once");
+  CHECK(values_of(model.parameters()) == before);
+  CHECK(seen.progress.size() == 8);
 }
 
 namespace {
@@ -572,6 +599,18 @@ struct InfiniteSlope : nn::Layer<InfiniteSlope> {
   Tensor forward(const Tensor& x) { return head(x) + sum(sqrt(bad.value())); }
   nn::Linear head{this, "head", 6, 4};
   nn::Parameter bad{this, "bad", {3}, nn::Init::zero()};
+};
+
+// The logarithm of 0 between two modules, in a recomputed segment or not.
+struct Bottomless : nn::Layer<Bottomless> {
+  Bottomless(const nn::Build& b, bool recompute_) : Layer(b), recompute(recompute_) {}
+  Tensor forward(const Tensor& x) {
+    const auto segment = [this](const std::vector<Tensor>& in) { return std::vector<Tensor>{log(fc1(in[0]) * 0.0)}; };
+    if (!recompute) return head(segment({x})[0]);
+    return head(checkpoint(segment, {x}, {fc1.weight.value(), fc1.bias->value()})[0]);
+  }
+  nn::Linear fc1{this, "fc1", 6, 5}, head{this, "head", 5, 4};
+  bool recompute;
 };
 
 template <class M>
@@ -610,7 +649,15 @@ TEST_CASE("trainer: values that are not finite are traced to their origin") {
     }
     SyntheticSource data(8, 8);
     const std::string text = failure_of(model, data);
-    CHECK_MESSAGE(contains(text, "first not finite: the output of head ("), text);
+    CHECK_MESSAGE(starts_with(text, "train: the loss is "), text);
+    CHECK_MESSAGE(contains(text, " in step 0 (epoch 0, batch 0); first not finite: the output of linear in head ("), text);
+  }
+  for (const bool frozen : {false, true}) {  // a frozen op is seen too; so are those of a recomputed segment
+    Bottomless model(build, !frozen);
+    if (frozen) model.fc1.set_trainable(false);
+    SyntheticSource data(8, 8);
+    const std::string text = failure_of(model, data);
+    CHECK_MESSAGE(contains(text, "first not finite: the output of log ("), text);
   }
   {
     InfiniteSlope model(build);
@@ -719,6 +766,32 @@ TEST_CASE("csv: a table goes on where the checkpoint says") {
   CHECK(read_file(p, 1000) == "step,y\n");
 }
 
+TEST_CASE("examples: the validation curve of a training log") {
+  const TempFolder t;
+  const std::string csv = t / "log.csv";
+  TinyMlp model(nn::Build{});
+  train::ClassifierOf classifier(model);
+  train::ClassificationTask task(classifier);
+  SyntheticSource data(4, 8), held_out(1, 64, 2);
+  train::TrainOptions o;
+  o.epochs = 3;
+  o.validate_every = 2;
+  o.log_every = 1;
+  o.csv = csv;
+  std::vector<train::EpochReport> epochs;
+  {
+    train::Trainer trainer(task, data, &held_out, o);
+    epochs = trainer.run().epochs;
+  }
+  REQUIRE(epochs.size() == 3);
+  const Series curve = examples::validation_curve(csv, "tiny");
+  CHECK(curve.name == "tiny");
+  CHECK(curve.x == std::vector<double>{2, 3});  // epochs count from 1, the last is always validated
+  REQUIRE(curve.y.size() == 2);
+  for (std::size_t i = 0; i < 2; ++i) CHECK(curve.y[i] == doctest::Approx(100 * epochs[i + 1].validation.top1).epsilon(1e-6));
+  CHECK(examples::validation_curve(t / "none.csv", "none").x.empty());
+}
+
 TEST_CASE("memory: the plan on the meta device is what the CPU measures") {
   const auto make = [](const nn::Build& b) { return std::make_unique<TinyMlp>(b); };
   for (const auto kind : {train::OptimizerKind::adamw, train::OptimizerKind::sgd, train::OptimizerKind::muon})
@@ -761,11 +834,20 @@ TEST_CASE("memory: a ViT's plan, whole, recomputed and frozen") {
       return model;
     };
     train::MemoryOptions o;
-    const auto plan = train::plan_memory(make, {8, 32, 32, 3}, o);
-    o.device = kCpu;
-    const auto real = train::plan_memory(make, {8, 32, 32, 3}, o);
-    CHECK(std::fabs(static_cast<double>(plan.peak - real.peak)) <= 0.05 * static_cast<double>(real.peak));
-    CHECK(plan.activations == real.activations);
+    const auto step = train::plan_memory(make, {8, 32, 32, 3}, o);
+    CHECK(step.evaluation == 0);
+    for (const std::int64_t evaluation_batch : {0, 100}) {
+      o.evaluation_batch = evaluation_batch;
+      o.device = kMeta;
+      const auto told = train::plan_memory(make, {8, 32, 32, 3}, o);
+      o.device = kCpu;
+      const auto real = train::plan_memory(make, {8, 32, 32, 3}, o);
+      CHECK(std::fabs(static_cast<double>(told.peak - real.peak)) <= 0.05 * static_cast<double>(real.peak));
+      CHECK(std::fabs(static_cast<double>(told.evaluation - real.evaluation)) <= 0.05 * static_cast<double>(real.evaluation));
+      CHECK(told.activations == real.activations);
+      CHECK(told.peak == std::max(step.peak, evaluation_batch ? told.weights + told.optimizer + told.evaluation : 0));
+    }
+    const auto& plan = step;
     if (how == How::whole)
       whole = plan.activations;
     else

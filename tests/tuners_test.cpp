@@ -144,6 +144,7 @@ TEST_CASE("parameter counts on ViT-B/16") {
   CHECK(trained("bitfit", 100) == 102'912 + 76'900);
   CHECK(trained("blocks.*.norm*: train; norm: train") == 38'400);
   CHECK(trained("linear", 100) == 76'900);
+  CHECK(trained("head: train", 100) == 76'900);
   for (int r : {1, 4, 8}) {
     CHECK(trained(cat("blocks.*.attn.qkv: lora(rank=", r, ")")) == 36'864 * r);
     CHECK(trained(cat("blocks.*.attn.qkv: lora(rank=", r, ", slices=qkv)")) == 55'296 * r);

@@ -412,6 +412,10 @@ TEST_CASE("bad configurations and inputs") {
        {"", "[]", "{", "{\"size\": 3}", "{\"image\": 32.5}", "{\"image\": \"32\"}", "{\"image\": 32, \"image\": 32}",
         "{\"heads\": 0}", "{\"pool\": \"max\"}", "{\"pool\": 3}", "{\"distilled\": 1}", "{\"norm_eps\": -1}"})
     CHECK_MESSAGE(starts_with(error_of([&] { vit::config_from_json(text, "file"); }), "file: "), std::string(text));
+  CHECK(error_of([] { vit::config_from_json("{\"image\": 32, \"image\": 32}", "file"); }) ==
+        "file: the model configuration: duplicate key, got \"image\" twice");
+  CHECK(error_of([] { vit::config_from_json("3", "file"); }) ==
+        "file: the model configuration: must be a JSON object, got number");
   CHECK(contains(error_of([] {
                    vit::config_from_names({{"conv1.weight", {64, 3, 7, 7}}});
                  }),
@@ -420,6 +424,24 @@ TEST_CASE("bad configurations and inputs") {
                    vit::config_from_names({{"patch_embed.proj.weight", {64, 3, 7, 7}}, {"pos_embed", {1, 18, 64}}});
                  }),
                  "no square grid"));
+  for (const Shape& proj : {Shape{64, 3, 0, 0}, Shape{0, 3, 8, 8}, Shape{64, 0, 8, 8}, Shape{64, 3, 8, 4}})
+    CHECK(contains(error_of([&] {
+                     vit::config_from_names({{"patch_embed.proj.weight", proj}, {"pos_embed", {1, 16, 64}}});
+                   }),
+                   cat("patch_embed.proj.weight must be [dim, channels, patch, patch], got ", proj)));
+}
+
+TEST_CASE("heads that a timm file does not tell") {
+  const auto heads_of = [](std::int64_t dim, int told = 0) {
+    const std::vector<vit::NamedShape> names{{"patch_embed.proj.weight", {dim, 3, 14, 14}}, {"pos_embed", {1, 256, dim}}};
+    return vit::config_from_names(names, told).heads;
+  };
+  for (const std::int64_t dim : {1152, 1280, 1408, 1664}) CHECK(heads_of(dim) == 16);  // so400m, H, g, G
+  CHECK(heads_of(192) == 3);
+  CHECK(heads_of(768) == 12);
+  CHECK(heads_of(1024) == 16);
+  CHECK(heads_of(1280, 20) == 20);
+  CHECK(contains(error_of([&] { heads_of(100); }), "dim 100 is no multiple of 64; say how many heads"));
 }
 
 TEST_CASE("position embeddings for another grid are timm's") {
@@ -539,6 +561,22 @@ TEST_CASE("a ViT file needs nothing else") {
   nn::save_weights(model, path, f32);  // bare names, as timm's own files
   loaded = vit::load_vit(path, {.heads = 2});
   CHECK(same_bits((*loaded.model)(x), model(x)));
+}
+
+TEST_CASE("a size that only a file's text claims is not allocated") {
+  TempFolder folder;
+  const std::string path = folder / "vit.safetensors";
+  vit::Vit model(small());
+  vit::VitConfig claimed = small();
+  claimed.dim = 4096;
+  nn::save_weights(model, path, f32, {{"model", vit::to_json(claimed)}});
+  Allocator& memory = allocator(kCpu);
+  memory.reset_peak();
+  const std::int64_t before = memory.stats().peak_bytes;
+  const std::string text = error_of([&] { vit::load_vit(path); });
+  CHECK_MESSAGE(starts_with(text, path + ": "), text);
+  CHECK_MESSAGE(contains(text, "pos_embed must be f32 [1, 17, 4096], got f32 [1, 17, 64]"), text);
+  CHECK(memory.stats().peak_bytes - before < (16 << 20));  // the claim: 1.6 GB
 }
 
 TEST_CASE("one batch is learnt by heart") {

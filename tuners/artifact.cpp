@@ -1,4 +1,5 @@
 #include <capo/engine/files.h>
+#include <capo/engine/json.h>
 #include <capo/engine/sha256.h>
 #include <capo/models/nn/state.h>
 #include <capo/ops/copy.h>
@@ -7,7 +8,6 @@
 #include <cerrno>
 #include <cstring>
 #include <nlohmann/json.hpp>
-#include <set>
 #include <sys/stat.h>
 
 namespace capo::tuners {
@@ -37,24 +37,6 @@ bool is_hash(const std::string& s) {
   return s.size() == 64 && s.find_first_not_of("0123456789abcdef") == std::string::npos;
 }
 
-// Keeps the parse from accepting a key twice: nlohmann's DOM would silently keep the last.
-nlohmann::json parse_strict(const std::string& text, const std::string& path) {
-  std::vector<std::set<std::string>> open;
-  bool repeated = false;
-  const auto watch = [&](int depth, nlohmann::json::parse_event_t event, nlohmann::json& value) {
-    using Event = nlohmann::json::parse_event_t;
-    if (depth > 32) return false;
-    if (event == Event::object_start) open.emplace_back();
-    if (event == Event::object_end) open.pop_back();
-    if (event == Event::key) repeated |= !open.back().insert(value.get<std::string>()).second;
-    return true;
-  };
-  nlohmann::json j = nlohmann::json::parse(text, watch, false);
-  CAPO_CHECK(!j.is_discarded() && j.is_object(), path, ": must be one JSON object");
-  CAPO_CHECK(!repeated, path, ": a key occurs twice");
-  return j;
-}
-
 }  // namespace
 
 void save_tuner(const std::string& folder, nn::Module& model, const TunerCard& card) {
@@ -81,7 +63,9 @@ namespace {
 
 TunerCard parse_card(const std::string& folder, std::string& tensors_hash) {
   const std::string path = card_path(folder);
-  const nlohmann::json j = parse_strict(read_file(path, kMaxJson), path);
+  const std::string written = read_file(path, kMaxJson);
+  check_json_object(written, path, 8);
+  const nlohmann::json j = nlohmann::json::parse(written);
   const auto text = [&](const char* key) {
     CAPO_CHECK(j.contains(key) && j[key].is_string(), path, ": needs the text \"", key, "\"");
     return j[key].get<std::string>();

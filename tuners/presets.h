@@ -1,7 +1,8 @@
 // Named tuning methods and their settings. Rates come from held-out training images, never from a test set; docs/results.md
-// says which of them were searched and which are still first guesses.
+// says which of them were searched and which are still first guesses. All train every head: a distilled model has two.
 #pragma once
 
+#include <string>
 #include <string_view>
 
 namespace capo::tuners {
@@ -14,20 +15,20 @@ struct Method {
 };
 
 inline constexpr Method kMethods[] = {
-    {"linear", "head: train", 1e-2, 1e-4},
-    {"bitfit", "**.bias: train; head: train", 4e-3, 0},
-    {"lora", "blocks.*.attn: lora(rank=8, slices=qv); head: train", 4e-3, 1e-4},
-    {"adapter-attn", "blocks.*.attn: u_adapter(dim=32); head: train", 3e-3, 1e-4},
-    {"adapter-ffn", "blocks.*.mlp: u_adapter(dim=32); head: train", 3e-3, 1e-4},
-    {"adapter-block", "blocks.*: u_adapter(dim=32); head: train", 3e-3, 1e-4},
-    {"prefix-attn", "blocks.*.attn: u_prefix(length=10); head: train", 4e-3, 1e-4},
-    {"prefix-ffn", "blocks.*.mlp: u_prefix(length=10); head: train", 4e-3, 1e-4},
-    {"prefix-block", "blocks.*: u_prefix(length=10); head: train", 4e-3, 1e-4},
-    {"prompt-attn", "blocks.*.attn: u_prompt(length=10); head: train", 4e-3, 1e-4},
-    {"prompt-ffn", "blocks.*.mlp: u_prompt(length=10); head: train", 4e-3, 1e-4},
-    {"prompt-block", "blocks.*: u_prompt(length=10); head: train", 4e-3, 1e-4},
+    {"linear", "head*: train", 1e-2, 1e-4},
+    {"bitfit", "**.bias: train; head*: train", 4e-3, 0},
+    {"lora", "blocks.*.attn: lora(rank=8, slices=qv); head*: train", 4e-3, 1e-4},
+    {"adapter-attn", "blocks.*.attn: u_adapter(dim=32); head*: train", 3e-3, 1e-4},
+    {"adapter-ffn", "blocks.*.mlp: u_adapter(dim=32); head*: train", 3e-3, 1e-4},
+    {"adapter-block", "blocks.*: u_adapter(dim=32); head*: train", 3e-3, 1e-4},
+    {"prefix-attn", "blocks.*.attn: u_prefix(length=10); head*: train", 4e-3, 1e-4},
+    {"prefix-ffn", "blocks.*.mlp: u_prefix(length=10); head*: train", 4e-3, 1e-4},
+    {"prefix-block", "blocks.*: u_prefix(length=10); head*: train", 4e-3, 1e-4},
+    {"prompt-attn", "blocks.*.attn: u_prompt(length=10); head*: train", 4e-3, 1e-4},
+    {"prompt-ffn", "blocks.*.mlp: u_prompt(length=10); head*: train", 4e-3, 1e-4},
+    {"prompt-block", "blocks.*: u_prompt(length=10); head*: train", 4e-3, 1e-4},
     // The flagship: a prefix beside each attention and an adapter beside each FFN.
-    {"u-tuning", "blocks.*.attn: u_prefix(length=10); blocks.*.mlp: u_adapter(dim=32); head: train", 3e-3, 1e-4},
+    {"u-tuning", "blocks.*.attn: u_prefix(length=10); blocks.*.mlp: u_adapter(dim=32); head*: train", 3e-3, 1e-4},
     {"full", "**: train", 5e-4, 0.05},
 };
 
@@ -36,6 +37,13 @@ constexpr const Method* find_method(std::string_view name) {
   for (const Method& m : kMethods)
     if (name == m.name) return &m;
   return nullptr;
+}
+
+// "linear, bitfit, ..."
+inline std::string method_names() {
+  std::string out;
+  for (const Method& m : kMethods) out += (out.empty() ? "" : ", ") + std::string(m.name);
+  return out;
 }
 
 }  // namespace capo::tuners

@@ -1,6 +1,6 @@
+#include <capo/tuners/presets.h>
 #include <capo/tuners/spec.h>
 
-#include <algorithm>
 #include <charconv>
 
 namespace capo::tuners {
@@ -28,17 +28,12 @@ std::vector<std::string_view> split(std::string_view s, char separator) {
   return parts;
 }
 
-struct Preset {
-  const char *name, *text;
-};
-constexpr Preset kPresets[] = {
-    {"linear", "head: train"}, {"bitfit", "**.bias: train; head: train"}, {"full", "**: train"}};
 constexpr const char* kActions = "train, u_adapter, u_prefix, u_prompt, lora";
 
 SpecItem parse_item(std::string_view text) {
   const std::size_t colon = text.find(':');
   CAPO_CHECK(colon != std::string_view::npos,
-             "spec: expected \"pattern: action\" or a preset (linear, bitfit, full), got \"", text, "\"");
+             "spec: expected \"pattern: action\" or a named method (", method_names(), "), got \"", text, "\"");
   SpecItem item;
   item.pattern = trim(text.substr(0, colon));
   std::string_view action = trim(text.substr(colon + 1));
@@ -170,15 +165,14 @@ std::vector<SpecItem> parse_spec(std::string_view text) {
   std::vector<SpecItem> items;
   for (const auto part : split(text, ';')) {
     if (part.empty()) continue;
-    const auto preset =
-        std::find_if(std::begin(kPresets), std::end(kPresets), [&](const Preset& p) { return part == p.name; });
-    if (preset == std::end(kPresets)) {
+    const Method* method = find_method(part);
+    if (!method) {
       items.push_back(parse_item(part));
       continue;
     }
-    for (const auto& item : parse_spec(preset->text)) items.push_back(item);
+    for (const auto& item : parse_spec(method->spec)) items.push_back(item);
   }
-  CAPO_CHECK(!items.empty(), "spec: is empty; give \"pattern: action\" or a preset (linear, bitfit, full)");
+  CAPO_CHECK(!items.empty(), "spec: is empty; give \"pattern: action\" or a named method (", method_names(), ")");
   return items;
 }
 

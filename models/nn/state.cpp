@@ -32,21 +32,66 @@ Dims axes_from_file(int rank) {
   return axes;
 }
 
-Shape file_shape(const Parameter& p) {
-  const Tensor& t = p.value();
-  if (p.layout() == Layout::plain || t.rank() < 3) return t.shape();
-  Shape s;
-  for (auto a : axes_to_file(t.rank())) s.push_back(t.shape()[static_cast<int>(a)]);
-  return s;
-}
-
 bool skipped(const LoadOptions& options, const std::string& name) {
   return std::any_of(options.skip.begin(), options.skip.end(),
                      [&](const auto& pattern) { return matches(pattern, name); });
 }
 
+// What goes where; throws unless all agrees.
+struct Matched {
+  std::vector<std::pair<Parameter*, const Tensor*>> pairs;
+  std::vector<std::string> left_out;
+};
+Matched match(Module& m, const StateDict& dict, const LoadOptions& options) {
+  std::unordered_map<std::string, const Tensor*> given;
+  for (const auto& t : dict)
+    CAPO_CHECK(given.emplace(t.name, &t.value).second, "load_state: the dict has ", t.name, " twice");
+  Matched matched;
+  auto& [pairs, left_out] = matched;
+  std::string missing, unexpected, misshapen;
+  const auto list = [](std::string& text, const std::string& item) { text += cat(text.empty() ? "" : ", ", item); };
+  for (Parameter* p : m.parameters(true)) {
+    if (!belongs(*p, options.part)) continue;
+    const std::string path = p->path();
+    const auto it = given.find(path);
+    if (it == given.end()) {
+      if (skipped(options, path))
+        left_out.push_back(path);
+      else
+        list(missing, path);
+      continue;
+    }
+    const Shape wanted = file_shape(p->value().shape(), p->layout());
+    if (it->second->shape() == wanted && is_floating(it->second->dtype()) == is_floating(p->value().dtype()))
+      pairs.push_back({p, it->second});
+    else if (skipped(options, path))
+      left_out.push_back(path);
+    else
+      list(misshapen, cat(path, " must be ", p->value().dtype(), " ", wanted, ", got ", it->second->dtype(),
+                          " ", it->second->shape()));
+    given.erase(it);
+  }
+  for (const auto& t : dict) {
+    if (!given.count(t.name)) continue;
+    if (skipped(options, t.name))
+      left_out.push_back(t.name);
+    else
+      list(unexpected, t.name);
+  }
+  CAPO_CHECK(missing.empty() && unexpected.empty() && misshapen.empty(), "load_state: names and shapes must agree;",
+             missing.empty() ? "" : " missing: ", missing, unexpected.empty() ? "" : " unexpected: ", unexpected,
+             misshapen.empty() ? "" : " misshapen: ", misshapen);
+  return matched;
+}
+
 }  // namespace
 
+Shape file_shape(const Shape& shape, Layout layout) {
+  if (layout == Layout::plain || shape.size() < 3) return shape;
+  Shape s;
+  for (auto a : axes_to_file(shape.size())) s.push_back(shape[static_cast<int>(a)]);
+  return s;
+}
 Tensor to_file_layout(const Tensor& t, Layout layout) {
   return layout == Layout::plain || t.rank() < 3 ? clone(t) : clone(permute(t, axes_to_file(t.rank())));
 }
@@ -62,47 +107,13 @@ StateDict state_dict(Module& m, Part part) {
   return dict;
 }
 
+void check_state(Module& m, const StateDict& dict, const LoadOptions& options) { match(m, dict, options); }
+
 std::vector<std::string> load_state(Module& m, const StateDict& dict, const LoadOptions& options) {
   const NoGrad off;
-  std::unordered_map<std::string, const Tensor*> given;
-  for (const auto& t : dict)
-    CAPO_CHECK(given.emplace(t.name, &t.value).second, "load_state: the dict has ", t.name, " twice");
-  std::vector<std::pair<Parameter*, const Tensor*>> pairs;
-  std::vector<std::string> left_out;
-  std::string missing, unexpected, misshapen;
-  const auto list = [](std::string& text, const std::string& item) { text += cat(text.empty() ? "" : ", ", item); };
-  for (Parameter* p : m.parameters(true)) {
-    if (!belongs(*p, options.part)) continue;
-    const std::string path = p->path();
-    const auto it = given.find(path);
-    if (it == given.end()) {
-      if (skipped(options, path))
-        left_out.push_back(path);
-      else
-        list(missing, path);
-      continue;
-    }
-    if (it->second->shape() == file_shape(*p) && is_floating(it->second->dtype()) == is_floating(p->value().dtype()))
-      pairs.push_back({p, it->second});
-    else if (skipped(options, path))
-      left_out.push_back(path);
-    else
-      list(misshapen, cat(path, " must be ", p->value().dtype(), " ", file_shape(*p), ", got ", it->second->dtype(),
-                          " ", it->second->shape()));
-    given.erase(it);
-  }
-  for (const auto& t : dict) {
-    if (!given.count(t.name)) continue;
-    if (skipped(options, t.name))
-      left_out.push_back(t.name);
-    else
-      list(unexpected, t.name);
-  }
-  CAPO_CHECK(missing.empty() && unexpected.empty() && misshapen.empty(), "load_state: names and shapes must agree;",
-             missing.empty() ? "" : " missing: ", missing, unexpected.empty() ? "" : " unexpected: ", unexpected,
-             misshapen.empty() ? "" : " misshapen: ", misshapen);
-  for (auto& [p, t] : pairs) copy_into(p->value(), from_file_layout(*t, p->layout()));
-  return left_out;
+  Matched matched = match(m, dict, options);
+  for (auto& [p, t] : matched.pairs) copy_into(p->value(), from_file_layout(*t, p->layout()));
+  return std::move(matched.left_out);
 }
 
 void save_tensors(const std::string& path, const StateDict& dict, const Metadata& metadata) {

@@ -35,8 +35,11 @@ struct LoadOptions {
 // Copies values in, cast to each parameter's dtype (f16/bf16 files into f32 models). Throws once, listing every
 // missing, unexpected and misshapen name; then nothing was changed. Returns the skipped names.
 std::vector<std::string> load_state(Module& m, const StateDict& dict, const LoadOptions& options = {});
+// Throws where load_state would and changes nothing; the module may be on the meta device.
+void check_state(Module& m, const StateDict& dict, const LoadOptions& options = {});
 
-// Between the two layouts; a copy when they differ.
+// Between the two layouts. to_file_layout always copies, from_file_layout where the layouts differ.
+Shape file_shape(const Shape& shape, Layout layout);
 Tensor to_file_layout(const Tensor& t, Layout layout);
 Tensor from_file_layout(const Tensor& t, Layout layout);
 

@@ -26,7 +26,7 @@ namespace fs = std::filesystem;
 
 constexpr int kFormat = 1;
 constexpr const char* kKey = "capo.checkpoint";
-constexpr const char* kLibrary = "capo 0.1.0";
+constexpr const char* kLibrary = "capo " CAPO_VERSION;  // defined by cmake/library.cmake for this file
 
 // A damaged file, as opposed to a sound one that belongs to another run.
 class Damaged : public Error {

@@ -57,6 +57,19 @@ MemoryPlan run_memory(ModelFactory make, void* user, const Shape& x, const Memor
     optimizer->zero_grad();
     plan.peak = allocator(device).stats().peak_bytes - base;
   }
+  if (options.evaluation_batch > 0) {
+    const NoGrad off;
+    module.train(false);
+    allocator(device).reset_peak();
+    const std::int64_t before = live(device);
+    Shape shape = x;
+    shape[0] = options.evaluation_batch;
+    const Batch batch{zeros(shape, options.dtype, device), zeros({shape[0]}, i64, device), {}};
+    model->classifier().forward(batch.x);
+    const std::int64_t peak = allocator(device).stats().peak_bytes;
+    plan.evaluation = peak - before;
+    plan.peak = std::max(plan.peak, peak - base);
+  }
   return plan;
 }
 
@@ -78,7 +91,8 @@ std::string to_string(const MemoryPlan& plan, int most) {
   std::stable_sort(sorted.begin(), sorted.end(), [](const auto& a, const auto& b) { return a.second > b.second; });
   for (std::size_t i = 0; i < sorted.size() && i < static_cast<std::size_t>(most); ++i)
     add(cat("  ", sorted[i].first.empty() ? "(model)" : sorted[i].first).c_str(), sorted[i].second);
-  add("peak of a step", plan.peak);
+  if (plan.evaluation > 0) add("evaluation", plan.evaluation);
+  add(plan.evaluation > 0 ? "peak of a step or the evaluation" : "peak of a step", plan.peak);
   return out;
 }
 

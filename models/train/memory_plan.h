@@ -21,7 +21,8 @@ struct MemoryPlan {
   std::int64_t optimizer = 0;    // moments and masters
   std::int64_t input = 0;        // the batch
   std::int64_t activations = 0;  // kept by the tape between forward and backward, the batch's included where it is kept
-  std::int64_t peak = 0;         // highest live bytes of a step, all of the above included
+  std::int64_t evaluation = 0;   // highest live bytes of an evaluation pass, without weights and optimizer; 0: none asked for
+  std::int64_t peak = 0;         // highest live bytes of a step, or of the evaluation, with all that is live then
   std::vector<SavedBytes::Row> rows;  // of activations: per module path and op
 };
 // A table of the sums and the `most` largest modules.
@@ -30,6 +31,7 @@ std::string to_string(const MemoryPlan& plan, int most = 12);
 struct MemoryOptions {
   OptimizerKind optimizer = OptimizerKind::adamw;
   std::int64_t accumulate = 1;
+  std::int64_t evaluation_batch = 0;  // > 0: between steps the trainer evaluates, so many samples at once
   Device device = kMeta;  // kMeta: plan. kCpu, cuda: measure; nothing else should allocate there meanwhile
   DType dtype = f32;      // of the model and the input
   std::uint64_t seed = 0;
@@ -43,7 +45,8 @@ class PlannedModel {
 };
 using ModelFactory = std::unique_ptr<PlannedModel> (*)(const nn::Build& build, void* user);
 
-// Two steps of cross entropy on a batch of zeros with shape x (the second one finds the optimiser's state warm).
+// Two steps of cross entropy on a batch of zeros with shape x (the second one finds the optimiser's state warm), and a
+// forward in eval mode under NoGrad where evaluation_batch asks for one.
 MemoryPlan run_memory(ModelFactory make, void* user, const Shape& x, const MemoryOptions& options);
 
 // make: std::unique_ptr<M>(const nn::Build&), M an nn::Module with Tensor operator()(const Tensor&).

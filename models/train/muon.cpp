@@ -21,6 +21,7 @@ constexpr std::int64_t kStack = 1 << 21;
 }  // namespace
 
 bool muon_takes(const nn::Parameter& p) {
+  if (p.kind() == nn::Kind::tuner && !dynamic_cast<const nn::Linear*>(&p.owner())) return false;
   return p.value().rank() == 2 && p.value().numel() > 0 && p.kind() != nn::Kind::head && decays_by_default(p) &&
          !dynamic_cast<const nn::Embedding*>(&p.owner());
 }

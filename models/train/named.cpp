@@ -4,18 +4,6 @@
 #include <unordered_map>
 
 namespace capo::train {
-namespace {
-
-// The shape a tensor has in a file, without moving data.
-Shape file_shape(const NamedState& s) {
-  const int rank = s.value.rank();
-  if (s.layout == nn::Layout::plain || rank < 3) return s.value.shape();
-  Shape out{s.value.shape()[0], s.value.shape()[rank - 1]};
-  for (int i = 1; i + 1 < rank; ++i) out.push_back(s.value.shape()[i]);
-  return out;
-}
-
-}  // namespace
 
 Tensor to_host(const Tensor& t) {
   if (t.device().is_cpu()) return t;
@@ -48,8 +36,9 @@ void check_names(const std::string& who, const StateList& list, const nn::StateD
       continue;
     }
     const Tensor& t = *it->second;
-    if (t.shape() != file_shape(s) || t.dtype() != s.value.dtype())
-      add(misfits, cat(s.name, " must be ", s.value.dtype(), " ", file_shape(s), ", got ", t.dtype(), " ", t.shape()));
+    const Shape wanted = nn::file_shape(s.value.shape(), s.layout);
+    if (t.shape() != wanted || t.dtype() != s.value.dtype())
+      add(misfits, cat(s.name, " must be ", s.value.dtype(), " ", wanted, ", got ", t.dtype(), " ", t.shape()));
     given.erase(it);
   }
   for (const auto& t : dict)

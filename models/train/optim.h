@@ -54,8 +54,9 @@ struct MuonOptions {
 
 // True for parameters that decay by default: rank >= 2, and not cls_token, pos_embed, reg_token, dist_token.
 bool decays_by_default(const nn::Parameter& p);
-// True for parameters that Muon orthogonalises: rank 2, of no head (nn::Kind::head), no embedding table, no token. The
-// patch embedding and convolutions have rank 4 and go by AdamW.
+// True for parameters that Muon orthogonalises: rank 2, of no head (nn::Kind::head), no embedding table, no token; of
+// tuners only the weights of their Linears (an adapter's), not tables of learned tokens and not LoRA's factors. The patch
+// embedding and convolutions have rank 4 and go by AdamW.
 bool muon_takes(const nn::Parameter& p);
 
 class Optimizer {

@@ -34,27 +34,14 @@ std::string text_of(const NotFinite& r, const Tensor& t) {
   return cat(r.count, " of ", t.numel(), " values, the first is ", r.first);
 }
 
-// Hung on every module while the failing step is run again.
-struct Watch final : nn::Tap {
-  const nn::Module* module = nullptr;
-  std::string* finding = nullptr;
-
-  void look(const char* what, const Tensor& t) {
-    if (!finding->empty()) return;
-    if (const NotFinite r = count_not_finite(t); r.count > 0)
-      *finding = cat(what, module->path().empty() ? "the model" : module->path(), " (", text_of(r, t), ")");
-  }
-  Tensor apply(const nn::Site& site) override {
-    look("the input of ", site.z);
-    look("the output of ", site.y);
-    return site.y;
-  }
-  AttentionOut apply(const nn::CoreSite& site) override {
-    look("the input of ", site.q);
-    look("the input of ", site.k);
-    look("the input of ", site.v);
-    look("the output of ", site.out.o);
-    return site.out;
+// Looks at every op's result while the failing step is run again.
+struct Watch {
+  std::string finding;
+  static void hook(const char* op, const Tensor& y, void* user) {
+    auto* w = static_cast<Watch*>(user);
+    if (!w->finding.empty()) return;
+    if (const NotFinite r = count_not_finite(y); r.count > 0)
+      w->finding = cat("the output of ", op, current_module().empty() ? "" : " in ", current_module(), " (", text_of(r, y), ")");
   }
 };
 
@@ -78,28 +65,16 @@ std::string find_not_finite(Task& task, const Batch& batch) {
     if (const NotFinite r = count_not_finite(p->value()); r.count > 0)
       return cat(p->is_buffer() ? "the buffer " : "the parameter ", p->path(), " (", text_of(r, p->value()), ")");
 
-  std::string finding;
-  const auto modules = root.modules();
-  std::vector<Watch> watches(modules.size());
-  for (std::size_t i = 0; i < modules.size(); ++i) {
-    watches[i].module = modules[i];
-    watches[i].finding = &finding;
-    modules[i]->attach_observer(&watches[i]);
-  }
-  struct Detach {
-    const std::vector<nn::Module*>& modules;
-    ~Detach() {
-      for (nn::Module* m : modules) m->detach_observers();
-    }
-  };
+  Watch watch;
   Tensor loss;
   {
-    const Detach at_end{modules};
+    const OpObserver observer(Watch::hook, &watch);
     loss = task.loss(batch);
   }
-  if (!finding.empty()) return finding;
-  if (count_not_finite(loss).count > 0) return "the loss (every module's output is finite)";
+  if (!watch.finding.empty()) return watch.finding;
+  if (count_not_finite(loss).count > 0) return "the loss (every op's output is finite)";
 
+  std::string finding;
   std::vector<GradWatch> grads;
   for (nn::Parameter* p : parameters)
     if (p->trainable()) grads.push_back({p, &finding});
@@ -206,6 +181,8 @@ Trainer::Trainer(Task& task, BatchSource& train, BatchSource* validation, const 
              options.log_every, " and ", options.validate_every);
   CAPO_CHECK(options.warmup_epochs >= 0 && options.clip_norm >= 0, "trainer: warmup_epochs and clip_norm must not be negative, got ",
              options.warmup_epochs, " and ", options.clip_norm);
+  CAPO_CHECK(options.schedule.lr >= 0 && options.ema_decay >= 0, "trainer: lr and ema_decay must not be negative, got ",
+             options.schedule.lr, " and ", options.ema_decay);
   const std::int64_t per_epoch = (train.batches_per_epoch() + options.accumulate - 1) / options.accumulate;
   CAPO_CHECK(per_epoch > 0, "trainer: the training source is empty");
   if (schedule_.total_steps == 0) schedule_.total_steps = options.epochs * per_epoch;
@@ -321,6 +298,8 @@ void Trainer::end_epoch(TrainResult& result) {
 }
 
 TrainResult Trainer::run() {
+  CAPO_CHECK(!ran_, "trainer: run() may be called once");
+  ran_ = true;
   TrainResult result;
   nn::Module& module = task_.module();
   const bool resumed = checkpointer_ && options_.resume && checkpointer_->exists();

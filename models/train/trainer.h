@@ -144,7 +144,8 @@ class Trainer {
   ~Trainer();
 
   // To the end, or until stopped; then saved. May be called once. A loss or gradient that is not finite throws before
-  // the step is taken, naming the step and the first module output (or parameter gradient) that is not finite.
+  // the step is taken, naming the step and the first op (and its module) whose output is not finite, or the first
+  // parameter whose gradient is not.
   TrainResult run();
 
   // Finishes the step, saves and returns from run(). Async-signal-safe; from any thread.
@@ -175,6 +176,7 @@ class Trainer {
   std::unique_ptr<Checkpointer> checkpointer_;
   std::unique_ptr<Logs> logs_;
   Position at_;
+  bool ran_ = false;
   std::atomic<bool> stop_{false};
   static_assert(std::atomic<bool>::is_always_lock_free);
 

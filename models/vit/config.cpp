@@ -1,11 +1,11 @@
 // Named sizes, JSON and what a checkpoint's names tell.
+#include <capo/engine/json.h>
 #include <capo/models/vit/vit.h>
 
 #include <algorithm>
 #include <cmath>
 #include <map>
 #include <nlohmann/json.hpp>
-#include <set>
 
 namespace capo::vit {
 
@@ -56,15 +56,8 @@ std::string to_json(const VitConfig& c) {
 }
 
 VitConfig config_from_json(std::string_view text, const std::string& source) {
-  std::set<std::string> seen;  // nlohmann's DOM would silently keep the last of two equal keys
-  const auto watch = [&](int depth, nlohmann::json::parse_event_t event, nlohmann::json& value) {
-    if (event == nlohmann::json::parse_event_t::key && depth == 1)
-      CAPO_CHECK(seen.insert(value.get<std::string>()).second, source, ": ", value.get<std::string>(),
-                 " is given twice");
-    return depth < 8;
-  };
-  const nlohmann::json j = nlohmann::json::parse(text, watch, false);
-  CAPO_CHECK(j.is_object(), source, ": the model configuration must be a JSON object");
+  check_json_object(text, source + ": the model configuration", 2);
+  const nlohmann::json j = nlohmann::json::parse(text);
   VitConfig c;
   const auto number = [&](const nlohmann::json& v, const std::string& key, double low, double high) {
     CAPO_CHECK(v.is_number() && v.get<double>() >= low && v.get<double>() <= high, source, ": ", key,
@@ -116,6 +109,8 @@ VitConfig config_from_names(const std::vector<NamedShape>& names, int heads) {
   };
   VitConfig c;
   const Shape proj = rank("patch_embed.proj.weight", 4);
+  CAPO_CHECK(proj[0] > 0 && proj[1] > 0 && proj[2] > 0 && proj[2] == proj[3],
+             "vit: patch_embed.proj.weight must be [dim, channels, patch, patch], got ", proj);
   c.dim = proj[0];
   c.channels = static_cast<int>(proj[1]);
   c.patch = static_cast<int>(proj[2]);
@@ -135,7 +130,8 @@ VitConfig config_from_names(const std::vector<NamedShape>& names, int heads) {
   c.depth = 0;
   while (has(cat("blocks.", c.depth, ".norm1.weight"))) ++c.depth;
   CAPO_CHECK(heads > 0 || c.dim % 64 == 0, "vit: dim ", c.dim, " is no multiple of 64; say how many heads");
-  c.heads = heads > 0 ? heads : static_cast<int>(c.dim / 64);
+  const bool sixteen = c.dim == 1152 || c.dim == 1280 || c.dim == 1408 || c.dim == 1664;  // timm's so400m, H, g, G
+  c.heads = heads > 0 ? heads : sixteen ? 16 : static_cast<int>(c.dim / 64);
   if (c.depth > 0) {
     c.mlp_ratio = static_cast<double>(rank("blocks.0.mlp.fc1.weight", 2)[0]) / static_cast<double>(c.dim);
     c.qkv_bias = has("blocks.0.attn.qkv.bias");

@@ -35,7 +35,7 @@ LoadedVit load_vit(const std::string& path, const LoadOptions& options, const nn
   if (options.patch > 0) c.patch = options.patch;
   if (options.image > 0) c.image = options.image;
   c.drop_path = options.drop_path, c.patch_drop = options.patch_drop;
-  LoadedVit out{std::make_unique<Vit>(c, build), header.metadata("preprocess"), header.metadata("classes")};
+  Vit shapes(c, {.dtype = build.dtype, .device = kMeta});  // checked before a size that only the text claims is allocated
   nn::StateDict dict = nn::read_tensors(path);
   for (auto& t : dict) {
     if (t.name == "pos_embed" && c.image / c.patch != file_grid)
@@ -50,10 +50,12 @@ LoadedVit load_vit(const std::string& path, const LoadOptions& options, const nn
     });
   }
   try {
-    nn::load_state(*out.model, dict, load);
+    nn::check_state(shapes, dict, load);
   } catch (const Error& e) {
     throw Error(cat(path, ": ", e.what()));
   }
+  LoadedVit out{std::make_unique<Vit>(c, build), header.metadata("preprocess"), header.metadata("classes")};
+  nn::load_state(*out.model, dict, load);
   return out;
 }
 

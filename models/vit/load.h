@@ -13,7 +13,7 @@ struct LoadOptions {
   int classes = -1;  // -1: the file's head; 0: none; otherwise a new head of this many classes
   int image = 0;     // 0: the file's; otherwise position embeddings are resized to this image size
   int patch = 0;     // 0: the file's; otherwise the patch projection is resampled to this size (see resize_patch_embed)
-  int heads = 0;     // only where the file does not say and dim / 64 is wrong
+  int heads = 0;     // where the file does not say and the guess of config_from_names is wrong
   double drop_path = 0, patch_drop = 0;  // training only, never in a file
 };
 

@@ -24,6 +24,10 @@ VitConfig checked(const VitConfig& c) {
              "vit: dim must be a multiple of heads, got ", c.dim, " and ", c.heads);
   CAPO_CHECK(c.class_token || c.pool == Pool::mean, "vit: without a class token the pool must be mean");
   CAPO_CHECK(!c.distilled || c.class_token, "vit: a distillation token needs a class token");
+  CAPO_CHECK(!c.distilled || c.pool == Pool::token, "vit: with a distillation token the pool must be token");
+  CAPO_CHECK(c.channels > 0 && c.registers >= 0 && c.classes >= 0 && c.mlp_ratio > 0,
+             "vit: channels and mlp_ratio must be positive, registers and classes not negative, got ", c.channels, ", ",
+             c.mlp_ratio, ", ", c.registers, " and ", c.classes);
   return c;
 }
 

@@ -43,7 +43,8 @@ VitConfig config(std::string_view size, int image, int patch, int classes);
 std::string to_json(const VitConfig& c);
 VitConfig config_from_json(std::string_view text, const std::string& source);
 // Reads what a timm state dict's names and shapes tell (depth, dim, patch, tokens, head, layer-scale, qk-norm,
-// registers, distillation). heads: dim / 64 when 0.
+// registers, distillation). What they do not tell: heads, when 0 taken as 16 for the widths of ViT-so400m, H, g and G
+// (1152, 1280, 1408, 1664), dim / 64 for others.
 struct NamedShape {
   std::string name;
   Shape shape;

@@ -66,16 +66,15 @@ void copy_loop(const capo::CopyArgs& p, std::int64_t begin, std::int64_t end) {
   const int last = p.rank - 1;
   const std::int64_t is = p.ss[last], id = p.sd[last];
   if (p.mask) {
-    // Offsets of the mask need a third walk; masked copies are rare, so divide per element.
-    for_rows(p.rank, p.shape, p.ss, p.sd, begin, end, [&](std::int64_t k, std::int64_t n, std::int64_t os, std::int64_t od) {
-      for (std::int64_t i = 0; i < n; ++i) {
-        std::int64_t rest = k + i, om = 0;
-        for (int d = last; d >= 0; --d) {
-          om += rest % p.shape[d] * p.sm[d];
-          rest /= p.shape[d];
-        }
-        if (p.mask[om]) dst[od + i * id] = Store<D>::from(load(src[os + i * is]));
-      }
+    const std::int64_t* const strides[] = {p.ss, p.sd, p.sm};
+    const bool* mask = p.mask;
+    const std::int64_t im = p.sm[last];
+    walk_rows(p.rank, p.shape, strides, begin, end, [=](std::int64_t, std::int64_t n, const std::int64_t* at) {
+      const S* s = src + at[0];
+      D* d = dst + at[1];
+      const bool* use = mask + at[2];
+      for (std::int64_t i = 0; i < n; ++i)
+        if (use[i * im]) d[i * id] = Store<D>::from(load(s[i * is]));
     });
     return;
   }

@@ -255,13 +255,6 @@ void block(std::int64_t m, std::int64_t n, std::int64_t k, const T* a, std::int6
     panel(m, k, a, rs, packed + j * k, panel_width<T>(j, n), c + j, ldc,
           n - j < kPanel<T> ? n - j : std::int64_t{kPanel<T>}, add);
 }
-// The same with B in place: unit column stride, row stride ldb, n a multiple of kWidth.
-template <class T>
-void block_in_place(std::int64_t m, std::int64_t n, std::int64_t k, const T* a, std::int64_t rs, const T* b,
-                    std::int64_t ldb, T* c, std::int64_t ldc, bool add) {
-  for (std::int64_t j = 0; j < n; j += kPanel<T>)
-    panel(m, k, a, rs, b + j, ldb, c + j, ldc, n - j < kPanel<T> ? n - j : std::int64_t{kPanel<T>}, add);
-}
 
 }  // namespace gemm
 }  // namespace

@@ -194,6 +194,12 @@ OpCase add_in_place_case() {
               {"devices", [] { add_(ones({2}), ones({2}, f32, kMeta)); }, "tensors must be alike"},
               {"strided", [] { add_(transpose(ones({2, 3}), 0, 1), ones({3, 2})); }, "must be contiguous"},
               {"half", [] { add_(ones({2}, bf16), ones({2}, bf16)); }, "needs f32 or f64"},
+              {"shifted onto itself",
+               [] {
+                 const Tensor x = ones({5});
+                 add_(slice(x, 0, 0, 4), slice(x, 0, 1, 5));
+               },
+               "must not overlap in memory"},
               {"trainable leaf",
                [] {
                  const Tensor w = ones({2});
@@ -265,6 +271,18 @@ TEST_CASE("operators with numbers") {
   CHECK(is(2 - n, {-1, 6}));
   CHECK(is(n * 3, {9, -12}));
   CHECK((n + 2).dtype() == i64);
+  CHECK_THROWS_WITH_AS(n * 0.5, "scalar: beside a tensor of i64 it must be whole, got 0.5", Error);
+  CHECK_THROWS_AS(less(n, -0.5), Error);
+}
+
+TEST_CASE("add_ within one storage: onto itself, its transpose, its other half") {
+  const Tensor x = values({1, 2, 3, 4}, {2, 2});
+  add_(x, x);
+  CHECK(to_vector<double>(x) == std::vector<double>{2, 4, 6, 8});
+  add_(x, transpose(x, 0, 1));
+  CHECK(to_vector<double>(x) == std::vector<double>{4, 10, 10, 16});
+  add_(slice(x, 0, 0, 1), slice(x, 0, 1, 2));
+  CHECK(to_vector<double>(x) == std::vector<double>{14, 26, 10, 16});
 }
 
 TEST_CASE("ties give the gradient to the first operand") {
@@ -276,6 +294,23 @@ TEST_CASE("ties give the gradient to the first operand") {
     CHECK(to_vector<double>(g[0])[0] == 1);
     CHECK(to_vector<double>(g[1])[0] == 0);
   }
+}
+
+TEST_CASE("maximum and minimum: a NaN is the value and takes the gradient") {
+  const Tensor a = values({kNan, 1, kNan, kNan, 2}, {5}), b = values({1, kNan, -1, kNan, 3}, {5});
+  set_requires_grad(a, true);
+  set_requires_grad(b, true);
+  for (const bool max : {true, false}) {
+    const auto g = grad({max ? maximum(a, b) : minimum(a, b)}, {a, b}, {ones({5}, f64)});
+    CHECK(to_vector<double>(g[0]) == std::vector<double>{1, 0, 1, 1, max ? 0.0 : 1.0});
+    CHECK(to_vector<double>(g[1]) == std::vector<double>{0, 1, 0, 0, max ? 1.0 : 0.0});
+  }
+  const Tensor column = values({kNan, 1}, {2, 1}), row = values({0, 2, kNan}, {3});  // broadcast
+  set_requires_grad(column, true);
+  set_requires_grad(row, true);
+  const auto g = grad({maximum(column, row)}, {column, row}, {ones({2, 3}, f64)});
+  CHECK(to_vector<double>(g[0]) == std::vector<double>{3, 1});
+  CHECK(to_vector<double>(g[1]) == std::vector<double>{0, 1, 1});
 }
 
 }  // namespace capo::test

@@ -232,11 +232,55 @@ OpCase copy_into_case() {
                                    return m[k] != 0 ? b[k] : a[k];
                                  })};
                                }));
+  // Three layouts, chunks that begin inside a row, an axis that only the mask repeats.
+  c.samples.push_back(in_place("into a transposed view under a mask of columns",
+                               {normal({8209, 3, 2}, "a"), normal({2, 3, 8209}, "b"),
+                                make(boolean, to_vector<double>(integers({16418}, "m", 0, 2)), {2, 1, 8209})},
+                               [](const Tensors& in) {
+                                 const Tensor d = clone(in[0]);
+                                 copy_into(transpose(d, 0, 2), in[1], expand(in[2], {2, 3, 8209}));
+                                 return Tensors{d};
+                               },
+                               [](const Tensors& in) {
+                                 const auto a = to_vector<double>(in[0]), b = to_vector<double>(in[1]), m = to_vector<double>(in[2]);
+                                 return Tensors{generate({8209, 3, 2}, [&](std::int64_t i) {
+                                   const auto x = i / 6, y = i / 2 % 3, z = i % 2;
+                                   return m[static_cast<std::size_t>(z * 8209 + x)] != 0
+                                              ? b[static_cast<std::size_t>((z * 3 + y) * 8209 + x)]
+                                              : a[static_cast<std::size_t>(i)];
+                                 })};
+                               }));
   c.samples.push_back(in_place("from integers", {normal({3, 7}, "a"), integers({3, 7}, "b", -5, 5)}, plain, second));
   c.errors = {{"shapes", [] { copy_into(zeros({2, 3}), zeros({3, 2})); }, "shapes must be equal"},
               {"mask shape", [] { copy_into(zeros({2}), zeros({2}), zeros({3}, boolean)); }, "mask must be bool [2]"},
               {"mask dtype", [] { copy_into(zeros({2}), zeros({2}), zeros({2})); }, "mask must be bool [2]"},
               {"devices", [] { copy_into(zeros({2}), zeros({2}, f32, kMeta)); }, "devices must be equal"},
+              {"repeated memory", [] { copy_into(strided_view(zeros({2}), {3, 2}, {0, 1}, 0), zeros({3, 2})); },
+               "dst must not repeat memory, got [3, 2] with strides [0, 1]"},
+              {"shifted onto itself",
+               [] {
+                 const Tensor x = zeros({5});
+                 copy_into(slice(x, 0, 0, 4), slice(x, 0, 1, 5));
+               },
+               "must not overlap in memory (clone the source), got [4] at 0 with strides [1] from 1 with strides [1]"},
+              {"transposed onto itself",
+               [] {
+                 const Tensor x = zeros({3, 3});
+                 copy_into(x, transpose(x, 0, 1));
+               },
+               "must not overlap"},
+              {"expanded from a part of itself",
+               [] {
+                 const Tensor x = zeros({3, 2});
+                 copy_into(x, strided_view(x, {3, 2}, {0, 1}, 4));
+               },
+               "must not overlap"},
+              {"mask",
+               [] {
+                 const Tensor x = zeros({5}, boolean);
+                 copy_into(slice(x, 0, 0, 4), zeros({4}, boolean), slice(x, 0, 1, 5));
+               },
+               "must not overlap"},
               {"trainable leaf",
                [] {
                  const Tensor w = zeros({2});
@@ -301,6 +345,23 @@ TEST_CASE("contiguous and cast return the tensor itself when nothing changes") {
   CHECK(cast(x, f64).same(x));
   CHECK_FALSE(clone(x).storage() == x.storage());
   CHECK_FALSE(contiguous(transpose(x, 0, 1)).storage() == x.storage());
+}
+
+TEST_CASE("copy_into within one storage: the same view, and views that do not meet") {
+  const Tensor x = values({1, 2, 3, 4, 5, 6}, {3, 2});
+  copy_into(x, x.detach());
+  copy_into(transpose(x, 0, 1), transpose(x, 0, 1));
+  CHECK(to_vector<double>(x) == std::vector<double>{1, 2, 3, 4, 5, 6});
+  copy_into(slice(x, 0, 2, 3), slice(x, 0, 0, 1));
+  CHECK(to_vector<double>(x) == std::vector<double>{1, 2, 3, 4, 1, 2});
+  const Tensor mask = from_vector<std::uint8_t>({1, 0, 1}, {3}), b = cast(mask, boolean);
+  copy_into(b, full({3}, 0, boolean), b);
+  CHECK(to_vector<double>(b) == std::vector<double>{0, 0, 0});
+}
+
+TEST_CASE("rand_uniform refuses bounds out of order") {
+  Generator rng(3);
+  CHECK_THROWS_WITH_AS(rand_uniform({2}, rng, 1, 0), "rand_uniform: low must be at most high, got 1 and 0", Error);
 }
 
 TEST_CASE("rand_uniform stays below its upper bound") {

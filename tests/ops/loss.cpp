@@ -2,6 +2,8 @@
 #include <capo/ops/unary.h>
 #include <capo/tests/op_test.h>
 
+#include <doctest/doctest.h>
+
 #include <cmath>
 
 namespace capo::test {
@@ -148,6 +150,26 @@ std::vector<OpCase> op_cases() {
   h.errors.push_back({"delta", [] { huber(normal({2}, "x"), normal({2}, "t"), 0); }, "delta must be > 0"});
   return {bce_case(), simple_case("mse", [](const Tensor& x, const Tensor& t, R r) { return mse(x, t, r); }, squared, 0), l1, h,
           kl_case()};
+}
+
+TEST_CASE("kl_div: a class without probability on either side gives 0, with finite gradients") {
+  using Values = std::vector<double>;
+  const double inf = HUGE_VAL;
+  const auto run = [](const Tensor& x, const Tensor& t, bool log_target) {
+    set_requires_grad(x, true);
+    set_requires_grad(t, true);
+    const Tensor y = kl_div(x, t, R::none, log_target);
+    const auto g = grad({y}, {x, t}, {ones({4}, f64)});
+    return std::vector<Values>{to_vector<double>(y), to_vector<double>(g[0]), to_vector<double>(g[1])};
+  };
+  const auto plain = run(values({-inf, -2, -1, -inf}, {4}), values({0, 0, 1, 0.5}, {4}), false);
+  CHECK(plain[0] == Values{0, 0, 1, inf});
+  CHECK(plain[1] == Values{0, 0, -1, -0.5});
+  CHECK(plain[2] == Values{0, 2, 2, inf});  // t = 0 beside a finite x: -x
+  const auto log_target = run(values({-inf, -2, -1, -inf}, {4}), values({-inf, -inf, 0, 0}, {4}), true);
+  CHECK(log_target[0] == Values{0, 0, 1, inf});
+  CHECK(log_target[1] == Values{0, 0, -1, -1});
+  CHECK(log_target[2] == Values{0, 0, 2, inf});
 }
 
 }  // namespace capo::test

@@ -150,6 +150,11 @@ OpCase pixel_shuffle_case() {
                  pixel_shuffle(normal({1, 2, 2, 6}, "a"), 2);
                },
                "divide"},
+              {"a factor whose square overflows",
+               [] {
+                 pixel_shuffle(normal({1, 2, 2, 12}, "a"), std::int64_t{1} << 32);
+               },
+               "divide"},
               {"rank",
                [] {
                  pixel_shuffle(normal({2, 2, 4}, "a"), 2);

@@ -61,7 +61,8 @@ OpCase reshape_case() {
               {"two holes", [] { reshape(zeros({2, 3}), {-1, -1}); }, "only one size may be -1"},
               {"no division", [] { reshape(zeros({2, 3}), {4, -1}); }, "does not divide"},
               {"hole beside zero", [] { reshape(zeros({0, 3}), {0, -1}); }, "does not divide"},
-              {"negative", [] { reshape(zeros({2, 3}), {-2, -3}); }, "sizes must be at least"}};
+              {"negative", [] { reshape(zeros({2, 3}), {-2, -3}); }, "sizes must be at least"},
+              {"overflow", [] { reshape(zeros({2, 3}), {std::int64_t{1} << 40, std::int64_t{1} << 40, -1}); }, "has 6 elements"}};
   return c;
 }
 
@@ -315,6 +316,7 @@ TEST_CASE("views share memory and nothing else") {
   const Tensor x = zeros({4, 6});
   fill_(slice(x, 0, 1, 2), 5);
   CHECK(to_vector<float>(select(x, 0, 1)) == std::vector<float>(6, 5.0f));
+  CHECK(to_vector<float>(slice(x, 0, 1, 4, std::int64_t{1} << 62)) == std::vector<float>(6, 5.0f));  // one row, any step
   CHECK(transpose(x, 0, 1).storage() == x.storage());
   CHECK(expand(select(x, 0, 0), {3, 6}).strides() == Dims{0, 1});
 }
