@@ -27,8 +27,8 @@ inline constexpr Method kMethods[] = {
     {"prompt-attn", "blocks.*.attn: u_prompt(length=10); head*: train", 4e-3, 1e-4},
     {"prompt-ffn", "blocks.*.mlp: u_prompt(length=10); head*: train", 4e-3, 1e-4},
     {"prompt-block", "blocks.*: u_prompt(length=10); head*: train", 4e-3, 1e-4},
-    // The flagship: a prefix beside each attention and an adapter beside each FFN.
-    {"u-tuning", "blocks.*.attn: u_prefix(length=10); blocks.*.mlp: u_adapter(dim=32); head*: train", 3e-3, 1e-4},
+    // The flagship: a prefix beside each attention; beside each FFN an adapter that reads the stream, as AdaptFormer does.
+    {"u-tuning", "blocks.*.attn: u_prefix(length=10); blocks.*.mlp: u_adapter(dim=40, on=x); head*: train", 2e-3, 1e-4},
     {"full", "**: train", 5e-4, 0.05},
 };
 
