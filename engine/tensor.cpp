@@ -102,8 +102,9 @@ double read_element(DType t, const char* p) {
 }
 
 // The same tensor on the CPU: itself, or a copy of the span of memory from its first to its last element.
-Tensor on_host(const Tensor& t) {
+Tensor on_host(const char* op, const Tensor& t) {
   if (t.device().is_cpu()) return t;
+  CAPO_CHECK(!t.device().is_meta(), op, ": a meta tensor ", t.shape(), " has no values");
   std::int64_t span = t.numel() > 0 ? 1 : 0;
   for (int i = 0; i < t.rank() && span > 0; ++i) span += (t.shape()[i] - 1) * t.strides()[i];
   const Tensor copy = empty({span}, t.dtype());
@@ -155,7 +156,7 @@ void print(const Tensor& t, std::int64_t at, int axis, std::string& out) {
 
 double Tensor::item() const {
   CAPO_CHECK(numel() == 1, "item: needs exactly one element, got ", shape());
-  return read_element(dtype(), static_cast<const char*>(on_host(*this).data()));
+  return read_element(dtype(), static_cast<const char*>(on_host("item", *this).data()));
 }
 
 template <class T>
@@ -169,7 +170,7 @@ Tensor from_vector(const std::vector<T>& values, const Shape& shape) {
 
 template <class T>
 std::vector<T> to_vector(const Tensor& source) {
-  const Tensor t = on_host(source);
+  const Tensor t = on_host("to_vector", source);
   std::vector<T> out;
   out.reserve(static_cast<std::size_t>(t.numel()));
   for_each_element(t, [&](const char* p) {
@@ -200,7 +201,7 @@ std::string describe(const Tensor& t) {
 std::string to_string(const Tensor& source) {
   std::string out = describe(source);
   if (!source.defined() || source.device().is_meta()) return out;
-  const Tensor t = on_host(source);
+  const Tensor t = on_host("to_string", source);
   out += '\n';
   print(t, t.offset(), 0, out);
   return out;
