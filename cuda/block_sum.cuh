@@ -25,4 +25,13 @@ __device__ inline T block_sum(T v) {
   return sum;
 }
 
+// Every thread of a team gets the sum; a team, the threads that share a row, is a warp or a whole block.
+template <int kTeam>
+__device__ inline float team_sum(float v) {
+  if constexpr (kTeam == kWarp)
+    return warp_sum(v);
+  else
+    return block_sum<kTeam>(v);
+}
+
 }  // namespace capo::gpu

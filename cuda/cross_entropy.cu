@@ -15,14 +15,6 @@ using gpu::kWarp;
 constexpr int kThreads = 256;
 constexpr std::int64_t kWarpColumns = 1024;  // longer rows get a block
 
-template <int kTeam>
-__device__ inline float team_sum(float v) {
-  if constexpr (kTeam == kWarp)
-    return gpu::warp_sum(v);
-  else
-    return gpu::block_sum<kTeam>(v);
-}
-
 // NaN is not looked for: it comes up in the sums.
 template <int kTeam>
 __device__ inline float team_max(float v) {
@@ -82,9 +74,9 @@ __global__ void __launch_bounds__(kThreads) cross_entropy(CrossEntropyArgs a, fl
       mass += q;
     }
   }
-  others = team_sum<kTeam>(others);
-  below = team_sum<kTeam>(below);
-  mass = target ? team_sum<kTeam>(mass) : 1.0f;
+  others = gpu::team_sum<kTeam>(others);
+  below = gpu::team_sum<kTeam>(below);
+  mass = target ? gpu::team_sum<kTeam>(mass) : 1.0f;
   const float total = leads ? 1.0f + others : others, rest = leads ? log1pf(others) : logf(total), scale = 1.0f / total;
   if (first == 0) {
     float loss = target ? rest * mass + below : keep * (rest + (top - at_label));

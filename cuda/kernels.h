@@ -1,5 +1,5 @@
-// CUDA kernels that no op's table lists yet: callable functions of argument structs, proven in tests/shim. Their slots
-// are filled (CAPO_KERNEL_CUDA) once the ops around them run on a card.
+// CUDA kernels that no op's table lists: attention_mma is the part of the attention op that runs on tensor cores
+// (attention.cu calls it first). sum and column_sum are driven by tests/shim alone: reduce.cu's own plan serves the ops.
 #pragma once
 
 #include <capo/ops/attention.h>

@@ -95,15 +95,6 @@ __global__ void __launch_bounds__(kThreads) forward_kept(Forward<T, W> a) {
   if (lane == 0) write_moments(a, row, m);
 }
 
-// The threads that share a row: a warp, or a block.
-template <int kTeam>
-__device__ inline float team_sum(float v) {
-  if constexpr (kTeam == kWarp)
-    return gpu::warp_sum(v);
-  else
-    return gpu::block_sum<kTeam>(v);
-}
-
 // kTeam threads per row, N elements at a time; any number of columns. Blocks of kThreads.
 template <class T, class W, int N, int kTeam>
 __global__ void __launch_bounds__(kThreads) forward_read(Forward<T, W> a) {
@@ -118,7 +109,7 @@ __global__ void __launch_bounds__(kThreads) forward_read(Forward<T, W> a) {
       gpu::load_many<N>(x + c, v);
       for (int j = 0; j < N; ++j) mean += v[j];
     }
-    mean = team_sum<kTeam>(mean) / n;
+    mean = gpu::team_sum<kTeam>(mean) / n;
   }
   float sum = 0, square = 0;
   for (std::int64_t c = first; c < a.columns; c += step) {
@@ -129,8 +120,8 @@ __global__ void __launch_bounds__(kThreads) forward_read(Forward<T, W> a) {
       square += d * d;
     }
   }
-  sum = a.rms ? 0.0f : team_sum<kTeam>(sum);
-  const Moments m = moments_of(mean, sum, team_sum<kTeam>(square), n, a.eps);
+  sum = a.rms ? 0.0f : gpu::team_sum<kTeam>(sum);
+  const Moments m = moments_of(mean, sum, gpu::team_sum<kTeam>(square), n, a.eps);
   for (std::int64_t c = first; c < a.columns; c += step) {
     gpu::load_many<N>(x + c, v);
     write_normal<N>(a, row, c, m, v);
@@ -248,9 +239,9 @@ __global__ void __launch_bounds__(kThreads) dx_read(Backward<T, W> a) {
     gpu::load_many<N>(a.dy + at + c, dy);
     add_g<N>(a, c, s.mean, x, dy, g_sum, gx_sum);
   }
-  g_sum = team_sum<kTeam>(g_sum);
+  g_sum = gpu::team_sum<kTeam>(g_sum);
   s.shift = a.rms ? 0.0f : g_sum / n;
-  s.slope = team_sum<kTeam>(gx_sum) * s.rstd * s.rstd / n;
+  s.slope = gpu::team_sum<kTeam>(gx_sum) * s.rstd * s.rstd / n;
   for (std::int64_t c = first; c < a.columns; c += step) {
     gpu::load_many<N>(a.x + at + c, x);
     gpu::load_many<N>(a.dy + at + c, dy);
