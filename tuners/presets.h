@@ -1,5 +1,5 @@
-// Named tuning methods and their settings. Rates come from held-out training images, never from a test set; docs/results.md
-// says which of them were searched and which are still first guesses. All train every head: a distilled model has two.
+// Named tuning methods and their settings. Rates come from held-out training images, never from a test set: docs/results.md
+// has the search, by one method of each family. All train every head: a distilled model has two.
 #pragma once
 
 #include <string>
@@ -15,15 +15,15 @@ struct Method {
 };
 
 inline constexpr Method kMethods[] = {
-    {"linear", "head*: train", 1e-2, 1e-4},
-    {"bitfit", "**.bias: train; head*: train", 4e-3, 0},
-    {"lora", "blocks.*.attn: lora(rank=8, slices=qv); head*: train", 4e-3, 1e-4},
-    {"adapter-attn", "blocks.*.attn: u_adapter(dim=32); head*: train", 3e-3, 1e-4},
-    {"adapter-ffn", "blocks.*.mlp: u_adapter(dim=32); head*: train", 3e-3, 1e-4},
-    {"adapter-block", "blocks.*: u_adapter(dim=32); head*: train", 3e-3, 1e-4},
-    {"prefix-attn", "blocks.*.attn: u_prefix(length=10); head*: train", 4e-3, 1e-4},
-    {"prefix-ffn", "blocks.*.mlp: u_prefix(length=10); head*: train", 4e-3, 1e-4},
-    {"prefix-block", "blocks.*: u_prefix(length=10); head*: train", 4e-3, 1e-4},
+    {"linear", "head*: train", 2e-3, 1e-4},
+    {"bitfit", "**.bias: train; head*: train", 1.3e-3, 0},
+    {"lora", "blocks.*.attn: lora(rank=8, slices=qv); head*: train", 1.3e-3, 1e-4},
+    {"adapter-attn", "blocks.*.attn: u_adapter(dim=32); head*: train", 1e-3, 1e-4},
+    {"adapter-ffn", "blocks.*.mlp: u_adapter(dim=32); head*: train", 1e-3, 1e-4},
+    {"adapter-block", "blocks.*: u_adapter(dim=32); head*: train", 1e-3, 1e-4},
+    {"prefix-attn", "blocks.*.attn: u_prefix(length=10); head*: train", 1.3e-3, 1e-4},
+    {"prefix-ffn", "blocks.*.mlp: u_prefix(length=10); head*: train", 1.3e-3, 1e-4},
+    {"prefix-block", "blocks.*: u_prefix(length=10); head*: train", 1.3e-3, 1e-4},
     {"prompt-attn", "blocks.*.attn: u_prompt(length=10); head*: train", 4e-3, 1e-4},
     {"prompt-ffn", "blocks.*.mlp: u_prompt(length=10); head*: train", 4e-3, 1e-4},
     {"prompt-block", "blocks.*: u_prompt(length=10); head*: train", 4e-3, 1e-4},
