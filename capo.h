@@ -64,6 +64,7 @@
 #include <capo/ops/layer_norm.h>
 #include <capo/ops/loss.h>
 #include <capo/ops/matmul.h>
+#include <capo/ops/modulate.h>
 #include <capo/ops/optim.h>
 #include <capo/ops/patch.h>
 #include <capo/ops/pool.h>

@@ -1,5 +1,6 @@
 // layer_norm and rms_norm over the last axis. Rows of up to 1,536 aligned elements live in the registers of one warp, so that
-// x (and dy) is read once; others are read again from the cache. Statistics and sums are f32.
+// x (and dy) is read once; others are read again from the cache. Statistics and sums are f32. The same kernels
+// add a residual before the norm and, backward, the gradient that came past it.
 #include <capo/cuda/block_sum.cuh>
 #include <capo/cuda/pack.cuh>
 #include <capo/ops/layer_norm.h>
@@ -25,6 +26,8 @@ struct Forward {
   std::int64_t rows, columns;
   float eps;
   bool rms;
+  const T* residual;       // or null; else x + residual goes to sum and is what is normalised
+  T* sum;
 };
 
 // out[0..N) of a weight or bias, or the value that stands for an absent one.
@@ -58,6 +61,14 @@ __device__ inline void write_moments(const Forward<T, W>& a, std::int64_t row, c
   if (a.rstd) a.rstd[row] = m.rstd;
 }
 
+// x[0..N) += r[0..N), as storage rounds it.
+template <int N, class T>
+__device__ inline void add_residual(const T* r, float* x) {
+  float v[N];
+  gpu::load_many<N>(r, v);
+  for (int j = 0; j < N; ++j) x[j] = gpu::load(gpu::Store<T>::from(x[j] + v[j]));
+}
+
 // One warp per row, which stays in registers.
 template <class T, class W, int kSteps>
 __global__ void __launch_bounds__(kThreads) forward_kept(Forward<T, W> a) {
@@ -66,16 +77,28 @@ __global__ void __launch_bounds__(kThreads) forward_kept(Forward<T, W> a) {
   if (row >= a.rows) return;  // the whole warp
   const float n = static_cast<float>(a.columns);
   float x[kSteps][kWidth];
-  float mean = 0;
 #pragma unroll
   for (int k = 0; k < kSteps; ++k) {
     const int c = k * kStep + lane * kWidth;
+    for (int j = 0; j < kWidth; ++j) x[k][j] = 0;
     if (c < a.columns) gpu::load_many<kWidth>(a.x + row * a.columns + c, x[k]);
-    for (int j = 0; j < kWidth; ++j) {
-      if (c >= a.columns) x[k][j] = 0;
-      mean += x[k][j];
+  }
+  if (a.residual) {
+#pragma unroll
+    for (int k = 0; k < kSteps; ++k) {  // all loads before the first store
+      const int c = k * kStep + lane * kWidth;
+      if (c < a.columns) add_residual<kWidth>(a.residual + row * a.columns + c, x[k]);
+    }
+#pragma unroll
+    for (int k = 0; k < kSteps; ++k) {
+      const int c = k * kStep + lane * kWidth;
+      if (c < a.columns) gpu::store_many<kWidth>(a.sum + row * a.columns + c, x[k]);
     }
   }
+  float mean = 0;
+#pragma unroll
+  for (int k = 0; k < kSteps; ++k)
+    for (int j = 0; j < kWidth; ++j) mean += x[k][j];
   mean = a.rms ? 0.0f : gpu::warp_sum(mean) / n;
   float sum = 0, square = 0;
 #pragma unroll
@@ -104,6 +127,14 @@ __global__ void __launch_bounds__(kThreads) forward_read(Forward<T, W> a) {
   const T* x = a.x + row * a.columns;
   const float n = static_cast<float>(a.columns);
   float mean = 0, v[N];
+  if (a.residual) {
+    for (std::int64_t c = first; c < a.columns; c += step) {  // a thread reads again only what it wrote itself
+      gpu::load_many<N>(x + c, v);
+      add_residual<N>(a.residual + row * a.columns + c, v);
+      gpu::store_many<N>(a.sum + row * a.columns + c, v);
+    }
+    x = a.sum + row * a.columns;
+  }
   if (!a.rms) {
     for (std::int64_t c = first; c < a.columns; c += step) {
       gpu::load_many<N>(x + c, v);
@@ -138,6 +169,7 @@ struct Backward {
   float *dweight_part, *dbias_part;    // each or null
   std::int64_t rows, columns;
   bool rms;
+  const T* dsum;                       // added to dx; or null
 };
 
 // With g = dy weight: dx = rstd (g - shift - (x - mean) slope), shift = mean(g), slope = mean(g (x - mean)) rstd^2.
@@ -145,13 +177,14 @@ struct Slopes {
   float mean, rstd, shift, slope;
 };
 
+// dy becomes dx.
 template <int N, class T, class W>
-__device__ inline void write_dx(const Backward<T, W>& a, std::int64_t row, std::int64_t c, const Slopes& s, const float* x,
-                                const float* dy) {
-  float w[N], dx[N];
+__device__ inline void to_dx(const Backward<T, W>& a, std::int64_t row, std::int64_t c, const Slopes& s, const float* x,
+                             float* dy) {
+  float w[N], dsum[N];
   load_or<N>(a.weight, c, 1.0f, w);
-  for (int j = 0; j < N; ++j) dx[j] = (dy[j] * w[j] - s.shift - (x[j] - s.mean) * s.slope) * s.rstd;
-  gpu::store_many<N>(a.dx + row * a.columns + c, dx);
+  load_or<N>(a.dsum, row * a.columns + c, 0.0f, dsum);
+  for (int j = 0; j < N; ++j) dy[j] = (dy[j] * w[j] - s.shift - (x[j] - s.mean) * s.slope) * s.rstd + dsum[j];
 }
 
 // Adds what N elements give to the sums of g and of g (x - mean).
@@ -217,9 +250,14 @@ __global__ void __launch_bounds__(kThreads) backward_kept(Backward<T, W> a) {
     s.shift = a.rms ? 0.0f : gpu::warp_sum(g_sum) / n;
     s.slope = gpu::warp_sum(gx_sum) * s.rstd * s.rstd / n;
 #pragma unroll
+    for (int k = 0; k < kSteps; ++k) {  // all loads before the first store
+      const int c = k * kStep + lane * kWidth;
+      if (c < a.columns) to_dx<kWidth>(a, row, c, s, x[k], dy[k]);
+    }
+#pragma unroll
     for (int k = 0; k < kSteps; ++k) {
       const int c = k * kStep + lane * kWidth;
-      if (c < a.columns) write_dx<kWidth>(a, row, c, s, x[k], dy[k]);
+      if (c < a.columns) gpu::store_many<kWidth>(a.dx + row * a.columns + c, dy[k]);
     }
   }
   if (a.dweight_part) join_warps(dw, all, a.dweight_part, a.columns);
@@ -245,7 +283,8 @@ __global__ void __launch_bounds__(kThreads) dx_read(Backward<T, W> a) {
   for (std::int64_t c = first; c < a.columns; c += step) {
     gpu::load_many<N>(a.x + at + c, x);
     gpu::load_many<N>(a.dy + at + c, dy);
-    write_dx<N>(a, row, c, s, x, dy);
+    to_dx<N>(a, row, c, s, x, dy);
+    gpu::store_many<N>(a.dx + at + c, dy);
   }
 }
 
@@ -309,10 +348,11 @@ template <class T, class W>
 void run_forward(const capo::LayerNormArgs& p, void* stream) {
   const Forward<T, W> a{static_cast<const T*>(p.x), static_cast<const W*>(p.weight), static_cast<const W*>(p.bias),
                         static_cast<T*>(p.y), static_cast<float*>(p.mean), static_cast<float*>(p.rstd),
-                        p.rows, p.columns, static_cast<float>(p.eps), p.rms};
+                        p.rows, p.columns, static_cast<float>(p.eps), p.rms,
+                        static_cast<const T*>(p.residual), static_cast<T*>(p.sum)};
   const char* name = "layer_norm_forward";
   const std::int64_t by_warps = (p.rows + kWarps - 1) / kWarps;
-  if (!gpu::packs(p.columns, kWidth, p.x, p.y, p.weight, p.bias))
+  if (!gpu::packs(p.columns, kWidth, p.x, p.y, p.weight, p.bias, p.residual, p.sum))
     return gpu::launch(name, forward_read<T, W, 1, kWarp>, by_warps, kThreads, 0, stream, a);
   const auto kept = [&](auto steps) { gpu::launch(name, forward_kept<T, W, steps()>, by_warps, kThreads, 0, stream, a); };
   if (!with_steps(p.columns, kept)) gpu::launch(name, forward_read<T, W, kWidth, kThreads>, p.rows, kThreads, 0, stream, a);
@@ -323,9 +363,10 @@ void run_backward(const capo::LayerNormBackwardArgs& p, std::int64_t chunks, voi
   const Backward<T, W> a{static_cast<const T*>(p.x), static_cast<const T*>(p.dy), static_cast<const W*>(p.weight),
                          p.rms ? nullptr : static_cast<const float*>(p.mean), static_cast<const float*>(p.rstd),
                          static_cast<T*>(p.dx), static_cast<float*>(p.dweight_part), static_cast<float*>(p.dbias_part),
-                         p.rows, p.columns, p.rms};
+                         p.rows, p.columns, p.rms, static_cast<const T*>(p.dsum)};
   const char* name = "layer_norm_backward";
-  const bool parts = p.dweight_part || p.dbias_part, packed = gpu::packs(p.columns, kWidth, p.x, p.dy, p.weight, p.dx);
+  const bool parts = p.dweight_part || p.dbias_part;
+  const bool packed = gpu::packs(p.columns, kWidth, p.x, p.dy, p.weight, p.dx, p.dsum);
   const std::size_t shared = gpu::shared_bytes<float>(static_cast<std::size_t>(kWarps * p.columns));
   const auto kept = [&](auto steps) { gpu::launch(name, backward_kept<T, W, steps()>, chunks, kThreads, shared, stream, a); };
   if (!packed || !with_steps(p.columns, kept)) {

@@ -15,29 +15,43 @@ CAPO_KERNEL_CUDA(layer_norm_backward, LayerNormBackwardArgs)
 
 namespace {
 
-// The gradient from recorded primitives, for second derivatives.
-Grads composite_backward(const Tensor& x0, const Tensor& w0, const Tensor& dy0, DType weight_dtype, double eps, bool rms,
-                         Needs need) {
+// What a gradient takes besides tensors.
+struct Norm {
+  double eps;
+  bool rms;
+  DType weight_dtype;  // of weight and bias
+};
+
+// What a gradient reads: the normalised rows, weight and the rows' statistics; each undefined when no needed gradient
+// reads it.
+struct Kept {
+  Tensor x, weight, mean, rstd;
+};
+
+// The gradients of x (plus dsum, where defined), weight and bias from recorded primitives, for second derivatives.
+Grads composite_backward(const Kept& kept, const Tensor& dy0, const Tensor& dsum, const Norm& norm, Needs need) {
   const DType t = dy0.dtype(), acc = accumulator(t);
   const Tensor dy = cast(dy0, acc);
   const Shape channels{dy.size(-1)};
   Grads out(3);
-  if (need[2]) out[2] = cast(sum_to(dy, channels), weight_dtype);
+  if (need[2]) out[2] = cast(sum_to(dy, channels), norm.weight_dtype);
   if (!need[0] && !need[1]) return out;
-  const Tensor x = cast(x0, acc), centred = rms ? x : x - mean(x, {-1}, true);
-  const Tensor rstd = rsqrt(mean(square(centred), {-1}, true) + eps), h = centred * rstd;
-  if (need[1]) out[1] = cast(sum_to(dy * h, channels), weight_dtype);
+  const Tensor x = cast(kept.x, acc), centred = norm.rms ? x : x - mean(x, {-1}, true);
+  const Tensor rstd = rsqrt(mean(square(centred), {-1}, true) + norm.eps), h = centred * rstd;
+  if (need[1]) out[1] = cast(sum_to(dy * h, channels), norm.weight_dtype);
   if (need[0]) {
-    const Tensor g = w0.defined() ? dy * cast(w0, acc) : dy;
+    const Tensor g = kept.weight.defined() ? dy * cast(kept.weight, acc) : dy;
     const Tensor along = h * mean(g * h, {-1}, true);
-    out[0] = cast(rstd * (rms ? g - along : g - mean(g, {-1}, true) - along), t);
+    const Tensor dx = cast(rstd * (norm.rms ? g - along : g - mean(g, {-1}, true) - along), t);
+    out[0] = dsum.defined() ? dx + dsum : dx;
   }
   return out;
 }
 
-// saved: x, weight, mean, rstd; each undefined when no needed gradient reads it.
-Grads fused_backward(const Saved& saved, const Tensor& dy0, DType weight_dtype, bool rms, Needs need) {
-  const Tensor dy = contiguous(dy0), x = contiguous_or_undefined(saved[0]), w = contiguous_or_undefined(saved[1]);
+// The same by one kernel.
+Grads fused_backward(const Kept& kept, const Tensor& dy0, const Tensor& dsum0, const Norm& norm, Needs need) {
+  const Tensor dy = contiguous(dy0), dsum = contiguous_or_undefined(dsum0), x = contiguous_or_undefined(kept.x),
+               w = contiguous_or_undefined(kept.weight);
   const Device device = dy.device();
   const DType acc = accumulator(dy.dtype());
   const std::int64_t columns = dy.size(-1), rows = columns ? dy.numel() / columns : 0;
@@ -49,59 +63,117 @@ Grads fused_backward(const Saved& saved, const Tensor& dy0, DType weight_dtype, 
   for (int i = 0; i < 2; ++i)
     if (need[i + 1]) {
       part[i] = empty({chunks, columns}, acc, device);
-      if (joined) out[static_cast<std::size_t>(i + 1)] = empty({columns}, weight_dtype, device);
+      if (joined) out[static_cast<std::size_t>(i + 1)] = empty({columns}, norm.weight_dtype, device);
     }
   const bool reads_x = need[0] || need[1];
-  const LayerNormBackwardArgs args{dy.dtype(), weight_dtype, rms,
+  const LayerNormBackwardArgs args{dy.dtype(), norm.weight_dtype, norm.rms,
                                    reads_x ? data_or_null(x) : nullptr, data_or_null(dy), data_or_null(w),
-                                   data_or_null(saved[2]), data_or_null(saved[3]),
+                                   data_or_null(kept.mean), data_or_null(kept.rstd),
                                    data_or_null(out[0]), data_or_null(part[0]), data_or_null(part[1]), rows, columns,
-                                   data_or_null(out[1]), data_or_null(out[2])};
+                                   data_or_null(out[1]), data_or_null(out[2]), data_or_null(dsum)};
   launch(kernels::layer_norm_backward, device, args, chunks, 1);
   for (int i = 0; i < 2; ++i)
-    if (need[i + 1] && !joined) out[static_cast<std::size_t>(i + 1)] = cast(sum(part[i], {0}), weight_dtype);
+    if (need[i + 1] && !joined) out[static_cast<std::size_t>(i + 1)] = cast(sum(part[i], {0}), norm.weight_dtype);
   return out;
 }
 
-Tensor normalize_rows(const char* op, const Tensor& x0, const Tensor& w0, const Tensor& b0, double eps, bool rms) {
-  CAPO_CHECK(is_floating(x0.dtype()), op, ": x must be floating, got ", describe(x0));
-  CAPO_CHECK(x0.rank() >= 1, op, ": x must have a last axis to normalise, got a scalar");
-  CAPO_CHECK(eps > 0, op, ": eps must be > 0, got ", eps);
-  check_channels(op, "weight", w0, x0);
-  check_channels(op, "bias", b0, x0);
-  CAPO_CHECK(!w0.defined() || !b0.defined() || w0.dtype() == b0.dtype(), op, ": weight is ", w0.dtype(), ", bias is ",
-             b0.dtype(), ": mixed dtypes, cast one");
-  const DType t = x0.dtype(), acc = accumulator(t);
-  const Device device = x0.device();
-  if (is_half(t) && !device.is_cuda())
-    return cast(normalize_rows(op, cast(x0, f32), cast_or_undefined(w0, f32), cast_or_undefined(b0, f32), eps, rms), t);
+Grads backward(const Kept& kept, const Tensor& dy, const Tensor& dsum, const Norm& norm, Needs need) {
+  return grad_enabled() ? composite_backward(kept, dy, dsum, norm, need) : fused_backward(kept, dy, dsum, norm, need);
+}
 
+void check(const char* op, const Tensor& x, const Tensor& w, const Tensor& b, double eps) {
+  CAPO_CHECK(is_floating(x.dtype()), op, ": x must be floating, got ", describe(x));
+  CAPO_CHECK(x.rank() >= 1, op, ": x must have a last axis to normalise, got a scalar");
+  CAPO_CHECK(eps > 0, op, ": eps must be > 0, got ", eps);
+  check_channels(op, "weight", w, x);
+  check_channels(op, "bias", b, x);
+  CAPO_CHECK(!w.defined() || !b.defined() || w.dtype() == b.dtype(), op, ": weight is ", w.dtype(), ", bias is ",
+             b.dtype(), ": mixed dtypes, cast one");
+}
+
+Norm norm_of(const Tensor& x, const Tensor& w, const Tensor& b, double eps, bool rms) {
+  return {eps, rms, w.defined() ? w.dtype() : b.defined() ? b.dtype() : accumulator(x.dtype())};
+}
+
+struct Rows {
+  Tensor sum, y;       // sum: undefined without r
+  Tensor mean, rstd;   // of rows, where `keep` asks for them
+};
+
+// Normalises x, or x + r where r is defined. All contiguous.
+Rows forward(const Tensor& x, const Tensor& r, const Tensor& w, const Tensor& b, const Norm& norm, bool keep) {
+  const DType t = x.dtype(), acc = accumulator(t);
+  const Device device = x.device();
+  const std::int64_t columns = x.size(-1), rows = columns ? x.numel() / columns : 0;
+  const Tensor sum = r.defined() ? empty(x.shape(), t, device) : Tensor();
+  const Tensor y = empty(x.shape(), t, device);
+  const Tensor row_mean = keep && !norm.rms ? empty({rows}, acc, device) : Tensor();
+  const Tensor row_rstd = keep ? empty({rows}, acc, device) : Tensor();
+  const LayerNormArgs args{t, norm.weight_dtype, norm.rms, data_or_null(x), data_or_null(w), data_or_null(b),
+                           data_or_null(y), data_or_null(row_mean), data_or_null(row_rstd), rows, columns, norm.eps,
+                           data_or_null(r), data_or_null(sum)};
+  launch(kernels::layer_norm, device, args, rows, row_grain(columns));
+  return {sum, y, row_mean, row_rstd};
+}
+
+Tensor normalize(const char* op, const Tensor& x0, const Tensor& w0, const Tensor& b0, double eps, bool rms) {
+  check(op, x0, w0, b0, eps);
+  if (through_f32(x0)) {
+    const Tensor w = cast_or_undefined(w0, f32), b = cast_or_undefined(b0, f32);
+    return cast(normalize(op, cast(x0, f32), w, b, eps, rms), x0.dtype());
+  }
   const Tensor x = contiguous(x0), w = contiguous_or_undefined(w0), b = contiguous_or_undefined(b0);
-  const DType weight_dtype = w.defined() ? w.dtype() : b.defined() ? b.dtype() : acc;
+  const Norm norm = norm_of(x, w, b, eps, rms);
   const Needs need = needs_of({x, w, b});
   const bool keep = need[0] || need[1];
-  const std::int64_t columns = x.size(-1), rows = columns ? x.numel() / columns : 0;
-  const Tensor y = empty(x.shape(), t, device);
-  const Tensor row_mean = keep && !rms ? empty({rows}, acc, device) : Tensor();
-  const Tensor row_rstd = keep ? empty({rows}, acc, device) : Tensor();
-  const LayerNormArgs args{t, weight_dtype, rms, data_or_null(x), data_or_null(w), data_or_null(b), data_or_null(y),
-                           data_or_null(row_mean), data_or_null(row_rstd), rows, columns, eps};
-  launch(kernels::layer_norm, device, args, rows, row_grain(columns));
-  return record(op, y, {x, w, b}, Saved({keep_if(keep, x), keep_if(need[0], w)}, {row_mean, row_rstd}),
-                [weight_dtype, eps, rms](const Saved& s, const Tensor& dy, Needs n) -> Grads {
-                  if (grad_enabled()) return composite_backward(s[0], s[1], dy, weight_dtype, eps, rms, n);
-                  return fused_backward(s, dy, weight_dtype, rms, n);
+  const Rows rows = forward(x, {}, w, b, norm, keep);
+  return record(op, rows.y, {x, w, b}, Saved({keep_if(keep, x), keep_if(need[0], w)}, {rows.mean, rows.rstd}),
+                [norm](const Saved& s, const Tensor& dy, Needs n) -> Grads {
+                  return backward({s[0], s[1], s[2], s[3]}, dy, {}, norm, n);
                 });
+}
+
+AddNorm add_normalize(const char* op, const Tensor& x0, const Tensor& r0, const Tensor& w0, const Tensor& b0,
+                      double eps, bool rms) {
+  check(op, x0, w0, b0, eps);
+  CAPO_CHECK(x0.shape() == r0.shape() && x0.dtype() == r0.dtype() && x0.device() == r0.device(), op,
+             ": x and r must be alike, got ", describe(x0), " and ", describe(r0));
+  if (through_f32(x0)) {
+    const Tensor sum = x0 + r0;
+    return {sum, normalize(op, sum, w0, b0, eps, rms)};
+  }
+  const Tensor x = contiguous(x0), r = contiguous(r0), w = contiguous_or_undefined(w0), b = contiguous_or_undefined(b0);
+  const Norm norm = norm_of(x, w, b, eps, rms);
+  const Needs need = needs_of({x, r, w, b});
+  const bool through = need[0] || need[1], keep = through || need[2];
+  const Rows rows = forward(x, r, w, b, norm, keep);
+  record_many(op, {rows.sum, rows.y}, {x, r, w, b},
+              Saved({keep_if(through, w)}, {keep_if(keep, rows.sum), rows.mean, rows.rstd}),
+              [norm](const Saved& s, const Grads& d, Needs n) -> Grads {
+                const Needs inner((n[0] || n[1] ? 1u : 0u) | (n[2] ? 2u : 0u) | (n[3] ? 4u : 0u));
+                Grads g{d[0], {}, {}};  // when nothing came through y
+                if (d[1].defined()) g = backward({s[1], s[0], s[2], s[3]}, d[1], d[0], norm, inner);
+                return {keep_if(n[0], g[0]), keep_if(n[1], g[0]), g[1], g[2]};
+              });
+  return {rows.sum, rows.y};
 }
 
 }  // namespace
 
 Tensor layer_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, double eps) {
-  return normalize_rows("layer_norm", x, weight, bias, eps, false);
+  return normalize("layer_norm", x, weight, bias, eps, false);
 }
 
 Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps) {
-  return normalize_rows("rms_norm", x, weight, {}, eps, true);
+  return normalize("rms_norm", x, weight, {}, eps, true);
+}
+
+AddNorm add_layer_norm(const Tensor& x, const Tensor& r, const Tensor& weight, const Tensor& bias, double eps) {
+  return add_normalize("add_layer_norm", x, r, weight, bias, eps, false);
+}
+
+AddNorm add_rms_norm(const Tensor& x, const Tensor& r, const Tensor& weight, double eps) {
+  return add_normalize("add_rms_norm", x, r, weight, {}, eps, true);
 }
 
 }  // namespace capo

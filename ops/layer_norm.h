@@ -11,6 +11,10 @@
 // grad     x, weight, bias. Keeps x, one mean and one rstd per row, and weight if x needs a gradient; nothing for a
 //          bias alone. dweight and dbias are summed over fixed chunks of rows. Second order through the composite.
 // throws   on a weight or bias that is not [C], mixed dtypes or devices, eps <= 0.
+//
+// add_layer_norm and add_rms_norm are a transformer's residual step in one kernel: sum = x + r and y = norm(sum), both in
+// x's dtype, with the values of add followed by the norm. x and r must have one shape, dtype and device. The gradient
+// reads dsum and dy (either may be missing) and writes one tensor that is both dx and dr. Keeps sum in place of x.
 #pragma once
 
 #include <capo/engine/tensor.h>
@@ -19,6 +23,13 @@ namespace capo {
 
 Tensor layer_norm(const Tensor& x, const Tensor& weight = {}, const Tensor& bias = {}, double eps = 1e-6);
 Tensor rms_norm(const Tensor& x, const Tensor& weight = {}, double eps = 1e-6);
+
+struct AddNorm {
+  Tensor sum, y;
+};
+AddNorm add_layer_norm(const Tensor& x, const Tensor& r, const Tensor& weight = {}, const Tensor& bias = {},
+                       double eps = 1e-6);
+AddNorm add_rms_norm(const Tensor& x, const Tensor& r, const Tensor& weight = {}, double eps = 1e-6);
 
 // Work item: one row.
 struct LayerNormArgs {
@@ -30,6 +41,8 @@ struct LayerNormArgs {
   void *mean, *rstd;  // [rows], f32 (f64 for f64); null when not kept; mean unused by rms
   std::int64_t rows, columns;
   double eps;
+  const void* residual = nullptr;  // or null; else x + residual is written to sum and normalised
+  void* sum = nullptr;
 };
 
 // Work item: kLayerNormChunk rows, whose dweight and dbias become one row of the partial sums.
@@ -44,6 +57,7 @@ struct LayerNormBackwardArgs {
   void *dweight_part, *dbias_part;    // [chunks, columns], f32 (f64 for f64); each or null
   std::int64_t rows, columns;
   void *dweight = nullptr, *dbias = nullptr;  // [columns], the parts' sums in weight_dtype: written on CUDA only, or null
+  const void* dsum = nullptr;  // what else reaches x: added to dx; or null
 };
 
 }  // namespace capo

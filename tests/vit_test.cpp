@@ -358,6 +358,38 @@ TEST_CASE("taps fire on every module of every variant, fused or not") {
   }
 }
 
+TEST_CASE("the residual step before norm2: fused or not, the same bits from the same bytes kept") {
+  struct Look : nn::Tap {} look;  // a norm that carries a tap is not fused
+  for (const Variant& v : variants())
+    for (const DType t : {f32, f64}) {
+      CAPTURE(v.name);
+      const auto run = [&](bool fused) {
+        vit::VitConfig c = v.config;
+        c.drop_path = 0.3;
+        vit::Vit model(c, {.seed = 5, .dtype = t});
+        golden::fill(model);
+        model.train();
+        if (!fused)
+          for (auto& block : model.blocks) block->norm2.attach_observer(&look);
+        const Tensor x = cast(images(), t);
+        set_requires_grad(x, true);
+        const SavedBytes saved;
+        const Tensor y = model(x);
+        bool seen = false;
+        for (const auto& row : saved.rows()) seen |= row.op == "add_layer_norm";
+        CHECK(seen == fused);
+        backward(y, cast(normal(y.shape(), "cotangent"), t));
+        std::string all = std::to_string(saved.total());
+        const auto add = [&](const Tensor& g) { all.append(static_cast<const char*>(g.data()), g.nbytes()); };
+        add(y);
+        add(grad_of(x));
+        for (nn::Parameter* p : model.parameters()) add(contiguous(grad_of(p->value())));
+        return all;
+      };
+      CHECK(run(true) == run(false));
+    }
+}
+
 TEST_CASE("the published sizes") {
   const auto count = [](const char* size, int image, int patch, int classes) {
     vit::Vit model(vit::config(size, image, patch, classes), {.device = kMeta});

@@ -38,6 +38,14 @@ Tensor Linear::with_activation(const Tensor& x, Activation act) {
 LayerNorm::LayerNorm(Module* up, std::string_view name, std::int64_t dim, double e)
     : Layer(up, name), weight(this, "weight", {dim}, Init::one()), bias(this, "bias", {dim}, Init::zero()), eps(e) {}
 Tensor LayerNorm::forward(const Tensor& x) { return layer_norm(x, weight, bias, eps); }
+AddNorm LayerNorm::add(const Tensor& x, const Tensor& r) {
+  if (tapped()) {
+    const Tensor sum = x + r;
+    return {sum, (*this)(sum)};
+  }
+  const ModuleScope scope(&path());
+  return add_layer_norm(x, r, weight, bias, eps);
+}
 
 RmsNorm::RmsNorm(Module* up, std::string_view name, std::int64_t dim, double e)
     : Layer(up, name), weight(this, "weight", {dim}, Init::one()), eps(e) {}

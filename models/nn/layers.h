@@ -3,6 +3,7 @@
 #pragma once
 
 #include <capo/models/nn/module.h>
+#include <capo/ops/layer_norm.h>
 #include <capo/ops/matmul.h>
 
 namespace capo::nn {
@@ -29,6 +30,8 @@ class LayerNorm : public Layer<LayerNorm> {
  public:
   LayerNorm(Module* up, std::string_view name, std::int64_t dim, double eps = 1e-6);
   Tensor forward(const Tensor& x);
+  // {x + r, this(x + r)}, fused while nothing is attached.
+  AddNorm add(const Tensor& x, const Tensor& r);
   Tensor reapply(const Tensor& x) override { return (*this)(x); }
   Parameter weight, bias;
   const double eps;

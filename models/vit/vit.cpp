@@ -49,8 +49,8 @@ Block::Block(nn::Module* up, std::string_view name, const VitConfig& c, double d
 
 Tensor Block::forward(const Tensor& x) {
   const Tensor a = attn.call(x, norm1(x));
-  const Tensor h = x + drop_path1(ls1 ? (*ls1)(a) : a);
-  const Tensor f = mlp.call(h, norm2(h));
+  const auto [h, z] = norm2.add(x, drop_path1(ls1 ? (*ls1)(a) : a));
+  const Tensor f = mlp.call(h, z);
   return h + drop_path2(ls2 ? (*ls2)(f) : f);
 }
 

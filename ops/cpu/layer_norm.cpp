@@ -5,6 +5,13 @@
 
 namespace {
 
+// A loop of its own, so that no product is contracted with the sum: the bits are those of the op add.
+template <class T>
+void add_rows(const T* a, const T* b, T* sum, std::int64_t n) {
+#pragma omp simd
+  for (std::int64_t i = 0; i < n; ++i) sum[i] = a[i] + b[i];
+}
+
 template <class T>
 void forward(const capo::LayerNormArgs& a, std::int64_t begin, std::int64_t end) {
   const T* w = static_cast<const T*>(a.weight);
@@ -14,6 +21,11 @@ void forward(const capo::LayerNormArgs& a, std::int64_t begin, std::int64_t end)
   for (std::int64_t r = begin; r < end; ++r) {
     const T* x = static_cast<const T*>(a.x) + r * n;
     T* y = static_cast<T*>(a.y) + r * n;
+    if (a.residual) {
+      T* sum = static_cast<T*>(a.sum) + r * n;
+      add_rows(x, static_cast<const T*>(a.residual) + r * n, sum, n);
+      x = sum;
+    }
     T m = T(0), rest = T(0), var;  // mean = m + rest: what rounding m lost
     if (a.rms) {
       var = sum_of<T>(n, [x](std::int64_t i) { return x[i] * x[i]; }) / count;
@@ -75,6 +87,7 @@ void backward_rows(const capo::LayerNormBackwardArgs& a, std::int64_t chunk) {
 #pragma omp simd
         for (std::int64_t i = 0; i < n; ++i) dx[i] = (dy[i] - shift - (x[i] - m) * slope) * rstd;
       }
+      if (a.dsum) add_rows(static_cast<const T*>(a.dsum) + r * n, dx, dx, n);
     }
     if (dw) {
 #pragma omp simd

@@ -43,8 +43,37 @@ Sample rms_sample(const std::string& label, const Tensors& inputs, double eps = 
   return s;
 }
 
+using AddForm = AddNorm (*)(const Tensors&, double);
+AddNorm by_add_layer(const Tensors& in, double eps) { return add_layer_norm(in[0], in[1], in[2], in[3], eps); }
+AddNorm by_add_rms(const Tensors& in, double eps) { return add_rms_norm(in[0], in[1], in[2], eps); }
+
+enum class Read { both, sum, y };  // what the caller goes on with: the other output's cotangent is undefined
+
+// inputs: x, r, weight, bias (none for rms)
+Sample add_sample(const std::string& label, const Tensors& inputs, Read read = Read::both, double eps = 1e-6) {
+  const bool rms = inputs.size() == 3;
+  const AddForm form = rms ? by_add_rms : by_add_layer;
+  const auto pick = [read](const Tensor& sum, const Tensor& y) -> Tensors {
+    return read == Read::both ? Tensors{sum, y} : Tensors{read == Read::sum ? sum : y};
+  };
+  Sample s;
+  s.label = label;
+  s.inputs = inputs;
+  s.run = [=](const Tensors& in) {
+    const AddNorm out = form(in, eps);
+    return pick(out.sum, out.y);
+  };
+  s.reference = [=](const Tensors& in) {
+    const Tensor sum = in[0] + in[1];
+    return pick(sum, rms ? rms_norm_by_ops(sum, in[2], eps) : layer_norm_by_ops(sum, in[2], in[3], eps));
+  };
+  s.second_order = true;
+  return s;
+}
+
 Tensor x_of(const Shape& shape, double mean = 0.3, double std = 1.5) { return normal(shape, cat("x", shape), mean, std); }
 Tensor weight_of(std::int64_t c) { return normal({c}, "weight", 1, 0.3); }
+Tensor r_of(const Shape& shape) { return normal(shape, cat("r", shape), -0.1, 0.8); }
 Tensor bias_of(std::int64_t c) { return normal({c}, "bias", -0.2, 0.5); }
 
 OpCase layer_norm_case() {
@@ -113,8 +142,62 @@ OpCase rms_norm_case() {
   return c;
 }
 
+OpCase add_layer_norm_case() {
+  OpCase c{"add_layer_norm", {}, {}};
+  const auto of = [](const Shape& shape) -> Tensors {
+    const std::int64_t n = shape[shape.size() - 1];
+    return {x_of(shape), r_of(shape), weight_of(n), bias_of(n)};
+  };
+  const Tensor shared = x_of({3, 9});
+  c.samples = {
+      add_sample("small", of({2, 3, 5})),
+      add_sample("only y is read", of({2, 3, 5}), Read::y),
+      add_sample("only the sum is read", of({2, 3, 5}), Read::sum),
+      add_sample("no weight, no bias, big eps", {x_of({3, 7}), r_of({3, 7}), {}, {}}, Read::both, 0.5),
+      add_sample("weight only", {x_of({3, 7}), r_of({3, 7}), weight_of(7), {}}),
+      add_sample("x twice", {shared, shared, weight_of(9), bias_of(9)}),
+      add_sample("odd columns, several chunks of rows", of({2, 75, 37})),
+      add_sample("whole packs, several chunks of rows", of({70, 520})),
+      add_sample("whole packs, a long row", of({2, 1544})),
+      add_sample("empty rows", of({0, 6})),
+      add_sample("empty columns", of({3, 0})),
+  };
+  const Tensor x = x_of({2, 3, 5}), r = r_of({2, 3, 5});
+  c.errors = {
+      {"shapes", [=] { add_layer_norm(x, r_of({3, 5})); }, "x and r must be alike"},
+      {"dtypes", [=] { add_layer_norm(x, cast(r, f32)); }, "x and r must be alike"},
+      {"weight size", [=] { add_layer_norm(x, r, weight_of(4)); }, "weight must be [5]"},
+      {"eps", [=] { add_layer_norm(x, r, {}, {}, 0); }, "eps must be > 0"},
+  };
+  return c;
+}
+
+OpCase add_rms_norm_case() {
+  OpCase c{"add_rms_norm", {}, {}};
+  const auto of = [](const Shape& shape) -> Tensors {
+    return {x_of(shape), r_of(shape), weight_of(shape[shape.size() - 1])};
+  };
+  c.samples = {
+      add_sample("small", of({2, 3, 5})),
+      add_sample("only y is read", of({2, 3, 5}), Read::y),
+      add_sample("no weight", {x_of({3, 7}), r_of({3, 7}), {}}),
+      add_sample("odd columns, several chunks of rows", of({150, 37})),
+      add_sample("whole packs, several chunks of rows", of({66, 1032})),
+      add_sample("whole packs, a long row", of({2, 1544})),
+      add_sample("empty", of({0, 6})),
+  };
+  const Tensor x = x_of({2, 5});
+  c.errors = {
+      {"shapes", [=] { add_rms_norm(x, r_of({5})); }, "x and r must be alike"},
+      {"weight size", [=] { add_rms_norm(x, r_of({2, 5}), weight_of(3)); }, "weight must be [5]"},
+  };
+  return c;
+}
+
 }  // namespace
 
-std::vector<OpCase> op_cases() { return {layer_norm_case(), rms_norm_case()}; }
+std::vector<OpCase> op_cases() {
+  return {layer_norm_case(), rms_norm_case(), add_layer_norm_case(), add_rms_norm_case()};
+}
 
 }  // namespace capo::test
