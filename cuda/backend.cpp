@@ -6,6 +6,7 @@
 #include <cuda_runtime_api.h>
 
 #include <array>
+#include <cstdlib>
 #include <memory>
 
 namespace capo {
@@ -65,9 +66,16 @@ class CudaMemory final : public MemorySource {
   std::string name_;
 };
 
+// CAPO_CACHE=0 in the environment: every tensor is a cudaMalloc of its own, for compute-sanitizer.
+std::unique_ptr<Allocator> make_allocator(MemorySource& memory) {
+  const char* text = std::getenv("CAPO_CACHE");
+  if (text && text[0] == '0') return std::make_unique<PlainAllocator>(memory);
+  return std::make_unique<CachingAllocator>(memory);
+}
+
 // One device. The default stream of this library is one of its own that does not wait for the legacy stream.
 struct CudaDevice {
-  explicit CudaDevice(int i) : index(i), memory(i), allocator(memory) {
+  explicit CudaDevice(int i) : index(i), memory(i), allocator(make_allocator(memory)) {
     const UseDevice use(i);
     cudaStream_t s;
     check_cuda(cudaStreamCreateWithFlags(&s, cudaStreamNonBlocking), "cuda: making a stream");
@@ -75,7 +83,7 @@ struct CudaDevice {
   }
   int index;
   CudaMemory memory;
-  CachingAllocator allocator;
+  const std::unique_ptr<Allocator> allocator;
   void* own = nullptr;
 };
 
@@ -104,7 +112,7 @@ class CudaBackend final : public DeviceBackend {
 
   int count() override { return count_; }
   std::string why_none() override { return why_; }
-  Allocator& allocator(int index) override { return device(index).allocator; }
+  Allocator& allocator(int index) override { return *device(index).allocator; }
 
   void copy(void* dst, Device to, const void* src, Device from, std::size_t bytes) override {
     const int index = to.is_cuda() ? to.index : from.index;

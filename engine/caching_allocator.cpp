@@ -57,6 +57,30 @@ void CachingAllocator::release_all() {
   drop_cache();
 }
 
+void* PlainAllocator::allocate(std::size_t bytes) {
+  const std::lock_guard lock(mutex_);
+  void* p = source_.take(bytes > 0 ? bytes : 1);
+  if (!p) fail_no_room(source_, bytes, stats_);
+  count_allocation(stats_, rounded_bytes(bytes));
+  return p;
+}
+
+void PlainAllocator::release(void* p, std::size_t bytes) {
+  const std::lock_guard lock(mutex_);
+  stats_.live_bytes -= static_cast<std::int64_t>(rounded_bytes(bytes));
+  source_.give_back(p);
+}
+
+MemoryStats PlainAllocator::stats() const {
+  const std::lock_guard lock(mutex_);
+  return stats_;
+}
+
+void PlainAllocator::reset_peak() {
+  const std::lock_guard lock(mutex_);
+  stats_.peak_bytes = stats_.live_bytes;
+}
+
 void CachingAllocator::drop_cache() {
   for (auto& [size, blocks] : free_)
     for (void* p : blocks) source_.give_back(p);

@@ -39,6 +39,22 @@ class CachingAllocator final : public Allocator {
   MemoryStats stats_;
 };
 
+// Every block comes from the source in its exact size and goes back at once: no reuse and no rounding that could hide an
+// access outside a block from compute-sanitizer. Slow.
+class PlainAllocator final : public Allocator {
+ public:
+  explicit PlainAllocator(MemorySource& source) : source_(source) {}
+  void* allocate(std::size_t bytes) override;
+  void release(void* p, std::size_t bytes) override;
+  MemoryStats stats() const override;
+  void reset_peak() override;
+
+ private:
+  MemorySource& source_;
+  mutable std::mutex mutex_;
+  MemoryStats stats_;
+};
+
 // Throws OutOfMemory: the source, what was asked and what is held.
 [[noreturn]] void fail_no_room(const MemorySource& source, std::size_t bytes, const MemoryStats& held);
 

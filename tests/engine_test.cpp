@@ -1,5 +1,6 @@
 // engine/: dtypes, shapes, tensors, memory, threads, random numbers. Files and safetensors have their own tests.
 #include <capo/engine/backend.h>
+#include <capo/engine/caching_allocator.h>
 #include <capo/engine/cpu.h>
 #include <capo/engine/rng.h>
 #include <capo/engine/threads.h>
@@ -350,6 +351,36 @@ TEST_CASE("the cpu allocator counts, reuses and gives back") {
   CHECK(a.stats().peak_bytes == start.live_bytes + 5120);
   a.reset_peak();
   CHECK(a.stats().peak_bytes == start.live_bytes);
+}
+
+TEST_CASE("the plain allocator asks for each block's exact size and keeps none") {
+  struct Source final : MemorySource {
+    std::vector<std::size_t> asked;
+    int given_back = 0;
+    const char* name() const override { return "here"; }
+    void* take(std::size_t bytes) override {
+      asked.push_back(bytes);
+      return bytes > 1 << 20 ? nullptr : std::malloc(bytes);
+    }
+    void give_back(void* p) override {
+      ++given_back;
+      std::free(p);
+    }
+  } source;
+  PlainAllocator a(source);
+  void* p = a.allocate(1025);
+  void* empty = a.allocate(0);
+  CHECK(source.asked == std::vector<std::size_t>{1025, 1});
+  CHECK(a.stats().live_bytes == 1152 + 64);
+  a.release(p, 1025);
+  CHECK(source.given_back == 1);
+  CHECK(a.stats().live_bytes == 64);
+  CHECK(a.stats().cached_bytes == 0);
+  CHECK(a.stats().peak_bytes == 1216);
+  CHECK(error_of([&] { a.allocate(2 << 20); }) == "here allocator: 2097152 bytes asked, the system has no room, 64 bytes are in use and 0 cached");
+  a.release(empty, 0);
+  a.reset_peak();
+  CHECK(a.stats().peak_bytes == 0);
 }
 
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)  // they stop the program on such a size

@@ -1,5 +1,13 @@
 // check_case: every check on every sample of one op, under the debug allocator. Letters refer to tests/op_checks.h.
+//
+// CAPO_TEST_CHECKS=device (any name of kChecks) in the environment runs that check alone; "device" then demands a device,
+// where it otherwise passes in silence without one.
+#include <capo/engine/backend.h>
 #include <capo/tests/op_checks.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <iterator>
 
 namespace capo::test {
 namespace {
@@ -84,6 +92,11 @@ void check_nothing_kept(const Subject& s) {
 }
 
 std::vector<std::string> check_case(const OpCase& c) {
+  const char* wanted = std::getenv("CAPO_TEST_CHECKS");
+  const std::string only = wanted ? wanted : "";
+  if (!only.empty() && std::none_of(std::begin(kChecks), std::end(kChecks), [&](const NamedCheck& known) { return only == known.name; }))
+    return {cat("CAPO_TEST_CHECKS: there is no check \"", only, "\"")};
+  if (only == "device" && device_count() == 0) return {"CAPO_TEST_CHECKS=device, and this build or machine has no CUDA device"};
   std::vector<std::string> failures;
   const UnderDebugAllocator guarded;
   for (const auto& sample : c.samples) {
@@ -97,7 +110,8 @@ std::vector<std::string> check_case(const OpCase& c) {
     attempt("setup", [&] {
       const Subject subject = subject_of(c, sample);
       expect(subject.wanted.size() == subject.inputs.size(), "`wanted` needs one entry per input");
-      for (const auto& check : kChecks) attempt(check.name, [&] { check.run(subject); });
+      for (const auto& check : kChecks)
+        if (only.empty() || only == check.name) attempt(check.name, [&] { check.run(subject); });
       attempt("inputs", [&] { compare_bits("input after all checks", subject.inputs, subject_of(c, sample).inputs); });
     });
     attempt("guards", [] { DebugAllocator::instance().check(); });
