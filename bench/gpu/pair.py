@@ -1,0 +1,168 @@
+#!/usr/bin/env python3
+"""One row of bench/gpu/models.h, Capo beside PyTorch: both stay loaded on the card and run alternately, round by round.
+
+  pair.py --row vit_b16 --capo build/cuda/bench/gpu/bench_gpu_vit_step --variants masters:compile,... --out FILE
+
+Capo's variants run as programs that wait between rounds; each PyTorch variant (peer.py) joins in turn, is warmed up, runs
+its rounds alternately with Capo's and leaves. Every finished pair is one JSON line appended to FILE, so that what was done
+stays when time runs out or a program dies.
+"""
+import argparse
+import json
+import math
+import os
+import queue
+import statistics
+import subprocess
+import sys
+import threading
+import time
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+
+
+class Failed(Exception):
+    pass
+
+
+class Program:
+    """A program that speaks the protocol of bench_gpu_vit_step --serve. Its other output goes to stderr."""
+
+    def __init__(self, name, command, patience):
+        self.name = name
+        self.lines = queue.Queue()
+        self.tail = []
+        print("+", *command, file=sys.stderr, flush=True)
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        threading.Thread(target=self.read, daemon=True).start()
+        self.step_seconds = self.wait("READY", patience)["seconds"]
+        self.steps = max(1, math.ceil(0.5 / max(self.step_seconds, 1e-6)))
+
+    def read(self):
+        for line in self.process.stdout:
+            self.lines.put(line)
+        self.lines.put(None)
+
+    def wait(self, word, patience):
+        end = time.monotonic() + patience
+        while True:
+            try:
+                line = self.lines.get(timeout=max(0.1, end - time.monotonic()))
+            except queue.Empty:
+                self.kill()
+                raise Failed(f"{self.name}: no {word} within {patience:.0f} s; last: {' | '.join(self.tail)}") from None
+            if line is None:
+                raise Failed(f"{self.name}: ended with {self.process.wait()} before {word}; last: {' | '.join(self.tail)}")
+            if line.startswith(word + " "):
+                return json.loads(line[len(word):])
+            print(f"[{self.name}] {line}", end="", file=sys.stderr, flush=True)
+            self.tail = [*self.tail, line.strip()[:300]][-8:]
+
+    def round(self):
+        try:
+            self.process.stdin.write(f"{self.steps}\n")
+            self.process.stdin.flush()
+        except OSError:
+            pass  # wait() tells what it said last
+        return self.wait("ROUND", 60 + 20 * self.steps * self.step_seconds)["seconds"]
+
+    def finish(self):
+        self.process.stdin.close()
+        result = self.wait("RESULT", 60)
+        self.process.wait(timeout=60)
+        return result
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
+
+
+def clocks():
+    try:
+        query = ["nvidia-smi", "--query-gpu=clocks.sm,clocks.mem,temperature.gpu,power.draw,clocks_event_reasons.active", "--format=csv,noheader"]
+        return subprocess.run(query, capture_output=True, text=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--row", required=True)
+    parser.add_argument("--capo", required=True, help="bench_gpu_vit_step")
+    parser.add_argument("--capo-variants", default="eager", help="of eager, graph")
+    parser.add_argument("--variants", default="masters:compile", help="of PyTorch, in order; may be empty")
+    parser.add_argument("--seconds", type=float, default=300, help="no variant is begun that would not end within these")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--out", required=True)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--tiny", action="store_true")
+    args = parser.parse_args()
+    end = time.monotonic() + args.seconds
+    same = ["--row", args.row, "--device", args.device, "--serve"] + (["--tiny"] if args.tiny else [])
+    failures = []
+
+    def write(kind, what):
+        with open(args.out, "a") as f:
+            f.write(json.dumps({"kind": kind, "row": args.row, **what}) + "\n")
+
+    def start(name, command, patience):
+        try:
+            return Program(name, command, patience)
+        except (Failed, OSError) as e:
+            failures.append(str(e))
+            write("failure", {"variant": name, "text": str(e)})
+            return None
+
+    capo = {}
+    for variant in args.capo_variants.split(","):
+        graph = ["--graph"] if variant == "graph" else []
+        program = start(f"capo {variant}", [args.capo, *same, *graph], min(180, args.seconds))
+        if program:
+            capo[variant] = program
+    total = {name: [] for name in capo}
+
+    for variant in filter(None, args.variants.split(",")):
+        left = end - time.monotonic()
+        if left < (5 if args.tiny else 45):
+            write("skipped", {"variant": variant, "text": f"{left:.0f} s left"})
+            continue
+        peer = start(variant, [sys.executable, os.path.join(HERE, "peer.py"), *same, "--variant", variant], left - 5)
+        if not peer:
+            continue
+        try:
+            before, seconds, theirs = clocks(), {name: [] for name in capo}, []
+            for i in range(args.rounds):
+                turn = [*capo, None]
+                for name in turn if i % 2 == 0 else reversed(turn):
+                    (theirs if name is None else seconds[name]).append((peer if name is None else capo[name]).round())
+            result = peer.finish()
+        except (Failed, OSError, subprocess.SubprocessError) as e:
+            failures.append(str(e))
+            write("failure", {"variant": variant, "text": str(e)})
+            peer.kill()
+            capo = {name: program for name, program in capo.items() if program.process.poll() is None}
+            continue
+        for name in capo:
+            total[name] += seconds[name]
+        write("pair", {"variant": variant, "pytorch": result, "clocks": [before, clocks()], "capo": {
+            name: {"seconds": statistics.median(s), "rounds": s, "ratio": statistics.median([b / a for a, b in zip(s, theirs)])}
+            for name, s in seconds.items()}})
+        print(f"{args.row}: {variant} {1e3 * statistics.median(theirs):.2f} ms;",
+              *(f"capo {name} {1e3 * statistics.median(s):.2f} ms" for name, s in seconds.items()), file=sys.stderr, flush=True)
+
+    for name, program in capo.items():
+        try:
+            while len(total[name]) < 5:  # no pair came about
+                total[name].append(program.round())
+            write("capo", {"variant": name, "result": {**program.finish(), "variant": name}})
+        except (Failed, OSError, subprocess.SubprocessError) as e:
+            failures.append(str(e))
+            write("failure", {"variant": f"capo {name}", "text": str(e)})
+            program.kill()
+    for text in failures:
+        print("FAILED", text, file=sys.stderr)
+    sys.exit(1 if failures or not capo else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,336 @@
+#!/usr/bin/env python3
+"""What Capo is held against: the rows of bench/gpu/models.h and its memory-bound passes, in PyTorch with timm.
+
+  peer.py --row vit_b16 --variant masters:compile [--serve]     one training step, measured as bench_gpu_vit_step does
+  peer.py --row ops                                             copy, product, layer norm backward, AdamW, host cost
+  --device cpu --tiny runs everything at sizes for a CPU; its figures mean nothing.
+
+A variant is WEIGHTS:MODE.
+  masters    bf16 weights, f32 masters in the optimiser: Capo's own arithmetic
+  autocast   f32 weights, torch.autocast(bf16)
+  pure       bf16 weights and moments, no masters: less arithmetic than Capo's, reported but not compared with
+  eager | compile | step-graph (compile, and the whole step with its optimiser as one CUDA graph) | reduce-overhead |
+  max-autotune (with step-graph's capture)
+
+All of them: SDPA, channels-last input, fused AdamW, gradients set to None. The last line is RESULT {json}.
+"""
+import argparse
+import json
+import statistics
+import sys
+import time
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+ROWS = {  # size, image, patch, classes, batch, tuned, checkpointed
+    "vit_b16": ("base", 224, 16, 1000, 256, False, False),
+    "vit_s16": ("small", 224, 16, 1000, 256, False, False),
+    "vit_ti4": ("tiny", 32, 4, 200, 128, False, False),
+    "u_tuning_b16": ("base", 224, 16, 100, 256, True, False),
+    "u_tuning_b16_checkpointed": ("base", 224, 16, 100, 256, True, True),
+}
+PREFIX, ADAPTER = 10, 40  # tuners/presets.h, "u-tuning"
+
+
+def sync(device):
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+class PrefixAttention(nn.Module):
+    """timm's attention with learned keys and values in front of its own: Capo's u_prefix, without the split."""
+
+    def __init__(self, attn):
+        super().__init__()
+        self.qkv, self.proj, self.heads = attn.qkv, attn.proj, attn.num_heads
+        dim = attn.qkv.in_features
+        self.k, self.v = (nn.Parameter(nn.init.xavier_uniform_(torch.empty(PREFIX, dim))) for _ in range(2))
+
+    def forward(self, x, **_):
+        b, n, c = x.shape
+        q, k, v = self.qkv(x).reshape(b, n, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+
+        def with_learned(learned, own):
+            learned = learned.reshape(1, PREFIX, self.heads, c // self.heads).transpose(1, 2)
+            return torch.cat([learned.to(own.dtype).expand(b, -1, -1, -1), own], 2)
+
+        o = F.scaled_dot_product_attention(q, with_learned(self.k, k), with_learned(self.v, v))
+        return self.proj(o.transpose(1, 2).reshape(b, n, c))
+
+
+class TunedBlock(nn.Module):
+    """A ViT block with a prefix beside its attention and an adapter, fed by the stream, beside its FFN."""
+
+    def __init__(self, block):
+        super().__init__()
+        self.norm1, self.norm2, self.mlp = block.norm1, block.norm2, block.mlp
+        self.attn = PrefixAttention(block.attn)
+        dim = block.norm1.normalized_shape[0]
+        self.down, self.up = nn.Linear(dim, ADAPTER), nn.Linear(ADAPTER, dim)
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.up.bias)
+
+    def forward(self, x, **_):
+        h = x + self.attn(self.norm1(x))
+        return h + self.mlp(self.norm2(h)) + self.up(F.gelu(self.down(h)))
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, block):
+        super().__init__()
+        self.block = block
+
+    def forward(self, x, **_):
+        return checkpoint(self.block, x, use_reentrant=False)
+
+
+def build(row, tiny):
+    size, image, patch, classes, batch, tuned, checkpointed = ROWS[row]
+    kwargs = dict(num_classes=classes, img_size=image)
+    if tiny:
+        size, patch, batch = "tiny", 16, 4
+        kwargs.update(img_size=32, depth=2)
+    model = timm.create_model(f"vit_{size}_patch16_224", patch_size=patch, **kwargs)
+    if tuned:
+        model.requires_grad_(False)
+        for i, block in enumerate(model.blocks):
+            model.blocks[i] = TunedBlock(block)  # its own parameters are new, hence trained
+        model.head.requires_grad_(True)
+    if checkpointed:
+        for i, block in enumerate(model.blocks):
+            model.blocks[i] = Checkpointed(block)
+    return model, kwargs["img_size"], classes, batch
+
+
+class Step:
+    """Forward, loss, backward, AdamW; weights as `weights` says, run as `mode` says."""
+
+    def __init__(self, row, variant, device, tiny):
+        self.device = device
+        weights, self.mode = variant.split(":")
+        torch.manual_seed(0)
+        model, image, self.classes, self.batch = build(row, tiny)
+        half = weights in ("masters", "pure")
+        model = model.to(device=device, dtype=torch.bfloat16 if half else torch.float32).train()
+        self.parameters = sum(p.numel() for p in model.parameters())
+        self.trained = [p for p in model.parameters() if p.requires_grad]
+        self.trainable = sum(p.numel() for p in self.trained)
+        self.masters = [p.detach().float().clone() for p in self.trained] if weights == "masters" else None
+        graph = self.mode in ("step-graph", "max-autotune") and device.type == "cuda"
+        targets = self.masters or self.trained
+        groups = [{"params": [t for t in targets if t.ndim >= 2]},
+                  {"params": [t for t in targets if t.ndim < 2], "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=1e-4, weight_decay=0.05, fused=True, capturable=graph)
+        self.x = torch.randn(self.batch, 3, image, image, device=device).bfloat16().to(memory_format=torch.channels_last)
+        self.y = torch.arange(self.batch, device=device) * 37 % self.classes
+
+        def loss(x, y):
+            with torch.autocast(device.type, torch.bfloat16, enabled=weights == "autocast"):
+                logits = model(x)
+            return F.cross_entropy(logits.float(), y)
+
+        compiled = {"compile": {}, "step-graph": {}, "reduce-overhead": {"mode": "reduce-overhead"},
+                    "max-autotune": {"mode": "max-autotune-no-cudagraphs"}}
+        self.loss = loss if self.mode == "eager" else torch.compile(loss, **compiled[self.mode])
+        self.newest = None
+        self.replay = None
+        if graph:
+            self.capture()
+
+    def once(self):
+        if self.mode == "reduce-overhead":
+            torch.compiler.cudagraph_mark_step_begin()
+        loss = self.loss(self.x, self.y)
+        loss.backward()
+        if self.masters:
+            grads = [p.grad for p in self.trained]
+            for master, grad in zip(self.masters, grads):
+                if master.grad is None:
+                    master.grad = torch.empty_like(master)
+            torch._foreach_copy_([m.grad for m in self.masters], grads)
+        self.optimizer.step()
+        if self.masters:
+            with torch.no_grad():
+                torch._foreach_copy_(self.trained, self.masters)
+        for p in self.trained:
+            p.grad = None
+        self.newest = loss.detach()
+
+    def capture(self):
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                self.once()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self.once()
+        self.replay = graph
+
+    def run(self):
+        if self.replay:
+            self.replay.replay()
+        else:
+            self.once()
+
+    def timed(self, steps):
+        sync(self.device)
+        start = time.perf_counter()
+        for _ in range(steps):
+            self.run()
+        sync(self.device)
+        return (time.perf_counter() - start) / steps
+
+
+def say(word, what):
+    print(word, json.dumps(what), flush=True)
+
+
+def train_row(args, device):
+    cuda = device.type == "cuda"
+    begin = time.perf_counter()
+    step = Step(args.row, args.variant, device, args.tiny)
+    step.timed(1 if args.tiny else 5)
+    # A graph's replays allocate nothing: there the peak is that of the steps before and during the capture.
+    live = torch.cuda.memory_allocated() if cuda else 0
+    if cuda and step.mode in ("eager", "compile"):
+        torch.cuda.reset_peak_memory_stats()
+    guess = step.timed(1 if args.tiny else 3)
+    warm_up = time.perf_counter() - begin
+    rounds = []
+    if args.serve:
+        say("READY", {"seconds": guess})
+        for line in sys.stdin:
+            rounds.append(step.timed(max(1, int(line))))
+            say("ROUND", {"seconds": rounds[-1]})
+    else:
+        for _ in range(2 if args.tiny else 10):
+            rounds.append(step.timed(1 if args.tiny else max(3, int(0.5 / guess) + 1)))
+    peak = torch.cuda.max_memory_allocated() if cuda else 0
+    result = {"bench": "vit_step", "engine": "pytorch", "variant": args.variant, "row": args.row, "device": str(device), "tiny": args.tiny,
+              "batch": step.batch, "parameters": step.parameters, "trainable": step.trainable, "loss": float(step.newest),
+              "peak_bytes": peak, "live_bytes": live, "step_bytes": peak - live, "warm_up_seconds": warm_up,
+              "reserved_bytes": torch.cuda.max_memory_reserved() if cuda else 0, "torch": torch.__version__, "timm": timm.__version__}
+    if rounds:
+        seconds = statistics.median(rounds)
+        result.update(seconds=seconds, rounds=rounds, images_per_second=step.batch / seconds)
+    say("RESULT", result)
+
+
+def measured(run, device, tiny):
+    """Seconds of one call: on CUDA several calls captured as a graph, between events; medians of 15 replays."""
+    if device.type != "cuda":
+        run()
+        start = time.perf_counter()
+        run()
+        return time.perf_counter() - start
+    for _ in range(3):
+        run()
+    sync(device)
+    start = time.perf_counter()
+    run()
+    sync(device)
+    calls = max(1, min(200, int(5e-3 / (time.perf_counter() - start)) + 1))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(calls):
+            run()
+    times = []
+    for _ in range(15):
+        a, b = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        a.record()
+        graph.replay()
+        b.record()
+        b.synchronize()
+        times.append(1e-3 * a.elapsed_time(b) / calls)
+    return statistics.median(times)
+
+
+def host_seconds(run, device):
+    """What the host spends on one call before it returns."""
+    times = []
+    for _ in range(150):
+        sync(device)
+        start = time.perf_counter()
+        for _ in range(100):
+            run()
+        times.append((time.perf_counter() - start) / 100)
+    sync(device)
+    return statistics.median(times)
+
+
+def ops_row(args, device):
+    tiny, dtype = args.tiny, torch.bfloat16
+    rows = []
+
+    def add(name, work, run, host=False):
+        try:
+            seconds = host_seconds(run, device) if host else measured(run, device, tiny)
+        except Exception as e:  # one op that fails must not take the rest with it
+            rows.append({"case": name, "error": f"{type(e).__name__}: {e}"[:500]})
+            return
+        rows.append({"case": name, "pytorch": {"median": seconds, "rate": work / seconds}})
+        print(f"{name}: {seconds * 1e6:.2f} us", flush=True)
+
+    n = 1 << (12 if tiny else 29)
+    a, b = torch.randn(n, device=device, dtype=dtype), torch.empty(n, device=device, dtype=dtype)
+    add("copy", 4 * n, lambda: b.copy_(a))
+    m = 64 if tiny else 8192
+    x, w = (torch.randn(m, m, device=device, dtype=dtype) for _ in range(2))
+    add(f"ceiling {m}^3", 2 * m**3, lambda: torch.mm(x, w))
+
+    def norm_backward(dy, x, mean, rstd, w, b):
+        return torch.ops.aten.native_layer_norm_backward(dy, x, [x.shape[1]], mean, rstd, w, b, [True, True, True])
+
+    def residual_backward(dy, ds, x, mean, rstd, w, b):
+        dx, dw, db = norm_backward(dy, x, mean, rstd, w, b)
+        return dx + ds, dw, db
+
+    for r, c in [(12, 16)] if tiny else [(256 * 197, 768), (256 * 197, 384), (1024, 12288)]:
+        x, dy, ds = (torch.randn(r, c, device=device, dtype=dtype) for _ in range(3))
+        w, b = (torch.randn(c, device=device, dtype=dtype) for _ in range(2))
+        _, mean, rstd = torch.ops.aten.native_layer_norm(x, [c], w, b, 1e-6)
+        for how, wrap in [("eager", lambda f: f)] + ([] if tiny else [("compile", lambda f: torch.compile(f, dynamic=False))]):
+            one, two = wrap(norm_backward), wrap(residual_backward)
+            add(f"layer norm {r} x {c}, backward, {how}", 6 * r * c, lambda: one(dy, x, mean, rstd, w, b))
+            add(f"residual + layer norm {r} x {c}, backward, {how}", 8 * r * c, lambda: two(dy, ds, x, mean, rstd, w, b))
+
+    with torch.device("meta"):
+        shapes = [p.shape for p in build("vit_b16", tiny)[0].parameters()]
+    params = [torch.randn(s, device=device) for s in shapes]
+    for p in params:
+        p.grad = torch.randn_like(p)
+    optimizer = torch.optim.AdamW(params, fused=True, capturable=device.type == "cuda")
+    add("AdamW f32", 28 * sum(p.numel() for p in params), optimizer.step)
+
+    x, y, p = (torch.randn(16, 64, device=device, dtype=dtype) for _ in range(3))
+    w, b = torch.randn(64, 64, device=device, dtype=dtype), torch.randn(64, device=device, dtype=dtype)
+    p.requires_grad_(True)
+    with torch.no_grad():
+        add("host: add", 1, lambda: x + y, host=True)
+        add("host: layer norm", 1, lambda: F.layer_norm(x, (64,), b, b), host=True)
+        add("host: linear 16 x 64 x 64", 1, lambda: F.linear(x, w, b), host=True)
+    add("host: add, recorded", 1, lambda: p + y, host=True)
+    say("RESULT", {"bench": "ops", "engine": "pytorch", "device": str(device), "tiny": tiny, "torch": torch.__version__, "rows": rows})
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--row", default="vit_b16", choices=[*ROWS, "ops"])
+    parser.add_argument("--variant", default="masters:compile")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--serve", action="store_true")
+    args = parser.parse_args()
+    torch.backends.cuda.matmul.allow_tf32 = True
+    device = torch.device(args.device)
+    (ops_row if args.row == "ops" else train_row)(args, device)
+
+
+if __name__ == "__main__":
+    main()
