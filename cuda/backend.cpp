@@ -67,15 +67,17 @@ class CudaMemory final : public MemorySource {
 };
 
 // CAPO_CACHE=0 in the environment: every tensor is a cudaMalloc of its own, for compute-sanitizer.
-std::unique_ptr<Allocator> make_allocator(MemorySource& memory) {
-  const char* text = std::getenv("CAPO_CACHE");
-  if (text && text[0] == '0') return std::make_unique<PlainAllocator>(memory);
-  return std::make_unique<CachingAllocator>(memory);
+bool without_cache() {
+  static const bool off = [] {
+    const char* text = std::getenv("CAPO_CACHE");
+    return text && text[0] == '0';
+  }();
+  return off;
 }
 
 // One device. The default stream of this library is one of its own that does not wait for the legacy stream.
 struct CudaDevice {
-  explicit CudaDevice(int i) : index(i), memory(i), allocator(make_allocator(memory)) {
+  explicit CudaDevice(int i) : index(i), memory(i), allocator(memory), plain(memory) {
     const UseDevice use(i);
     cudaStream_t s;
     check_cuda(cudaStreamCreateWithFlags(&s, cudaStreamNonBlocking), "cuda: making a stream");
@@ -83,7 +85,8 @@ struct CudaDevice {
   }
   int index;
   CudaMemory memory;
-  const std::unique_ptr<Allocator> allocator;
+  CachingAllocator allocator;
+  PlainAllocator plain;
   void* own = nullptr;
 };
 
@@ -112,7 +115,11 @@ class CudaBackend final : public DeviceBackend {
 
   int count() override { return count_; }
   std::string why_none() override { return why_; }
-  Allocator& allocator(int index) override { return *device(index).allocator; }
+  Allocator& allocator(int index) override {
+    CudaDevice& d = device(index);
+    if (without_cache()) return d.plain;
+    return d.allocator;
+  }
 
   void copy(void* dst, Device to, const void* src, Device from, std::size_t bytes) override {
     const int index = to.is_cuda() ? to.index : from.index;

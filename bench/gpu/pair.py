@@ -92,6 +92,7 @@ def main():
     parser.add_argument("--capo-variants", default="eager", help="of eager, graph")
     parser.add_argument("--variants", default="masters:compile", help="of PyTorch, in order; may be empty")
     parser.add_argument("--seconds", type=float, default=300, help="no variant is begun that would not end within these")
+    parser.add_argument("--patience", type=float, default=150, help="seconds for one variant to compile and warm up")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--out", required=True)
     parser.add_argument("--device", default="cuda")
@@ -126,7 +127,7 @@ def main():
         if left < (5 if args.tiny else 45):
             write("skipped", {"variant": variant, "text": f"{left:.0f} s left"})
             continue
-        peer = start(variant, [sys.executable, os.path.join(HERE, "peer.py"), *same, "--variant", variant], left - 5)
+        peer = start(variant, [sys.executable, os.path.join(HERE, "peer.py"), *same, "--variant", variant], min(left - 5, args.patience))
         if not peer:
             continue
         try:
