@@ -52,11 +52,12 @@ struct Passes {
     add(name + ", forward", 2 * pass, [=] { layer_norm(x, w, b); });
     const Tensor y = layer_norm(x, w, b);
     add(name + ", backward", 3 * pass, [=] { grad({y}, {x, w, b}, {dy}, {.keep_graph = true}); });
-    // x + branch, then the norm; backward: dy and the stream's own gradient come in, one gradient goes out to both.
+    // sum = x + branch and its norm; backward: dy and the stream's own gradient come in, one gradient goes out to both.
     const Tensor branch = leaf(random({rows, columns}, dtype, options.device)), ds = random({rows, columns}, dtype, options.device);
-    const Tensor stream = x + branch, z = layer_norm(stream, w, b);
+    add("residual + " + name + ", forward", 4 * pass, [=] { add_layer_norm(x, branch, w, b); });
+    const AddNorm both = add_layer_norm(x, branch, w, b);
     add("residual + " + name + ", backward", 4 * pass,
-        [=] { grad({z, stream}, {x, branch, w, b}, {dy, ds}, {.keep_graph = true}); });
+        [=] { grad({both.y, both.sum}, {x, branch, w, b}, {dy, ds}, {.keep_graph = true}); });
   }
 
   void adamw(const std::vector<Shape>& shapes) {

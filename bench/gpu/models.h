@@ -15,12 +15,13 @@ struct Row {
   const char* spec;  // tuners/spec.h
   bool checkpoint;
 };
+inline constexpr const char* kUTuning = "blocks.*.attn: u_prefix(length=10); blocks.*.mlp: u_adapter(dim=40, on=x); head: train";
 inline constexpr Row kRows[] = {
     {"vit_b16", "vit_b", 224, 16, 1000, 256, "full", false},
     {"vit_s16", "vit_s", 224, 16, 1000, 256, "full", false},
     {"vit_ti4", "vit_ti", 32, 4, 200, 128, "full", false},
-    {"u_tuning_b16", "vit_b", 224, 16, 100, 256, "u-tuning", false},
-    {"u_tuning_b16_checkpointed", "vit_b", 224, 16, 100, 256, "u-tuning", true},
+    {"u_tuning_b16", "vit_b", 224, 16, 100, 256, kUTuning, false},
+    {"u_tuning_b16_checkpointed", "vit_b", 224, 16, 100, 256, kUTuning, true},
 };
 // Throws for other names.
 const Row& row(const std::string& name);

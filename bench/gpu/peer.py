@@ -33,7 +33,7 @@ ROWS = {  # size, image, patch, classes, batch, tuned, checkpointed
     "u_tuning_b16": ("base", 224, 16, 100, 256, True, False),
     "u_tuning_b16_checkpointed": ("base", 224, 16, 100, 256, True, True),
 }
-PREFIX, ADAPTER = 10, 40  # tuners/presets.h, "u-tuning"
+PREFIX, ADAPTER = 10, 40  # kUTuning in models.h
 
 
 def sync(device):
