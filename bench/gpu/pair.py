@@ -90,6 +90,7 @@ def main():
     parser.add_argument("--row", required=True)
     parser.add_argument("--capo", required=True, help="bench_gpu_vit_step")
     parser.add_argument("--capo-variants", default="eager", help="of eager, graph")
+    parser.add_argument("--alone", default="", help="Capo's variants to run first, by themselves: the card may not hold all of them at once")
     parser.add_argument("--variants", default="masters:compile", help="of PyTorch, in order; may be empty")
     parser.add_argument("--seconds", type=float, default=300, help="no variant is begun that would not end within these")
     parser.add_argument("--patience", type=float, default=150, help="seconds for one variant to compile and warm up")
@@ -114,10 +115,26 @@ def main():
             write("failure", {"variant": name, "text": str(e)})
             return None
 
+    def start_capo(variant):
+        return start(f"capo {variant}", [args.capo, *same, *(["--graph"] if variant == "graph" else [])], min(180, args.seconds))
+
+    def finish_capo(variant, program, rounds):
+        try:
+            for _ in range(rounds):
+                program.round()
+            write("capo", {"variant": variant, "result": {**program.finish(), "variant": variant}})
+        except (Failed, OSError, subprocess.SubprocessError) as e:
+            failures.append(str(e))
+            write("failure", {"variant": f"capo {variant}", "text": str(e)})
+            program.kill()
+
+    for variant in filter(None, args.alone.split(",")):
+        program = start_capo(variant)
+        if program:
+            finish_capo(variant, program, args.rounds)
     capo = {}
     for variant in args.capo_variants.split(","):
-        graph = ["--graph"] if variant == "graph" else []
-        program = start(f"capo {variant}", [args.capo, *same, *graph], min(180, args.seconds))
+        program = start_capo(variant)
         if program:
             capo[variant] = program
     total = {name: [] for name in capo}
@@ -152,14 +169,7 @@ def main():
               *(f"capo {name} {1e3 * statistics.median(s):.2f} ms" for name, s in seconds.items()), file=sys.stderr, flush=True)
 
     for name, program in capo.items():
-        try:
-            while len(total[name]) < 5:  # no pair came about
-                total[name].append(program.round())
-            write("capo", {"variant": name, "result": {**program.finish(), "variant": name}})
-        except (Failed, OSError, subprocess.SubprocessError) as e:
-            failures.append(str(e))
-            write("failure", {"variant": f"capo {name}", "text": str(e)})
-            program.kill()
+        finish_capo(name, program, 0 if total[name] else args.rounds)  # rounds of its own if no pair came about
     for text in failures:
         print("FAILED", text, file=sys.stderr)
     sys.exit(1 if failures or not capo else 0)

@@ -3,6 +3,7 @@
 #include <capo/engine/backend.h>
 #include <capo/engine/error.h>
 
+#include <cuda_profiler_api.h>
 #include <cuda_runtime_api.h>
 
 #include <cstdio>
@@ -17,6 +18,8 @@ void check(cudaError_t code, const char* what) {
 cudaStream_t stream_of(Device device) { return static_cast<cudaStream_t>(backend_for(device).stream(device.index)); }
 
 }  // namespace
+
+void profiler(bool on) { check(on ? cudaProfilerStart() : cudaProfilerStop(), "switching a profiler"); }
 
 struct Replay::Captured {
   cudaStream_t stream = nullptr;

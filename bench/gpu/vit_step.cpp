@@ -1,8 +1,9 @@
 // One row of models.h: training steps, wall clock around synchronised batches of them; peak memory from the allocator.
-//   bench_gpu_vit_step --row vit_b16 [--device cuda] [--dtype bf16] [--batch N] [--rounds 15] [--serve]
+//   bench_gpu_vit_step --row vit_b16 [--device cuda] [--dtype bf16] [--batch N] [--rounds 15] [--serve | --profile]
 // --serve, for bench/gpu/pair.py: after the warm-up a line "READY {json}", then for every line "N" on the input N steps
-// and a line "ROUND {json}"; the RESULT line at the input's end.
+// and a line "ROUND {json}"; the RESULT line at the input's end. --profile: after the warm-up one step, shown to a profiler.
 #include <capo/bench/gpu/models.h>
+#include <capo/bench/gpu/replay.h>
 #include <capo/engine/backend.h>
 
 #include <chrono>
@@ -35,13 +36,19 @@ void body(Options o) {
   const Row& wanted = row(o.value("--row", "vit_b16"));
   const DType dtype = o.dtype();
   const int batch = std::atoi(o.value("--batch", "0").c_str());
-  const bool serve = o.has("--serve");
+  const bool serve = o.has("--serve"), profile = o.has("--profile");
   o.no_more();
 
   TrainStep step(wanted, dtype, o.device, o.tiny, batch);
   const int warm = o.tiny ? 1 : 5;
   timed(step, o.device, warm);
   const double first_loss = step.loss();
+  if (profile) {
+    profiler(true);
+    const double seconds = timed(step, o.device, 1);
+    profiler(false);
+    return print_result({{"bench", "profile"}, {"row", wanted.name}, {"seconds", seconds}});
+  }
   // Live: weights, the optimiser's state, the batch. The rest of the peak is what a step needs.
   allocator(o.device).reset_peak();
   const std::int64_t live = allocator(o.device).stats().live_bytes;
