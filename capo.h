@@ -24,6 +24,7 @@
 #include <capo/engine/dtype.h>
 #include <capo/engine/error.h>
 #include <capo/engine/files.h>
+#include <capo/engine/graph.h>
 #include <capo/engine/json.h>
 #include <capo/engine/npy.h>
 #include <capo/engine/ref.h>

@@ -21,6 +21,8 @@ void check_cuda(int code, const char* what) {
 
 }  // namespace gpu
 
+DeviceBackend& linked_backend();
+
 namespace {
 
 using gpu::check_cuda;
@@ -41,12 +43,25 @@ class UseDevice {
   int before_ = 0;
 };
 
+// Lets this thread call what is refused while it captures a stream: cudaMalloc, which touches no stream.
+class RelaxedCapture {
+ public:
+  RelaxedCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  ~RelaxedCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  RelaxedCapture(const RelaxedCapture&) = delete;
+  RelaxedCapture& operator=(const RelaxedCapture&) = delete;
+
+ private:
+  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
+};
+
 class CudaMemory final : public MemorySource {
  public:
   explicit CudaMemory(int index) : index_(index), name_(cat("cuda:", index)) {}
   const char* name() const override { return name_.c_str(); }
   void* take(std::size_t bytes) override {
     const UseDevice use(index_);
+    const RelaxedCapture relaxed;
     void* p = nullptr;
     const cudaError_t error = cudaMalloc(&p, bytes);
     if (error == cudaErrorMemoryAllocation) {
@@ -88,6 +103,24 @@ struct CudaDevice {
   CachingAllocator allocator;
   PlainAllocator plain;
   void* own = nullptr;
+};
+
+// A graph of one device, with the memory that its kernels use.
+class CudaWork final : public CapturedWork {
+ public:
+  CudaWork(CudaDevice& device, CachingAllocator::Pool* pool, cudaGraphExec_t graph)
+      : device_(device), pool_(pool), graph_(graph) {}
+  ~CudaWork() override {
+    const UseDevice use(device_.index);
+    cudaGraphExecDestroy(graph_);
+    device_.allocator.drop_pool(pool_);
+  }
+  void launch() override;
+
+ private:
+  CudaDevice& device_;
+  CachingAllocator::Pool* pool_;
+  cudaGraphExec_t graph_;
 };
 
 class CudaBackend final : public DeviceBackend {
@@ -140,6 +173,48 @@ class CudaBackend final : public DeviceBackend {
     check_cuda(cudaStreamSynchronize(static_cast<cudaStream_t>(stream(index))), "cuda: waiting for the stream");
   }
 
+  // Of this thread only: other threads may go on using the device. What is pending on the stream runs before the work does.
+  void begin_capture(int index) override {
+    const UseDevice use(index);
+    CachingAllocator& memory = device(index).allocator;
+    memory.begin_pool();
+    const auto s = static_cast<cudaStream_t>(stream(index));
+    const cudaError_t error = cudaStreamBeginCapture(s, cudaStreamCaptureModeThreadLocal);
+    if (error == cudaSuccess) return;
+    memory.drop_pool(memory.end_pool());
+    check_cuda(error, "graph: beginning a capture");
+  }
+  std::unique_ptr<CapturedWork> end_capture(int index) override {
+    const UseDevice use(index);
+    CudaDevice& d = device(index);
+    cudaGraph_t graph = nullptr;
+    cudaGraphExec_t runnable = nullptr;
+    cudaError_t error = cudaStreamEndCapture(static_cast<cudaStream_t>(stream(index)), &graph);
+    CachingAllocator::Pool* const pool = d.allocator.end_pool();
+    if (error == cudaSuccess) error = cudaGraphInstantiate(&runnable, graph, 0);
+    if (graph) cudaGraphDestroy(graph);
+    if (error != cudaSuccess) d.allocator.drop_pool(pool);
+    check_cuda(error, "graph: ending a capture");
+    return std::make_unique<CudaWork>(d, pool, runnable);
+  }
+  void abandon_capture(int index) noexcept override {
+    const UseDevice use(index);
+    cudaGraph_t graph = nullptr;
+    cudaStreamEndCapture(static_cast<cudaStream_t>(stream(index)), &graph);
+    if (graph) cudaGraphDestroy(graph);
+    cudaGetLastError();
+    CachingAllocator& memory = device(index).allocator;
+    memory.drop_pool(memory.end_pool());
+  }
+  // The runtime stages up to 64 KiB of pageable memory before it returns: no pinned buffer that a later step could overwrite
+  // too early, and no wait.
+  void upload(int index, void* dst, const void* src, std::size_t bytes) override {
+    CAPO_CHECK(bytes <= std::size_t{64} << 10, "upload: takes at most 64 KiB, got ", bytes, " bytes");
+    const UseDevice use(index);
+    check_cuda(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyHostToDevice, static_cast<cudaStream_t>(stream(index))),
+               "cuda: uploading");
+  }
+
  private:
   CudaDevice& device(int index) {
     const std::lock_guard lock(mutex_);
@@ -155,6 +230,11 @@ class CudaBackend final : public DeviceBackend {
   static thread_local std::array<void*, kMaxDevices> chosen_;
 };
 thread_local std::array<void*, kMaxDevices> CudaBackend::chosen_{};
+
+void CudaWork::launch() {
+  const UseDevice use(device_.index);
+  check_cuda(cudaGraphLaunch(graph_, static_cast<cudaStream_t>(linked_backend().stream(device_.index))), "graph: launching");
+}
 
 }  // namespace
 

@@ -14,6 +14,9 @@ void check_launch(const char* kernel, cudaStream_t stream) {
   const cudaError_t launched = cudaGetLastError();
   CAPO_CHECK(launched == cudaSuccess, kernel, ": the CUDA launch failed: ", cudaGetErrorString(launched));
   if (!sync) return;
+  cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
+  cudaStreamIsCapturing(stream, &capture);
+  if (capture != cudaStreamCaptureStatusNone) return;  // nothing runs, and waiting would end the capture
   const cudaError_t ran = cudaStreamSynchronize(stream);
   CAPO_CHECK(ran == cudaSuccess, kernel, ": the CUDA kernel failed: ", cudaGetErrorString(ran));
 }

@@ -5,6 +5,8 @@
 
 namespace {
 
+using capo::AtRunArgs;
+using capo::GradTotalArgs;
 using capo::kOptimChunk;
 using capo::TensorTable;
 namespace gpu = capo::gpu;
@@ -63,7 +65,20 @@ __device__ inline void each(const TensorTable& table, const F& f) {
   }
 }
 
-__global__ void __launch_bounds__(kThreads) sgd_plain(const TensorTable t, float lr, float decay, float scale) {
+// A captured step reads by pointer what changes from replay to replay; null: the argument's value holds.
+__device__ inline bool skipped(const AtRunArgs& at) { return at.skip && *at.skip != 0.0f; }
+__device__ inline void read_scale(const AtRunArgs& at, float& scale) {
+  if (at.scale) scale = *at.scale;
+}
+__device__ inline void read_number(const AtRunArgs& at, int i, float& number) {
+  if (at.numbers) number = at.numbers[i];
+}
+
+__global__ void __launch_bounds__(kThreads)
+sgd_plain(const TensorTable t, float lr, float decay, float scale, AtRunArgs at) {
+  if (skipped(at)) return;
+  read_number(at, 0, lr);
+  read_scale(at, scale);
   each<2, 1>(t, [=](float* v) { v[0] -= lr * (v[1] * scale + decay * v[0]); });
 }
 
@@ -71,7 +86,10 @@ struct Momentum {
   float lr, decay, scale, old, fresh, of_g, of_buffer;
   bool first;
 };
-__global__ void __launch_bounds__(kThreads) sgd_momentum(const TensorTable t, Momentum o) {
+__global__ void __launch_bounds__(kThreads) sgd_momentum(const TensorTable t, Momentum o, AtRunArgs at) {
+  if (skipped(at)) return;
+  read_number(at, 0, o.lr);
+  read_scale(at, o.scale);
   each<3, 1 | 4>(t, [=](float* v) {
     const float g = v[1] * o.scale + o.decay * v[0];
     v[2] = (o.first ? 0.0f : o.old * v[2]) + o.fresh * g;  // the first time it may hold anything, NaN too
@@ -82,7 +100,12 @@ __global__ void __launch_bounds__(kThreads) sgd_momentum(const TensorTable t, Mo
 struct Adamw {
   float decay, scale, eps, fresh1, beta2, fresh2, step_size, root;
 };
-__global__ void __launch_bounds__(kThreads) adamw(const TensorTable t, Adamw o) {
+__global__ void __launch_bounds__(kThreads) adamw(const TensorTable t, Adamw o, AtRunArgs at) {
+  if (skipped(at)) return;
+  read_number(at, 0, o.decay);
+  read_number(at, 1, o.step_size);
+  read_number(at, 2, o.root);
+  read_scale(at, o.scale);
   each<4, 1 | 4 | 8>(t, [=](float* v) {
     const float g = v[1] * o.scale;
     v[2] += o.fresh1 * (g - v[2]);
@@ -91,11 +114,15 @@ __global__ void __launch_bounds__(kThreads) adamw(const TensorTable t, Adamw o) 
   });
 }
 
-__global__ void __launch_bounds__(kThreads) ema(const TensorTable t, float weight) {
+__global__ void __launch_bounds__(kThreads) ema(const TensorTable t, float weight, AtRunArgs at) {
+  if (skipped(at)) return;
+  read_number(at, 0, weight);
   each<2, 1>(t, [=](float* v) { v[0] += weight * (v[1] - v[0]); });
 }
 
-__global__ void __launch_bounds__(kThreads) scale(const TensorTable t, float factor) {
+__global__ void __launch_bounds__(kThreads) scale(const TensorTable t, float factor, AtRunArgs at) {
+  if (skipped(at)) return;
+  read_scale(at, factor);
   each<1, 1>(t, [=](float* v) { v[0] *= factor; });
 }
 
@@ -123,6 +150,25 @@ __global__ void __launch_bounds__(kThreads) grad_stat(const TensorTable t, doubl
   if (threadIdx.x == 0) out[blockIdx.x] = sum;
 }
 
+// One block adds the chunks' parts up, in an order that depends on nothing but their number.
+__device__ inline double sum_of(const double* parts, std::int64_t n) {
+  double sum = 0;
+  for (std::int64_t i = threadIdx.x; i < n; i += kThreads) sum += parts[i];
+  return gpu::block_sum<kThreads>(sum);
+}
+
+__global__ void __launch_bounds__(kThreads) grad_total(GradTotalArgs a) {
+  const double total = sum_of(a.parts, a.count), wrong = sum_of(a.wrong, a.wrong_count);
+  if (threadIdx.x != 0) return;
+  if (a.total) *a.total = total;
+  if (!a.norm) return;
+  const double unscale = a.loss_scale ? 1 / static_cast<double>(*a.loss_scale) : 1, norm = sqrt(total) * unscale;
+  const bool good = norm - norm == 0 && wrong == 0;
+  *a.norm = norm;
+  *a.scale = static_cast<float>((a.max_norm > 0 && norm > a.max_norm ? a.max_norm / norm : 1) * unscale);
+  *a.skip = good ? 0.0f : 1.0f;
+}
+
 void check_f32(const char* op, capo::DType dtype) {
   CAPO_CHECK(dtype == capo::f32, op, ": CUDA kernels write f32 (keep f32 masters), got ", dtype);
 }
@@ -136,27 +182,27 @@ void sgd_cuda(const SgdArgs& a, std::int64_t chunks, void* stream) {
   check_f32("sgd_", a.table.dtype);
   const SgdOptions& o = a.options;
   if (o.momentum == 0)
-    return gpu::launch("sgd", sgd_plain, chunks, kThreads, 0, stream, a.table, f(o.lr), f(o.weight_decay), f(o.grad_scale));
+    return gpu::launch("sgd", sgd_plain, chunks, kThreads, 0, stream, a.table, f(o.lr), f(o.weight_decay), f(o.grad_scale), a.at_run);
   const Momentum m{f(o.lr), f(o.weight_decay), f(o.grad_scale), f(o.momentum), o.first ? 1.0f : f(1 - o.dampening),
                    o.nesterov ? 1.0f : 0.0f, o.nesterov ? f(o.momentum) : 1.0f, o.first};
-  gpu::launch("sgd", sgd_momentum, chunks, kThreads, 0, stream, a.table, m);
+  gpu::launch("sgd", sgd_momentum, chunks, kThreads, 0, stream, a.table, m, a.at_run);
 }
 
 void adamw_cuda(const AdamwArgs& a, std::int64_t chunks, void* stream) {
   check_f32("adamw_", a.table.dtype);
   const Adamw o{f(a.decay), f(a.grad_scale), f(a.eps), f(1 - a.beta1), f(a.beta2), f(1 - a.beta2), f(a.step_size),
                 f(1 / a.root_correction)};
-  gpu::launch("adamw", adamw, chunks, kThreads, 0, stream, a.table, o);
+  gpu::launch("adamw", adamw, chunks, kThreads, 0, stream, a.table, o, a.at_run);
 }
 
 void ema_cuda(const EmaArgs& a, std::int64_t chunks, void* stream) {
   check_f32("ema_", a.table.dtype);
-  gpu::launch("ema", ema, chunks, kThreads, 0, stream, a.table, f(a.weight));
+  gpu::launch("ema", ema, chunks, kThreads, 0, stream, a.table, f(a.weight), a.at_run);
 }
 
 void optim_scale_cuda(const ScaleArgs& a, std::int64_t chunks, void* stream) {
   check_f32("scale_", a.table.dtype);
-  gpu::launch("scale", scale, chunks, kThreads, 0, stream, a.table, f(a.scale));
+  gpu::launch("scale", scale, chunks, kThreads, 0, stream, a.table, f(a.scale), a.at_run);
 }
 
 void grad_stat_cuda(const GradStatArgs& a, std::int64_t chunks, void* stream) {
@@ -165,6 +211,10 @@ void grad_stat_cuda(const GradStatArgs& a, std::int64_t chunks, void* stream) {
     gpu::launch("grad_stat", a.count_non_finite ? grad_stat<T, true> : grad_stat<T, false>, chunks, kThreads, 0, stream,
                 a.table, a.out);
   });
+}
+
+void grad_total_cuda(const GradTotalArgs& a, std::int64_t, void* stream) {
+  gpu::launch("grad_total", grad_total, 1, kThreads, 0, stream, a);
 }
 
 }  // namespace capo::kernels

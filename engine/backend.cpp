@@ -25,7 +25,9 @@ DeviceBackend& backend_for(Device device) {
 int device_count() { return backend() ? backend()->count() : 0; }
 
 void synchronize(Device device) {
-  if (device.is_cuda()) backend_for(device).synchronize(device.index);
+  if (!device.is_cuda()) return;
+  refuse_capture("synchronize");
+  backend_for(device).synchronize(device.index);
 }
 
 void copy_bytes(void* dst, Device to, const void* src, Device from, std::size_t bytes) {
@@ -34,6 +36,7 @@ void copy_bytes(void* dst, Device to, const void* src, Device from, std::size_t 
     std::memcpy(dst, src, bytes);
     return;
   }
+  if (to.is_cpu() || from.is_cpu()) refuse_capture("copy");
   backend_for(to.is_cuda() ? to : from).copy(dst, to, src, from, bytes);
 }
 

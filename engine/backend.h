@@ -6,9 +6,17 @@
 #include <capo/engine/device.h>
 
 #include <cstddef>
+#include <memory>
 #include <string>
 
 namespace capo {
+
+// Work that a device has been given once and can be given again as a whole. Its memory goes back when it is destroyed.
+class CapturedWork {
+ public:
+  virtual ~CapturedWork() = default;
+  virtual void launch() = 0;  // on the device's current stream
+};
 
 class DeviceBackend {
  public:
@@ -27,6 +35,15 @@ class DeviceBackend {
   virtual void set_stream(int index, void* stream) = 0;
   // Waits for everything on the current stream; throws what a kernel did wrong.
   virtual void synchronize(int index) = 0;
+
+  // Between the two, on one thread, kernels and copies on the device's current stream are kept and not run. What the thread
+  // allocates meanwhile belongs to the work: until that is destroyed, nobody else gets the memory, nor any that the thread
+  // releases meanwhile. One capture at a time on a device. abandon_capture(): the same, and nothing is kept.
+  virtual void begin_capture(int index) = 0;
+  virtual std::unique_ptr<CapturedWork> end_capture(int index) = 0;
+  virtual void abandon_capture(int index) noexcept = 0;
+  // At most 64 KiB from the host, ordered on the current stream; does not wait, and src may be reused at once.
+  virtual void upload(int index, void* dst, const void* src, std::size_t bytes) = 0;
 };
 
 // Null in builds without CUDA.
@@ -38,6 +55,9 @@ DeviceBackend& backend_for(Device device);
 int device_count();
 // Waits for the device's current stream. Nothing to do on the CPU.
 void synchronize(Device device);
+// Throws "<what>: needs the host, ..." when this thread captures a graph: for everything that would read device memory on
+// the host, or write host memory to the device.
+void refuse_capture(const char* what);
 // Bytes from one place to another, whichever of them is the host; see DeviceBackend::copy.
 void copy_bytes(void* dst, Device to, const void* src, Device from, std::size_t bytes);
 

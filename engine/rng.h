@@ -37,9 +37,15 @@ constexpr std::uint64_t stream_of(std::string_view name) {
   return h;
 }
 
+// Where a generator stands, in device memory: what a captured graph changes from one replay to the next (engine/graph.h).
+struct RngPlace {
+  std::uint64_t seed, offset;
+};
+
 // Where one random op reads its numbers; a trivially copyable value that a gradient may keep.
 struct RngRange {
   std::uint64_t seed = 0, stream = 0, offset = 0;  // offset in blocks of four words
+  const RngPlace* place = nullptr;  // captured: kernels take the seed from here and add its offset
 };
 
 // A stream of draws. reserve(n) hands out the next n elements' range and advances by whole blocks; checkpointing replays
@@ -81,6 +87,19 @@ class GeneratorLog {
   friend class Generator;
   std::vector<Entry> entries_;
   GeneratorLog* outer_;
+};
+
+// While a graph is captured on this thread: makes the ranges that reserve() hands out relative to the place of their
+// generator on the device.
+class RngCapture {
+ public:
+  virtual void relate(Generator& generator, RngRange& range) = 0;
+  // Null when this thread captures nothing. set() returns the one before.
+  static RngCapture* current();
+  static RngCapture* set(RngCapture* capture);
+
+ protected:
+  ~RngCapture() = default;
 };
 
 }  // namespace capo

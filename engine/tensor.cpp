@@ -105,6 +105,7 @@ double read_element(DType t, const char* p) {
 Tensor on_host(const char* op, const Tensor& t) {
   if (t.device().is_cpu()) return t;
   CAPO_CHECK(!t.device().is_meta(), op, ": a meta tensor ", t.shape(), " has no values");
+  refuse_capture(op);
   std::int64_t span = t.numel() > 0 ? 1 : 0;
   for (int i = 0; i < t.rank() && span > 0; ++i) span += (t.shape()[i] - 1) * t.strides()[i];
   const Tensor copy = empty({span}, t.dtype());

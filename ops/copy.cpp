@@ -47,6 +47,7 @@ Tensor random(const char* op, const Shape& shape, Generator& rng, double a, doub
   CAPO_CHECK(dtype == f32 || dtype == f64, op, ": dtype must be f32 or f64, got ", dtype);
   const Tensor t = empty(shape, dtype, device);
   const RngRange range = rng.reserve(t.numel());
+  CAPO_CHECK(!range.place || !device.is_cpu(), op, ": draws on the CPU cannot be part of a captured graph");
   if (device.is_meta() || t.numel() == 0) return t;
   const std::int64_t blocks = (t.numel() + 3) / 4;
   if (t.numel() % 4 == 0) {
@@ -105,6 +106,7 @@ Tensor to(const Tensor& x, Device device) {
   CAPO_CHECK(!x.device().is_meta(), "to: a meta tensor ", x.shape(), " has no values to bring to ", device);
   const Tensor y = empty(x.shape(), x.dtype(), device);
   if (!device.is_meta() && x.numel() > 0) {
+    if (x.device().is_cpu() || device.is_cpu()) refuse_capture("to");
     const Tensor packed = contiguous(x.detach());
     copy_bytes(y.data(), device, packed.data(), x.device(), y.nbytes());
   }

@@ -1,4 +1,5 @@
 #include <capo/autograd/autograd.h>
+#include <capo/engine/backend.h>
 #include <capo/ops/args.h>
 #include <capo/ops/binary.h>
 #include <capo/ops/copy.h>
@@ -64,6 +65,7 @@ Tensor checked_index(const char* op, const char* what, const Tensor& index, std:
   const Tensor flat = contiguous(index);
   const std::int64_t n = flat.numel();
   if (device.is_meta() || n == 0) return flat;
+  if (!device.is_cpu()) refuse_capture(op);
   const std::int64_t at = device.is_cpu() ? first_wrong(flat.data<std::int64_t>(), n, size) : first_wrong_there(flat, size);
   CAPO_CHECK(at == n, op, ": ", what, " must be in [0, ", size, "), got ",
              to_vector<std::int64_t>(flat)[static_cast<std::size_t>(at)], " at ", coordinates(at, index.shape()));

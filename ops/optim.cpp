@@ -15,6 +15,7 @@ CAPO_KERNEL_CUDA(adamw, AdamwArgs)
 CAPO_KERNEL_CUDA(ema, EmaArgs)
 CAPO_KERNEL_CUDA(optim_scale, ScaleArgs)
 CAPO_KERNEL_CUDA(grad_stat, GradStatArgs)
+CAPO_KERNEL_CUDA_ONLY(grad_total, GradTotalArgs)
 
 namespace {
 
@@ -92,40 +93,95 @@ void write_all(const char* op, const std::vector<Row>& rows, std::initializer_li
       if (row.t[list].defined()) write_in_place(op, row.t[list]);
 }
 
-// The sum of what a kernel left per chunk. A device's parts are added here: a few numbers, in order, in f64.
-double sum_of_parts(const Tensor& parts) {
-  if (!parts.device().is_cuda()) return sum(parts).item();
-  std::vector<double> here(static_cast<std::size_t>(parts.numel()));
-  copy_bytes(here.data(), kCpu, parts.data(), parts.device(), here.size() * sizeof(double));
-  double sum = 0;
-  for (const double v : here) sum += v;
-  return sum;
+const float* checked_numbers(const char* op, const char* what, const Tensor& t, std::int64_t n, Device device) {
+  if (!t.defined()) return nullptr;
+  CAPO_CHECK(t.dtype() == f32 && t.numel() == n && t.is_contiguous() && t.device() == device, op, ": ", what, " must be f32 [", n,
+             "] on ", device, ", got ", describe(t));
+  return t.data<float>();
+}
+
+// n: how many numbers the op takes.
+AtRunArgs args_of(const char* op, const AtRun& a, std::int64_t n, Device device) {
+  const bool any = a.numbers.defined() || a.scale.defined() || a.skip.defined();
+  CAPO_CHECK(!any || device.is_cuda(), op,
+             ": numbers that are read at run are for CUDA tensors, got ", device);
+  return {checked_numbers(op, "the numbers at run", a.numbers, n, device),
+          checked_numbers(op, "the scale at run", a.scale, 1, device), checked_numbers(op, "the skip at run", a.skip, 1, device)};
+}
+
+// What grad_stat makes of all chunks of tensors on one CUDA device, in order.
+Tensor parts_there(const std::vector<Row>& rows, bool count_non_finite) {
+  std::int64_t chunks_of_all = 0;
+  for (const Row& row : rows) chunks_of_all += chunks_of(row.t[0]);
+  const Tensor parts = empty({chunks_of_all}, f64, rows[0].t[0].device());
+  double* out = parts.data<double>();
+  by_tables(rows, [&](const TensorTable& table, Device device, std::int64_t chunks) {
+    launch(kernels::grad_stat, device, GradStatArgs{table, count_non_finite, out}, chunks, 1);
+    out += chunks;
+  });
+  return parts;
+}
+
+double total_there(const char* op, const std::vector<Row>& rows, bool count_non_finite) {
+  if (rows.empty()) return 0;
+  refuse_capture(op);
+  const Tensor parts = parts_there(rows, count_non_finite), sum_of_all = empty({1}, f64, parts.device());
+  GradTotalArgs args{};
+  args.parts = parts.data<double>();
+  args.count = parts.numel();
+  args.total = sum_of_all.data<double>();
+  launch(kernels::grad_total, parts.device(), args, 1, 1);
+  return sum_of_all.item();
+}
+
+double total_here(const std::vector<Row>& rows, bool count_non_finite) {
+  double sum_of_all = 0;
+  by_tables(rows, [&](const TensorTable& table, Device device, std::int64_t chunks) {
+    const Tensor parts = empty({chunks}, f64, device);
+    launch(kernels::grad_stat, device, GradStatArgs{table, count_non_finite, parts.data<double>()}, chunks, 1);
+    sum_of_all += sum(parts).item();
+  });
+  return sum_of_all;
+}
+
+void check_floating(const char* op, const Tensor& t) {
+  CAPO_CHECK(is_floating(t.dtype()), op, ": needs floating tensors, got ", describe(t));
+}
+
+Row row_of(const Tensor& t) {
+  return {{contiguous(is_half(t.dtype()) && !t.device().is_cuda() ? cast(t, f32) : t), {}, {}, {}}};
 }
 
 // Sums over all chunks of all tensors, in order.
 double total(const char* op, const TensorList& tensors, bool count_non_finite) {
   const NoGrad off;
-  std::vector<Row> rows;
+  std::vector<Row> here, there;
   for (const Tensor& t : tensors) {
     if (!t.defined()) continue;
-    CAPO_CHECK(is_floating(t.dtype()), op, ": needs floating tensors, got ", describe(t));
-    if (t.device().is_meta()) continue;
-    rows.push_back({{contiguous(is_half(t.dtype()) && !t.device().is_cuda() ? cast(t, f32) : t), {}, {}, {}}});
+    check_floating(op, t);
+    if (!t.device().is_meta()) (t.device().is_cuda() ? there : here).push_back(row_of(t));
   }
-  TensorList parts;  // read once all kernels are under way
-  by_tables(rows, [&](const TensorTable& table, Device device, std::int64_t chunks) {
-    parts.push_back(empty({chunks}, f64, device));
-    const GradStatArgs args{table, count_non_finite, static_cast<double*>(parts.back().data())};
-    launch(kernels::grad_stat, device, args, chunks, 1);
-  });
-  double sum_of_all = 0;
-  for (const Tensor& p : parts) sum_of_all += sum_of_parts(p);
-  return sum_of_all;
+  return total_here(here, count_non_finite) + total_there(op, there, count_non_finite);
+}
+
+// The f64 values of a step, from which kernels take theirs.
+AdamwArgs adamw_args(const AdamwOptions& o) {
+  const double t = static_cast<double>(o.step);
+  AdamwArgs args{};
+  args.decay = 1 - o.lr * o.weight_decay;
+  args.beta1 = o.beta1;
+  args.beta2 = o.beta2;
+  args.eps = o.eps;
+  args.grad_scale = o.grad_scale;
+  args.step_size = o.lr / (1 - std::pow(o.beta1, t));
+  args.root_correction = std::sqrt(1 - std::pow(o.beta2, t));
+  return args;
 }
 
 }  // namespace
 
-void sgd_(const TensorList& params, const TensorList& grads, const TensorList& buffers, const SgdOptions& o) {
+void sgd_(const TensorList& params, const TensorList& grads, const TensorList& buffers, const SgdOptions& o,
+          const AtRun& at_run) {
   const char* op = "sgd_";
   const NoGrad off;
   CAPO_CHECK(o.lr >= 0 && o.momentum >= 0 && o.weight_decay >= 0, op, ": lr, momentum and weight_decay must be >= 0, got ",
@@ -137,11 +193,12 @@ void sgd_(const TensorList& params, const TensorList& grads, const TensorList& b
   const auto rows = rows_of(op, params, grads, buffers, {}, buffered ? "momentum buffer" : nullptr, nullptr);
   write_all(op, rows, {0, 2});
   by_tables(rows, [&](const TensorTable& table, Device device, std::int64_t chunks) {
-    launch(kernels::sgd, device, SgdArgs{table, o}, chunks, 1);
+    launch(kernels::sgd, device, SgdArgs{table, o, args_of(op, at_run, 1, device)}, chunks, 1);
   });
 }
 
-void adamw_(const TensorList& params, const TensorList& grads, const TensorList& m, const TensorList& v, const AdamwOptions& o) {
+void adamw_(const TensorList& params, const TensorList& grads, const TensorList& m, const TensorList& v, const AdamwOptions& o,
+            const AtRun& at_run) {
   const char* op = "adamw_";
   const NoGrad off;
   CAPO_CHECK(o.lr >= 0 && o.weight_decay >= 0 && o.eps >= 0, op, ": lr, weight_decay and eps must be >= 0, got ", o.lr, ", ",
@@ -153,22 +210,22 @@ void adamw_(const TensorList& params, const TensorList& grads, const TensorList&
   check_list(op, "the list v", v, params.size());
   const auto rows = rows_of(op, params, grads, m, v, "m", "v");
   write_all(op, rows, {0, 2, 3});
-  const double t = static_cast<double>(o.step);
-  AdamwArgs args{};
-  args.decay = 1 - o.lr * o.weight_decay;
-  args.beta1 = o.beta1;
-  args.beta2 = o.beta2;
-  args.eps = o.eps;
-  args.grad_scale = o.grad_scale;
-  args.step_size = o.lr / (1 - std::pow(o.beta1, t));
-  args.root_correction = std::sqrt(1 - std::pow(o.beta2, t));
+  AdamwArgs args = adamw_args(o);
   by_tables(rows, [&](const TensorTable& table, Device device, std::int64_t chunks) {
     args.table = table;
+    args.at_run = args_of(op, at_run, 3, device);
     launch(kernels::adamw, device, args, chunks, 1);
   });
 }
 
-void ema_(const TensorList& averages, const TensorList& values, double decay) {
+void adamw_numbers(const AdamwOptions& o, float* three) {
+  const AdamwArgs args = adamw_args(o);
+  three[0] = static_cast<float>(args.decay);
+  three[1] = static_cast<float>(args.step_size);
+  three[2] = static_cast<float>(1 / args.root_correction);
+}
+
+void ema_(const TensorList& averages, const TensorList& values, double decay, const AtRun& at_run) {
   const char* op = "ema_";
   const NoGrad off;
   CAPO_CHECK(decay >= 0 && decay <= 1, op, ": decay must be in [0, 1], got ", decay);
@@ -182,11 +239,11 @@ void ema_(const TensorList& averages, const TensorList& values, double decay) {
   const auto rows = rows_of(op, averages, cast_values, {}, {}, nullptr, nullptr);
   write_all(op, rows, {0});
   by_tables(rows, [&](const TensorTable& table, Device device, std::int64_t chunks) {
-    launch(kernels::ema, device, EmaArgs{table, 1 - decay}, chunks, 1);
+    launch(kernels::ema, device, EmaArgs{table, 1 - decay, args_of(op, at_run, 1, device)}, chunks, 1);
   });
 }
 
-void scale_(const TensorList& tensors, double scale) {
+void scale_(const TensorList& tensors, double scale, const AtRun& at_run) {
   const char* op = "scale_";
   const NoGrad off;
   std::vector<Row> rows;
@@ -197,7 +254,7 @@ void scale_(const TensorList& tensors, double scale) {
   }
   write_all(op, rows, {0});
   by_tables(rows, [&](const TensorTable& table, Device device, std::int64_t chunks) {
-    launch(kernels::optim_scale, device, ScaleArgs{table, scale}, chunks, 1);
+    launch(kernels::optim_scale, device, ScaleArgs{table, scale, args_of(op, at_run, 0, device)}, chunks, 1);
   });
 }
 
@@ -213,5 +270,31 @@ void scale_(const Tensor& t, double scale) { scale_(TensorList{t}, scale); }
 double global_norm(const TensorList& tensors) { return std::sqrt(total("global_norm", tensors, false)); }
 bool all_finite(const TensorList& tensors) { return total("all_finite", tensors, true) == 0; }
 bool all_finite(const Tensor& t) { return all_finite(TensorList{t}); }
+
+
+GradVerdict grad_verdict(const TensorList& gradients, const TensorList& losses, double max_norm, const Tensor& loss_scale) {
+  const char* op = "grad_verdict";
+  const NoGrad off;
+  CAPO_CHECK(max_norm >= 0, op, ": max_norm must not be negative, got ", max_norm);
+  std::vector<Row> rows, loss_rows;
+  Device device = kCpu;
+  const auto add = [&](std::vector<Row>& list, const Tensor& t) {
+    if (!t.defined()) return;
+    check_floating(op, t);
+    if (rows.empty()) device = t.device();
+    CAPO_CHECK(device.is_cuda() && t.device() == device, op, ": needs tensors of one CUDA device, got ", describe(t));
+    list.push_back(row_of(t));
+  };
+  for (const Tensor& t : gradients) add(rows, t);
+  CAPO_CHECK(!rows.empty(), op, ": needs a gradient");
+  for (const Tensor& t : losses) add(loss_rows, t);
+  const Tensor parts = parts_there(rows, false), wrong = loss_rows.empty() ? Tensor() : parts_there(loss_rows, true);
+  const GradVerdict v{empty({1}, f64, device), empty({1}, f32, device), empty({1}, f32, device)};
+  const GradTotalArgs args{parts.data<double>(), parts.numel(), nullptr, v.norm.data<double>(), v.scale.data<float>(), v.skip.data<float>(),
+                           static_cast<const double*>(data_or_null(wrong)), wrong.defined() ? wrong.numel() : 0, max_norm,
+                           checked_numbers(op, "the loss scale", loss_scale, 1, device)};
+  launch(kernels::grad_total, device, args, 1, 1);
+  return v;
+}
 
 }  // namespace capo

@@ -129,7 +129,7 @@ struct State {
   std::size_t arena_used = 0, static_bytes = 0, dynamic_bytes = 0;
   std::vector<Part> arrays, parts;
 
-  bool recording = false;
+  bool recording = false, capturing = false;
   std::vector<Launch> recorded;
 };
 
@@ -565,6 +565,7 @@ void run(const Launch& launch) {
              ": threads must be a multiple of 32 up to 1024, got ", launch.threads);
   CAPO_CHECK(launch.shared <= kMaxShared, launch.name, ": at most ", kMaxShared, " bytes of shared memory, got ", launch.shared);
   if (s.recording) s.recorded.push_back(launch);
+  if (s.capturing) return;
   if (!s.main.base) {
     pthread_attr_t attributes;
     void* base = nullptr;
@@ -595,13 +596,42 @@ void start_recording() {
   state().recording = true;
 }
 
+void start_capture() {
+  start_recording();
+  state().capturing = true;
+}
+
 std::vector<Launch> stop_recording() {
-  state().recording = false;
+  state().recording = state().capturing = false;
   return std::exchange(state().recorded, {});
 }
 
+void copy(void* dst, const void* src, std::size_t bytes) {
+  State& s = state();
+  if (s.recording) {
+    s.recorded.push_back({"copy", nullptr, nullptr, 0, 0, 0, {}, {0}});
+    detail::keep(s.recorded.back(), dst);
+    detail::keep(s.recorded.back(), src);
+    detail::keep(s.recorded.back(), bytes);
+  }
+  if (s.capturing) return;
+  std::memcpy(dst, src, bytes);
+  mark_initialised(dst, bytes);
+}
+
 void replay(const std::vector<Launch>& launches) {
-  for (const Launch& l : launches) run(l);
+  for (const Launch& l : launches) {
+    if (l.kernel) {
+      run(l);
+      continue;
+    }
+    void *dst, *src;
+    std::size_t bytes;
+    std::memcpy(&dst, l.args.data() + l.offset[0], sizeof dst);
+    std::memcpy(&src, l.args.data() + l.offset[1], sizeof src);
+    std::memcpy(&bytes, l.args.data() + l.offset[2], sizeof bytes);
+    copy(dst, src, bytes);
+  }
 }
 
 std::vector<std::string> frozen_arguments(const std::vector<Launch>& a, const std::vector<Launch>& b) {

@@ -64,7 +64,7 @@ void cp_async_wait(int groups_left);
 using Invoke = void (*)(void* kernel, const unsigned char* args);
 struct Launch {
   std::string name;
-  void* kernel;
+  void* kernel;  // null: a copy, whose arguments are dst, src and the number of bytes
   Invoke invoke;
   std::int64_t blocks;
   int threads;
@@ -75,10 +75,14 @@ struct Launch {
 void run(const Launch& launch);
 
 // ---------------------------------------------------------------- record and replay: what a captured graph would do
-// While a recording is on, launches run and are kept with their argument bytes; replay() runs them with those bytes.
+// While a recording is on, launches and copies are kept with their argument bytes; replay() runs them with those bytes.
+// They also run when they are recorded, unless it is a capture: then, as in a CUDA graph, they are only kept.
 void start_recording();
-std::vector<Launch> stop_recording();
+void start_capture();
+std::vector<Launch> stop_recording();  // of either
 void replay(const std::vector<Launch>& launches);
+// Within device memory, ordered with the launches.
+void copy(void* dst, const void* src, std::size_t bytes);
 // "kernel, argument i" for each argument whose bytes differ between the recordings of two steps (a by-value rate, seed
 // or counter), or the launch whose shape differs: what a graph would freeze.
 std::vector<std::string> frozen_arguments(const std::vector<Launch>& a, const std::vector<Launch>& b);

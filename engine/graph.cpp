@@ -1,0 +1,89 @@
+#include <capo/engine/error.h>
+#include <capo/engine/graph.h>
+
+#include <cstring>
+
+namespace capo {
+namespace {
+
+constexpr std::size_t kBytes = 48 << 10;  // what one upload takes, and 3,000 generators or 12,000 numbers
+thread_local const Graph* capturing = nullptr;
+
+}  // namespace
+
+void refuse_capture(const char* what) {
+  CAPO_CHECK(!capturing, what, ": needs the host, which cannot take part while a graph is captured on ", capturing->device());
+}
+
+Graph::Graph(Device device) : here_(kBytes) {
+  backend_for(device);
+  state_ = empty({kBytes / sizeof(float)}, f32, device);
+}
+
+Graph::~Graph() = default;
+
+void Graph::begin() {
+  CAPO_CHECK(!capturing, "graph: this thread is capturing another");
+  CAPO_CHECK(!work_, "graph: has captured already");
+  streams_.clear();  // of a capture that could not be ended
+  backend_for(device()).begin_capture(device().index);
+  capturing = this;
+  RngCapture::set(this);
+}
+
+void Graph::end() {
+  capturing = nullptr;
+  RngCapture::set(nullptr);
+  for (Stream& s : streams_) {
+    s.blocks = s.generator->offset() - s.start;
+    s.generator->set_offset(s.start);
+  }
+  work_ = backend_for(device()).end_capture(device().index);
+}
+
+void Graph::abandon() noexcept {
+  capturing = nullptr;
+  RngCapture::set(nullptr);
+  for (const Stream& s : streams_) s.generator->set_offset(s.start);
+  streams_.clear();
+  backend_for(device()).abandon_capture(device().index);
+}
+
+void Graph::replay() {
+  refuse_capture("graph: replay");
+  CAPO_CHECK(work_, "graph: replay before a capture");
+  for (const Stream& s : streams_) {
+    const RngPlace place{s.generator->seed(), s.generator->offset()};
+    std::memcpy(here_.data() + s.at, &place, sizeof place);
+  }
+  if (used_ > 0) backend_for(device()).upload(device().index, state_.data(), here_.data(), used_);
+  work_->launch();
+  for (const Stream& s : streams_) s.generator->set_offset(s.generator->offset() + s.blocks);
+}
+
+std::size_t Graph::take(std::size_t bytes) {
+  CAPO_CHECK(used_ + bytes <= kBytes, "graph: more than ", kBytes, " bytes of numbers and generators");
+  const std::size_t at = used_;
+  used_ += (bytes + 15) / 16 * 16;
+  return at;
+}
+
+Graph::Numbers Graph::numbers(std::int64_t n) {
+  CAPO_CHECK(n > 0 && !work_, "graph: numbers are made before the capture ends, at least one, asked for ", n);
+  const std::size_t at = take(static_cast<std::size_t>(n) * sizeof(float));
+  return {strided_view(state_, {n}, {1}, static_cast<std::int64_t>(at / sizeof(float))), reinterpret_cast<float*>(here_.data() + at)};
+}
+
+void Graph::relate(Generator& generator, RngRange& range) {
+  const Stream* stream = nullptr;
+  for (const Stream& s : streams_)
+    if (s.generator == &generator) stream = &s;
+  if (!stream) {
+    streams_.push_back({&generator, range.offset, 0, take(sizeof(RngPlace))});
+    stream = &streams_.back();
+  }
+  range.offset -= stream->start;
+  range.place = reinterpret_cast<const RngPlace*>(static_cast<unsigned char*>(state_.data()) + stream->at);
+}
+
+}  // namespace capo
