@@ -36,9 +36,9 @@ class DeviceBackend {
   // Waits for everything on the current stream; throws what a kernel did wrong.
   virtual void synchronize(int index) = 0;
 
-  // Between the two, on one thread, kernels and copies on the device's current stream are kept and not run. What the thread
-  // allocates meanwhile belongs to the work: until that is destroyed, nobody else gets the memory, nor any that the thread
-  // releases meanwhile. One capture at a time on a device. abandon_capture(): the same, and nothing is kept.
+  // Between the two, on one thread, kernels and copies on the device's current stream are kept and not run. What the
+  // thread allocates meanwhile belongs to the work: until that is destroyed, nobody else gets the memory, nor any that
+  // the thread releases meanwhile. One capture at a time on a device. abandon_capture(): the same, nothing is kept.
   virtual void begin_capture(int index) = 0;
   virtual std::unique_ptr<CapturedWork> end_capture(int index) = 0;
   virtual void abandon_capture(int index) noexcept = 0;
@@ -55,8 +55,8 @@ DeviceBackend& backend_for(Device device);
 int device_count();
 // Waits for the device's current stream. Nothing to do on the CPU.
 void synchronize(Device device);
-// Throws "<what>: needs the host, ..." when this thread captures a graph: for everything that would read device memory on
-// the host, or write host memory to the device.
+// Throws "<what>: needs the host, ..." when this thread captures a graph: for everything that would read device memory
+// on the host, or write host memory to the device.
 void refuse_capture(const char* what);
 // Bytes from one place to another, whichever of them is the host; see DeviceBackend::copy.
 void copy_bytes(void* dst, Device to, const void* src, Device from, std::size_t bytes);

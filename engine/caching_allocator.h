@@ -23,9 +23,9 @@ class MemorySource {
 // back to the source; when the source has no room the whole cache goes back and it is asked once more. A released block may be handed out at once: memory of a
 // device must be used in the order of one stream.
 //
-// Pools are for captured graphs, which use the same memory at every replay: what a thread allocates between begin_pool()
-// and end_pool() is the pool's, whoever releases it and whenever; what the thread releases there that is not the pool's is kept from use. All of
-// it returns to everybody with drop_pool(), or when it is released after that.
+// Pools are for captured graphs, which use the same memory at every replay: what a thread allocates between
+// begin_pool() and end_pool() is the pool's, whoever releases it and whenever; what the thread releases there that is
+// not the pool's is kept from use. All of it returns to everybody with drop_pool(), or when it is released after that.
 class CachingAllocator final : public Allocator {
  public:
   explicit CachingAllocator(MemorySource& source) : source_(source) {}

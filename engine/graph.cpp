@@ -12,7 +12,8 @@ thread_local const Graph* capturing = nullptr;
 }  // namespace
 
 void refuse_capture(const char* what) {
-  CAPO_CHECK(!capturing, what, ": needs the host, which cannot take part while a graph is captured on ", capturing->device());
+  CAPO_CHECK(!capturing, what, ": needs the host, which cannot take part while a graph is captured on ",
+             capturing->device());
 }
 
 Graph::Graph(Device device) : here_(kBytes) {
@@ -71,7 +72,8 @@ std::size_t Graph::take(std::size_t bytes) {
 Graph::Numbers Graph::numbers(std::int64_t n) {
   CAPO_CHECK(n > 0 && !work_, "graph: numbers are made before the capture ends, at least one, asked for ", n);
   const std::size_t at = take(static_cast<std::size_t>(n) * sizeof(float));
-  return {strided_view(state_, {n}, {1}, static_cast<std::int64_t>(at / sizeof(float))), reinterpret_cast<float*>(here_.data() + at)};
+  return {strided_view(state_, {n}, {1}, static_cast<std::int64_t>(at / sizeof(float))),
+          reinterpret_cast<float*>(here_.data() + at)};
 }
 
 void Graph::relate(Generator& generator, RngRange& range) {

@@ -6,12 +6,13 @@
 //   copy_into(x, batch);
 //   graph.replay();                           // y = model(x)
 //
-// Tensors from outside keep their places: new inputs are copied into them, and they (weights, buffers) must live, in their storage, as
-// long as the graph. Memory made in the capture is the graph's until the graph dies; results that outlive it stay valid.
-// Gradients that the work makes are made anew at every replay: clear them before the capture, or keep them and add into them.
+// Tensors from outside keep their places: new inputs are copied into them, and they (weights, buffers) must live, in
+// their storage, as long as the graph. Memory made in the capture is the graph's until the graph dies; results that
+// outlive it stay valid. Gradients that the work makes are made anew at every replay: clear them before the capture.
 //
-// Arguments freeze: a rate, a scale or a counter that the host hands to an op by value stays what it was at the capture. What is to change
-// is read by pointer: numbers() below, and random draws, which go on from one replay to the next as if run eagerly.
+// Arguments freeze: a rate, a scale or a counter that the host hands to an op by value stays what it was at the
+// capture. What is to change is read by pointer: numbers() below, and random draws, which go on from one replay to the
+// next as if run eagerly.
 //
 // What needs the host throws while capturing, naming itself: item, to_vector, to between host and device, synchronize,
 // global_norm, all_finite, ops that check an index tensor. Work for the CPU runs once, at the capture.
@@ -34,8 +35,8 @@ class Graph final : private RngCapture {
   Graph(const Graph&) = delete;
   Graph& operator=(const Graph&) = delete;
 
-  // Records what work() gives to the device's current stream on this thread; once. When it throws nothing is kept and the
-  // graph may capture again. Generators stand afterwards where they stood before.
+  // Records what work() gives to the device's current stream on this thread; once. When it throws nothing is kept and
+  // the graph may capture again. Generators stand afterwards where they stood before.
   template <class F>
   void capture(F&& work) {
     begin();
@@ -48,8 +49,8 @@ class Graph final : private RngCapture {
     end();
   }
 
-  // Uploads the numbers and the generators' places, runs the work on the current stream, and moves the generators (which must
-  // live) on by what it drew. Does not wait. Version counters of tensors do not see it.
+  // Uploads the numbers and the generators' places, runs the work on the current stream, and moves the generators (which
+  // must live) on by what it drew. Does not wait. Version counters of tensors do not see it.
   void replay();
 
   // n numbers that kernels of the work read on the device when they run; the host sets them before each replay.

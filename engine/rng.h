@@ -37,7 +37,7 @@ constexpr std::uint64_t stream_of(std::string_view name) {
   return h;
 }
 
-// Where a generator stands, in device memory: what a captured graph changes from one replay to the next (engine/graph.h).
+// Where a generator stands, in device memory: what a captured graph changes between replays (engine/graph.h).
 struct RngPlace {
   std::uint64_t seed, offset;
 };

@@ -15,8 +15,8 @@ namespace capo {
 
 using TensorList = std::vector<Tensor>;
 
-// Numbers that a CUDA kernel reads when it runs, in place of those that the call was given: how they change between the
-// replays of a captured graph (engine/graph.h), where arguments freeze. Undefined: the call's own. CPU tensors throw.
+// Numbers that a CUDA kernel reads when it runs, in place of those that the call was given: how they change between
+// the replays of a captured graph (engine/graph.h), where arguments freeze. Undefined: the call's own. CPU tensors throw.
 struct AtRun {
   Tensor numbers;  // f32: sgd_ {lr}; adamw_ the three of adamw_numbers(); ema_ {1 - decay}
   Tensor scale;    // f32 [1]: the gradient scale

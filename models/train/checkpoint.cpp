@@ -167,7 +167,7 @@ void Checkpointer::save(const TrainState& state) {
   const Position& at = state.position;
   Json info{{"format", kFormat}, {"library", kLibrary}, {"epoch", at.epoch}, {"batch", at.batch}, {"step", at.step},
             {"best", exact(at.best)}, {"loss_sum", exact(at.loss_sum)}, {"loss_count", at.loss_count},
-            {"csv_rows", at.csv_rows}, {"seed", state.seed}, {"schedule", json_of(state.schedule)}, {"settings", state.settings},
+            {"csv_rows", at.csv_rows}, {"loss_scale", at.loss_scale}, {"clean_steps", at.clean_steps}, {"seed", state.seed}, {"schedule", json_of(state.schedule)}, {"settings", state.settings},
             {"frozen_sha256", frozen_hash(*state.module)}, {"generators", Json::object()}, {"sha256", Json::object()}};
   for (const auto& [path, g] : generators(*state.module))
     info["generators"][path] = {{"seed", g->seed()}, {"stream", g->stream()}, {"offset", g->offset()}};
@@ -257,6 +257,8 @@ std::string Checkpointer::load(TrainState& state) {
     at.loss_sum = exact(info.at("loss_sum"));
     at.loss_count = info.at("loss_count").get<std::int64_t>();
     at.csv_rows = info.at("csv_rows").get<std::int64_t>();
+    at.loss_scale = info.value("loss_scale", 1.0);  // older files have none
+    at.clean_steps = info.value("clean_steps", std::int64_t{0});
   } catch (const Json::exception& e) {
     throw Error(cat(path, ": must be a checkpoint, its metadata are not: ", e.what()));
   }

@@ -33,6 +33,8 @@ struct Position {
   double loss_sum = 0;          // over the epoch's batches so far
   std::int64_t loss_count = 0;  // samples in it
   std::int64_t csv_rows = 0;    // written so far
+  double loss_scale = 1;        // of the next step, and steps since it last changed (TrainOptions::loss_scale)
+  std::int64_t clean_steps = 0;
 };
 
 // What a checkpoint holds; null members are left out (and must then be absent from the file).

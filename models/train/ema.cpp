@@ -16,22 +16,38 @@ Ema::Ema(nn::Module& module, double decay, bool warm_up) : decay_(decay), warm_u
   }
 }
 
+double Ema::next_decay() const {
+  const auto n = static_cast<double>(updates());
+  return warm_up_ ? std::min(decay_, (1 + n) / (10 + n)) : decay_;
+}
+
 void Ema::update() {
+  update_all(next_decay(), {}, {});
+  count_update();
+}
+
+void Ema::capture_update(Graph& graph, const Tensor& skip) {
+  weight_ = graph.numbers(1);
+  update_all(decay_, weight_.there, skip);
+}
+
+void Ema::next_replay() { *weight_.here = static_cast<float>(1 - next_decay()); }
+
+// weight, skip: what the kernels read at run, or undefined.
+void Ema::update_all(double decay, const Tensor& weight, const Tensor& skip) {
   CAPO_CHECK(!swapped_, "ema: update while the averages are in the model");
   const NoGrad off;
-  const auto n = static_cast<double>((*counter_.data<std::int64_t>())++);
-  const double d = warm_up_ ? std::min(decay_, (1 + n) / (10 + n)) : decay_;
   std::vector<Tensor> shadows, values;
   for (const auto& e : entries_) {
     const Tensor value = e.parameter->value().detach();
     if (value.dtype() != e.shadow.dtype()) {  // one at a time: only one f32 copy is alive
-      ema_(e.shadow, value, d);
+      ema_(TensorList{e.shadow}, TensorList{value}, decay, {weight, {}, skip});
       continue;
     }
     shadows.push_back(e.shadow);
     values.push_back(value);
   }
-  ema_(shadows, values, d);
+  ema_(shadows, values, decay, {weight, {}, skip});
 }
 
 void Ema::swap() {

@@ -5,6 +5,7 @@
 //   { const train::EmaScope averaged(ema); evaluate(model); }   // the model runs with the averages inside
 #pragma once
 
+#include <capo/engine/graph.h>
 #include <capo/models/train/named.h>
 
 #include <cstdint>
@@ -22,6 +23,11 @@ class Ema {
   Ema& operator=(const Ema&) = delete;
 
   void update();
+  // update() in a captured graph, left out while the device's `skip` (f32 [1]) is not 0. Before each replay
+  // next_replay() sets the decay; after it count_update() says that it happened.
+  void capture_update(Graph& graph, const Tensor& skip);
+  void next_replay();
+  void count_update() { ++*counter_.data<std::int64_t>(); }
   std::int64_t updates() const { return *counter_.data<std::int64_t>(); }
   double decay() const { return decay_; }
 
@@ -37,6 +43,9 @@ class Ema {
   std::int64_t state_bytes() const;
 
  private:
+  double next_decay() const;
+  void update_all(double decay, const Tensor& weight, const Tensor& skip);
+
   struct Entry {
     nn::Parameter* parameter;
     Tensor shadow;
@@ -47,6 +56,7 @@ class Ema {
   bool warm_up_;
   bool swapped_ = false;
   Tensor counter_;  // i64, on the host
+  Graph::Numbers weight_ = {};  // captured: 1 - the decay
 };
 
 class EmaScope {

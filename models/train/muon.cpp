@@ -86,29 +86,31 @@ void Muon::update(const Group& group) {
 }
 
 // The members `at` of the group, of one shape, dtype and device, in one stack [n, r, c].
-void Muon::update_alike(const Group& group, const std::vector<std::size_t>& at) const {
+void Muon::update_alike(const Group& group, const std::vector<std::size_t>& at) {
   TensorList targets, grads, momenta;
   for (const std::size_t i : at) {
     targets.push_back(group.targets[i]);
     grads.push_back(group.grads[i]);
     momenta.push_back(group.first[i]);
   }
+  // p -= scale lr (O + wd / scale p): the decay of a momentum-free SGD step is decoupled decay.
+  const double scale = 0.2 * std::sqrt(static_cast<double>(std::max(targets[0].size(0), targets[0].size(1))));
   Tensor stacked = stack(grads, 0);
   TensorList slices = unbind(stacked, 0);
-  if (group.grad_scale != 1) scale_(stacked, group.grad_scale);
-  ema_(momenta, slices, options_.momentum);  // torch's buf.lerp_(g, 1 - momentum)
+  AtRun at_run = sgd_at_run(group, scale);
+  if (capturing() || group.grad_scale != 1) scale_({stacked}, group.grad_scale, {{}, at_run.scale, {}});
+  at_run.scale = {};
+  ema_(momenta, slices, options_.momentum, only_skip());  // torch's buf.lerp_(g, 1 - momentum)
   if (options_.nesterov)
     ema_(slices, momenta, 1 - options_.momentum);  // g.lerp(buf, momentum)
   else
     for (std::size_t i = 0; i < at.size(); ++i) copy_into(slices[i], momenta[i]);
   slices.clear();  // so that the stack goes as soon as it is read
   const TensorList updates = unbind(newton_schulz(std::move(stacked), options_.ns_steps), 0);
-  // p -= scale lr (O + wd / scale p): the decay of a momentum-free SGD step is decoupled decay.
-  const double scale = 0.2 * std::sqrt(static_cast<double>(std::max(targets[0].size(0), targets[0].size(1))));
   capo::SgdOptions o;
   o.lr = group.lr * scale;
   o.weight_decay = group.weight_decay / scale;
-  sgd_(targets, updates, {}, o);
+  sgd_(targets, updates, {}, o, at_run);
 }
 
 }  // namespace capo::train

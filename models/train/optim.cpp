@@ -76,8 +76,56 @@ Optimizer::Optimizer(nn::Module& module, double weight_decay, const std::vector<
 }
 
 void Optimizer::step(double lr, double grad_scale) {
+  count_step();
+  update_all(lr, grad_scale);
+}
+
+void Optimizer::capture_step(Graph& graph, const GradVerdict& verdict) {
+  rates_.clear();
+  graph_ = &graph;
+  verdict_ = verdict;
+  struct End {
+    Optimizer& o;
+    ~End() {
+      o.graph_ = nullptr;
+      o.verdict_ = {};
+    }
+  } const end{*this};
+  update_all(1, 1);
+}
+
+void Optimizer::next_replay(double lr) {
+  for (const Rate& r : rates_) {
+    AdamwOptions o;
+    o.lr = lr * r.lr_scale;
+    o.beta1 = r.beta1;
+    o.beta2 = r.beta2;
+    o.weight_decay = r.weight_decay;
+    o.step = steps() + 1;
+    if (r.adamw)
+      adamw_numbers(o, r.numbers.here);
+    else
+      *r.numbers.here = static_cast<float>(o.lr * r.factor);
+  }
+}
+
+Tensor Optimizer::numbers_of(const Rate& wanted) {
+  for (const Rate& r : rates_)
+    if (r.adamw == wanted.adamw && r.lr_scale == wanted.lr_scale && r.factor == wanted.factor &&
+        r.weight_decay == wanted.weight_decay)
+      return r.numbers.there;
+  rates_.push_back(wanted);
+  rates_.back().numbers = graph_->numbers(wanted.adamw ? 3 : 1);
+  return rates_.back().numbers.there;
+}
+
+AtRun Optimizer::sgd_at_run(const Group& group, double factor) {
+  if (!graph_) return {};
+  return {numbers_of({group.lr, factor, 0, 0, 0, false, {}}), verdict_.scale, verdict_.skip};
+}
+
+void Optimizer::update_all(double lr, double grad_scale) {
   const NoGrad off;
-  ++*counter_.data<std::int64_t>();
   std::vector<Group> groups;
   for (std::size_t i = 0; i < parameters_.size(); ++i) {
     const nn::Parameter& p = *parameters_[i];
@@ -107,11 +155,20 @@ void Optimizer::zero_grad() {
   for (nn::Parameter* p : parameters_) clear_grad(p->value());
 }
 
-double Optimizer::grad_norm() const {
-  std::vector<Tensor> grads;
+TensorList Optimizer::gradients() const {
+  TensorList grads;
   for (const nn::Parameter* p : parameters_)
     if (const Tensor g = grad_of(p->value()); g.defined()) grads.push_back(g);
+  return grads;
+}
+
+double Optimizer::grad_norm() const {
+  const TensorList grads = gradients();
   return grads.empty() ? 0.0 : global_norm(grads);
+}
+
+GradVerdict Optimizer::grad_verdict(const TensorList& losses, double max_norm, const Tensor& loss_scale) const {
+  return capo::grad_verdict(gradients(), losses, max_norm, loss_scale);
 }
 
 void Optimizer::scale_grads(double factor) {
@@ -157,7 +214,7 @@ std::int64_t Optimizer::state_bytes() const {
   return bytes;
 }
 
-void Optimizer::update_adamw(const Group& group, double beta1, double beta2, double eps) const {
+void Optimizer::update_adamw(const Group& group, double beta1, double beta2, double eps) {
   AdamwOptions o;
   o.lr = group.lr;
   o.beta1 = beta1;
@@ -165,8 +222,12 @@ void Optimizer::update_adamw(const Group& group, double beta1, double beta2, dou
   o.eps = eps;
   o.weight_decay = group.weight_decay;
   o.grad_scale = group.grad_scale;
-  o.step = steps();
-  adamw_(group.targets, group.grads, group.first, group.second, o);
+  o.step = graph_ ? 1 : steps();
+  AtRun at_run;
+  if (graph_) {
+    at_run = {numbers_of({group.lr, 1, group.weight_decay, beta1, beta2, true, {}}), verdict_.scale, verdict_.skip};
+  }
+  adamw_(group.targets, group.grads, group.first, group.second, o, at_run);
 }
 
 std::string Optimizer::text_of(const std::vector<Rule>& rules) {
@@ -192,7 +253,7 @@ void Sgd::update(const Group& group) {
   o.weight_decay = group.weight_decay;
   o.grad_scale = group.grad_scale;
   o.nesterov = options_.nesterov;
-  sgd_(group.targets, group.grads, group.first, o);
+  sgd_(group.targets, group.grads, group.first, o, sgd_at_run(group));
 }
 
 AdamW::AdamW(nn::Module& module, const AdamWOptions& options)

@@ -11,7 +11,9 @@
 // Parameters in bf16 or f16 are updated through an f32 master that the optimiser owns: make it after loading weights.
 #pragma once
 
+#include <capo/engine/graph.h>
 #include <capo/models/train/named.h>
+#include <capo/ops/optim.h>
 
 #include <cstdint>
 #include <memory>
@@ -80,6 +82,15 @@ class Optimizer {
   double clip_grad_norm(double max_norm);
   void scale_grads(double factor);
 
+  // The gradients' part of step() in a captured graph: norm, clipping to max_norm (0: none) and whether to step at all,
+  // made on the device (ops/optim.h).
+  GradVerdict grad_verdict(const TensorList& losses, double max_norm, const Tensor& loss_scale = {}) const;
+  // The update itself in a captured graph, of the parameters that have a gradient now. Before each replay
+  // next_replay(lr) sets what the update reads at run; after it count_step() says that the verdict let it happen.
+  void capture_step(Graph& graph, const GradVerdict& verdict);
+  void next_replay(double lr);
+  void count_step() { ++*counter_.data<std::int64_t>(); }
+
   // What resuming needs: "step" (i64), "momentum/<path>", "m/<path>", "v/<path>", "master/<path>"; PyTorch layout.
   nn::StateDict state() const { return copy_out(state_list()); }
   // Strict: the same names, shapes and dtypes; otherwise throws once listing all, and nothing is changed.
@@ -105,7 +116,8 @@ class Optimizer {
   // takes_matrix (or null): parameters that have a momentum alone and groups of their own.
   Optimizer(nn::Module& module, double weight_decay, const std::vector<Rule>& rules, bool first, bool second,
             bool (*takes_matrix)(const nn::Parameter&) = nullptr);
-  // Tensors that are updated alike: parameters or masters, gradients of their dtype, Slot::first, Slot::second.
+  // Tensors that are updated alike: parameters or masters, gradients of their dtype, Slot::first, Slot::second. While
+  // captured lr is the rule's lr_scale.
   struct Group {
     double lr, weight_decay, grad_scale;
     bool matrix;
@@ -113,16 +125,33 @@ class Optimizer {
   };
   // steps() counts this step.
   virtual void update(const Group& group) = 0;
-  void update_adamw(const Group& group, double beta1, double beta2, double eps) const;
+  void update_adamw(const Group& group, double beta1, double beta2, double eps);
+  // What an update by sgd_ with the rate group.lr * factor reads at run: nothing unless captured.
+  AtRun sgd_at_run(const Group& group, double factor = 1);
+  AtRun only_skip() const { return {{}, {}, verdict_.skip}; }
+  bool capturing() const { return graph_ != nullptr; }
   static std::string text_of(const std::vector<Rule>& rules);
   // Names of Slot::first and Slot::second in state(); a matrix has "momentum".
   virtual const char* first_name() const = 0;
   virtual const char* second_name() const { return ""; }
 
  private:
+  // Numbers that captured kernels read: one for sgd_, three for adamw_.
+  struct Rate {
+    double lr_scale, factor, weight_decay, beta1, beta2;
+    bool adamw;
+    Graph::Numbers numbers;
+  };
+  void update_all(double lr, double grad_scale);
+  TensorList gradients() const;
+  Tensor numbers_of(const Rate& wanted);
+
   std::vector<nn::Parameter*> parameters_;
   std::vector<Slot> slots_;
   Tensor counter_;  // i64, on the host
+  Graph* graph_ = nullptr;  // while it captures
+  GradVerdict verdict_;     // likewise
+  std::vector<Rate> rates_;
 };
 
 // v = momentum v + g, p -= lr v (nesterov: p -= lr (g + momentum v)); g includes weight_decay p. PyTorch's SGD.
@@ -167,7 +196,7 @@ class Muon final : public Optimizer {
 
  private:
   void update(const Group& group) override;
-  void update_alike(const Group& group, const std::vector<std::size_t>& at) const;
+  void update_alike(const Group& group, const std::vector<std::size_t>& at);
   const char* first_name() const override { return "m"; }
   const char* second_name() const override { return "v"; }
   MuonOptions options_;

@@ -1,3 +1,4 @@
+#include <capo/engine/graph.h>
 #include <capo/models/train/tensorboard.h>
 #include <capo/models/train/trainer.h>
 #include <capo/ops/copy.h>
@@ -13,6 +14,8 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 double since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+constexpr std::int64_t kCleanSteps = 2000;  // until the loss scale doubles (Micikevicius et al. 2018; PyTorch's GradScaler)
 
 double host_item(const Tensor& t) { return to_host(t.detach()).item(); }
 
@@ -55,6 +58,19 @@ struct GradWatch {
       *w->finding = cat("the gradient of ", w->parameter->path(), " (", text_of(r, g), ")");
   }
 };
+
+// What a captured step depends on: how many batches, of which shapes.
+std::vector<Shape> shapes_of(const std::vector<Batch>& batches) {
+  std::vector<Shape> shapes;
+  for (const Batch& b : batches)
+    for (const Tensor* t : {&b.x, &b.labels, &b.soft}) shapes.push_back(t->defined() ? t->shape() : Shape());
+  return shapes;
+}
+std::int64_t elements(const std::vector<Shape>& shapes) {
+  std::int64_t n = 0;
+  for (const Shape& s : shapes) n += numel(s);
+  return n;
+}
 
 // Runs the step again and says where the first value that is not finite comes from.
 std::string find_not_finite(Task& task, const Batch& batch) {
@@ -173,6 +189,17 @@ struct Trainer::Logs {
   }
 };
 
+// One optimiser step as a graph, with what it reads and leaves.
+struct Trainer::Captured {
+  explicit Captured(Device device) : graph(device) {}
+  Graph graph;
+  std::vector<Shape> shapes;
+  std::vector<Batch> batches;
+  TensorList losses;
+  GradVerdict verdict;
+  Graph::Numbers seed = {}, loss_scale = {};  // when scaling: loss_scale / batches, loss_scale
+};
+
 Trainer::Trainer(Task& task, BatchSource& train, BatchSource* validation, const TrainOptions& options)
     : task_(task), train_(train), validation_(validation), options_(options), schedule_(options.schedule) {
   CAPO_CHECK(options.epochs > 0 && options.accumulate > 0, "trainer: epochs and accumulate must be positive, got ",
@@ -188,13 +215,20 @@ Trainer::Trainer(Task& task, BatchSource& train, BatchSource* validation, const 
   if (schedule_.total_steps == 0) schedule_.total_steps = options.epochs * per_epoch;
   if (schedule_.warmup_steps == 0)
     schedule_.warmup_steps = static_cast<std::int64_t>(std::llround(options.warmup_epochs * static_cast<double>(per_epoch)));
+  int exponent = 0;
+  CAPO_CHECK(options.loss_scale == 0 || (options.loss_scale >= 1 && std::frexp(options.loss_scale, &exponent) == 0.5),
+             "trainer: loss_scale must be 0 or a power of two from 1, got ", options.loss_scale);
+  if (options.loss_scale > 0) at_.loss_scale = options.loss_scale;
   nn::Module& module = task.module();
+  CAPO_CHECK(!options.graph || module.build().device.is_cuda(), "trainer: graph needs a model on a CUDA device, it is on ",
+             module.build().device);
   optimizer_ = make_optimizer(options.optimizer, module, options.adamw, options.sgd, options.muon);
   CAPO_CHECK(!optimizer_->parameters().empty(), "trainer: the model has no trainable parameter");
   if (options.ema_decay > 0) ema_ = std::make_unique<Ema>(module, options.ema_decay, options.ema_warm_up);
   // All else that the bits depend on.
   settings_ = cat(optimizer_->settings(), " accumulate ", options.accumulate, " batches ", train.batches_per_epoch(), " clip ",
-                  options.clip_norm, " ema ", options.ema_decay, options.ema_warm_up ? " warm" : "", " ", options.settings);
+                  options.clip_norm, " ema ", options.ema_decay, options.ema_warm_up ? " warm" : "",
+                  options.loss_scale > 0 ? cat(" loss scale ", options.loss_scale) : std::string(), " ", options.settings);
   generators_ = generators(module);
   logs_ = std::make_unique<Logs>();
   if (!options.checkpoint_dir.empty()) checkpointer_ = std::make_unique<Checkpointer>(options.checkpoint_dir);
@@ -222,46 +256,163 @@ void Trainer::fail_not_finite(const char* what, double value, const Batch& batch
                "); first not finite: ", finding);
 }
 
+Batch Trainer::next_batch(double& waited) {
+  const auto wait = Clock::now();
+  Batch batch = train_.next();
+  waited += since(wait);
+  const Device device = task_.module().build().device;
+  CAPO_CHECK(batch.x.device() == device, "trainer: the model is on ", device, ", the batch on ", batch.x.device());
+  return batch;
+}
+
+void Trainer::account(const Batch& batch, double loss) {
+  at_.loss_sum += loss * static_cast<double>(batch.size());
+  at_.loss_count += batch.size();
+  ++at_.batch;
+}
+
+double Trainer::forward_backward(const Batch& batch, std::int64_t count) {
+  std::vector<std::uint64_t> offsets;
+  for (const auto& g : generators_) offsets.push_back(g.second->offset());
+  Tensor loss = task_.loss(batch);
+  CAPO_CHECK(loss.numel() == 1, "trainer: a loss must have one element, got ", loss.shape());
+  CAPO_CHECK(!scaling() || loss.dtype() == f32, "trainer: a scaled loss must be f32, got ", describe(loss));
+  const double value = host_item(loss);
+  if (!std::isfinite(value)) fail_not_finite("loss", value, batch, offsets);
+  const double seed = at_.loss_scale / static_cast<double>(count);
+  backward(loss, seed == 1 ? Tensor() : full(loss.shape(), seed, loss.dtype(), loss.device()));
+  loss = Tensor();
+  // After each batch, so that the one to blame is still at hand.
+  grad_norm_ = optimizer_->grad_norm() / at_.loss_scale;
+  if (!std::isfinite(grad_norm_) && at_.loss_scale == 1) fail_not_finite("gradient norm", grad_norm_, batch, offsets);
+  return value;
+}
+
+void Trainer::update() {
+  const bool clip = options_.clip_norm > 0 && grad_norm_ > options_.clip_norm;
+  optimizer_->step(lr_, (clip ? options_.clip_norm / grad_norm_ : 1) / at_.loss_scale);
+  if (ema_) ema_->update();
+}
+
+void Trainer::next_loss_scale(bool clean) {
+  if (!scaling()) return;
+  ++at_.clean_steps;
+  if (clean && at_.clean_steps < kCleanSteps) return;
+  at_.loss_scale *= clean ? 2 : 0.5;
+  at_.clean_steps = 0;
+}
+
+bool Trainer::take_graph(const std::vector<Batch>& batches) {
+  if (!options_.graph) return false;
+  auto shapes = shapes_of(batches);
+  if (captured_) return captured_->shapes == shapes;
+  if (warm_ == shapes) {
+    capture(batches);
+    return true;
+  }
+  if (elements(shapes) >= elements(warm_)) warm_ = std::move(shapes);
+  return false;
+}
+
+void Trainer::capture(const std::vector<Batch>& batches) {
+  auto c = std::make_unique<Captured>(task_.module().build().device);
+  c->shapes = shapes_of(batches);
+  const auto copy = [](const Tensor& t) { return t.defined() ? clone(t) : Tensor(); };
+  for (const Batch& b : batches) c->batches.push_back({copy(b.x), copy(b.labels), copy(b.soft)});
+  if (scaling()) c->seed = c->graph.numbers(1), c->loss_scale = c->graph.numbers(1);
+  optimizer_->zero_grad();
+  const auto count = static_cast<double>(batches.size());
+  c->graph.capture([&] {
+    for (const Batch& batch : c->batches) {
+      const Tensor loss = task_.loss(batch);
+      CAPO_CHECK(loss.numel() == 1, "trainer: a loss must have one element, got ", loss.shape());
+      Tensor seed;
+      if (scaling())
+        seed = strided_view(c->seed.there, loss.shape(), contiguous_strides(loss.shape()), c->seed.there.offset());
+      else if (count != 1)
+        seed = full(loss.shape(), 1 / count, loss.dtype(), loss.device());
+      backward(loss, seed);
+      c->losses.push_back(loss.detach());
+    }
+    c->verdict = optimizer_->grad_verdict(c->losses, options_.clip_norm, c->loss_scale.there);
+    optimizer_->capture_step(c->graph, c->verdict);
+    if (ema_) ema_->capture_update(c->graph, c->verdict.skip);
+    optimizer_->zero_grad();
+  });
+  captured_ = std::move(c);
+}
+
+double Trainer::replay(const std::vector<Batch>& batches) {
+  Captured& c = *captured_;
+  const auto count = static_cast<std::int64_t>(batches.size());
+  for (std::size_t i = 0; i < batches.size(); ++i) {
+    const Batch &from = batches[i], &to = c.batches[i];
+    copy_into(to.x, from.x);
+    copy_into(to.labels, from.labels);
+    if (to.soft.defined()) copy_into(to.soft, from.soft);
+  }
+  optimizer_->next_replay(lr_);
+  if (ema_) ema_->next_replay();
+  if (scaling()) {
+    *c.seed.here = static_cast<float>(at_.loss_scale / static_cast<double>(count));
+    *c.loss_scale.here = static_cast<float>(at_.loss_scale);
+  }
+  std::vector<std::uint64_t> offsets;
+  for (const auto& g : generators_) offsets.push_back(g.second->offset());
+  c.graph.replay();
+
+  std::vector<double> losses;
+  for (const Tensor& t : c.losses) losses.push_back(host_item(t));
+  grad_norm_ = host_item(c.verdict.norm);
+  const bool clean = std::isfinite(grad_norm_);
+  bool good = clean || at_.loss_scale > 1;
+  for (const double v : losses) good = good && std::isfinite(v);
+  if (!good) {  // nothing was written: the same step as usual finds the batch and the op to blame
+    for (std::size_t i = 0; i < generators_.size(); ++i) generators_[i].second->set_offset(offsets[i]);
+    for (const Batch& b : c.batches) account(b, forward_backward(b, count));
+    detail::fail("train: the captured step ", at_.step, " is not finite, as usual it is");
+  }
+  if (clean) {
+    optimizer_->count_step();
+    if (ema_) ema_->count_update();
+  }
+  next_loss_scale(clean);
+  double sum = 0;
+  for (std::size_t i = 0; i < batches.size(); ++i) {
+    account(batches[i], losses[i]);
+    sum += losses[i];
+  }
+  return sum;
+}
+
 double Trainer::step(std::int64_t count) {
   const auto start = Clock::now();
   double waited = 0, loss_sum = 0;
-  std::int64_t samples = 0;
-  const Device device = task_.module().build().device;
-  std::vector<std::uint64_t> offsets;
-  for (std::int64_t i = 0; i < count; ++i) {
-    const auto wait = Clock::now();
-    const Batch batch = train_.next();
-    waited += since(wait);
-    CAPO_CHECK(batch.x.device() == device, "trainer: the model is on ", device, ", the batch on ", batch.x.device());
-    offsets.clear();
-    for (const auto& g : generators_) offsets.push_back(g.second->offset());
-    Tensor loss = task_.loss(batch);
-    CAPO_CHECK(loss.numel() == 1, "trainer: a loss must have one element, got ", loss.shape());
-    const double value = host_item(loss);
-    if (!std::isfinite(value)) fail_not_finite("loss", value, batch, offsets);
-    backward(loss, count == 1 ? Tensor() : full(loss.shape(), 1.0 / static_cast<double>(count), loss.dtype(), loss.device()));
-    loss = Tensor();
-    // After each batch, so that the one to blame is still at hand.
-    grad_norm_ = optimizer_->grad_norm();
-    if (!std::isfinite(grad_norm_)) fail_not_finite("gradient norm", grad_norm_, batch, offsets);
-    loss_sum += value;
-    at_.loss_sum += value * static_cast<double>(batch.size());
-    at_.loss_count += batch.size();
-    samples += batch.size();
-    ++at_.batch;
-  }
-  const bool clip = options_.clip_norm > 0 && grad_norm_ > options_.clip_norm;
+  const std::int64_t samples_before = at_.loss_count;
   lr_ = schedule_.at(at_.step);
-  optimizer_->step(lr_, clip ? options_.clip_norm / grad_norm_ : 1);
-  optimizer_->zero_grad();
-  if (ema_) ema_->update();
+  std::vector<Batch> batches;  // of a step that may be a graph: it needs them all
+  for (std::int64_t i = 0; i < count && options_.graph; ++i) batches.push_back(next_batch(waited));
+  if (take_graph(batches)) {
+    loss_sum = replay(batches);
+  } else {
+    for (std::int64_t i = 0; i < count; ++i) {
+      const Batch batch = options_.graph ? std::exchange(batches[static_cast<std::size_t>(i)], {}) : next_batch(waited);
+      const double loss = forward_backward(batch, count);
+      loss_sum += loss;
+      account(batch, loss);
+    }
+    const bool clean = std::isfinite(grad_norm_);
+    if (clean) update();
+    optimizer_->zero_grad();
+    next_loss_scale(clean);
+  }
   ++at_.step;
 
   // Means over about the last 20 steps; the first step warms caches and counts little.
   const double keep = step_seconds_ == 0 ? 0 : 0.95, seconds = since(start);
   step_seconds_ = keep * step_seconds_ + (1 - keep) * seconds;
   wait_seconds_ = keep * wait_seconds_ + (1 - keep) * waited;
-  images_ = keep * images_ + (1 - keep) * static_cast<double>(samples);
+  images_ = keep * images_ + (1 - keep) * static_cast<double>(at_.loss_count - samples_before);
   return loss_sum / static_cast<double>(count);
 }
 

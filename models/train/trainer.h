@@ -113,6 +113,15 @@ struct TrainOptions {
   double clip_norm = 0;      // 0: off
   double ema_decay = 0;      // 0: off; validation then runs on the averages
   bool ema_warm_up = false;
+  // Multiplies the loss before backward, and the gradients are divided by it: for f16, whose small gradients vanish
+  // otherwise. 0: off. This is where it starts (65536 is usual; a power of two): a gradient that is not finite skips the
+  // step and halves it, down to 1, and 2000 steps without one double it. Losses must be f32. A skipped step counts in
+  // Position::step, not in Optimizer::steps().
+  double loss_scale = 0;
+  // Steps as one captured graph (engine/graph.h), CUDA only: the first step runs as usual, then full steps are replayed;
+  // a step with fewer batches or samples runs as usual. The same bits either way. The loss may change nothing on the
+  // host and read nothing from the device; parameters must not be frozen, replaced or moved between steps.
+  bool graph = false;
   std::uint64_t seed = 0;    // recorded; a checkpoint of another seed is refused
   std::string settings = ""; // likewise: any text that names the data, the batch size, the model, ...
 
@@ -157,10 +166,21 @@ class Trainer {
 
  private:
   struct Logs;
+  struct Captured;
   TrainState state();
   void save();
   // `count` batches and one optimiser step; returns the mean loss.
   double step(std::int64_t count);
+  Batch next_batch(double& waited);
+  void account(const Batch& batch, double loss);
+  bool scaling() const { return options_.loss_scale > 0; }
+  // Forward and backward of one of `count` batches; returns its loss. grad_norm_ is that of the gradients so far.
+  double forward_backward(const Batch& batch, std::int64_t count);
+  void update();                 // the optimiser and the averages, from the gradients in the slots
+  void next_loss_scale(bool clean);
+  bool take_graph(const std::vector<Batch>& batches);
+  void capture(const std::vector<Batch>& batches);
+  double replay(const std::vector<Batch>& batches);  // returns the sum of the losses
   void end_epoch(TrainResult& result);
   [[noreturn]] void fail_not_finite(const char* what, double value, const Batch& batch, const std::vector<std::uint64_t>& offsets);
 
@@ -175,6 +195,8 @@ class Trainer {
   std::vector<std::pair<std::string, Generator*>> generators_;
   std::unique_ptr<Checkpointer> checkpointer_;
   std::unique_ptr<Logs> logs_;
+  std::unique_ptr<Captured> captured_;
+  std::vector<Shape> warm_;     // of the largest step that ran as usual: what a capture needs to have seen
   Position at_;
   bool ran_ = false;
   std::atomic<bool> stop_{false};
