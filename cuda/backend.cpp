@@ -175,6 +175,7 @@ class CudaBackend final : public DeviceBackend {
 
   // Of this thread only: other threads may go on using the device. What is pending on the stream runs before the work does.
   void begin_capture(int index) override {
+    CAPO_CHECK(!without_cache(), "graph: CAPO_CACHE=0 gives a graph no memory of its own");
     const UseDevice use(index);
     CachingAllocator& memory = device(index).allocator;
     memory.begin_pool();
