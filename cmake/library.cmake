@@ -54,8 +54,10 @@ add_library(capo::capo ALIAS capo)
 target_link_libraries(capo PRIVATE $<BUILD_INTERFACE:capo_options> $<BUILD_INTERFACE:nlohmann_json::nlohmann_json>
                       ZLIB::ZLIB PUBLIC Threads::Threads)
 target_include_directories(capo SYSTEM PRIVATE ${CAPO_STB_DIR})
-# stb_image's JPEG decoder lets signed sums wrap on damaged files: defined here, and here alone.
-set_source_files_properties(datasets/stb.cpp PROPERTIES COMPILE_OPTIONS "-w;-fwrapv")
+# stb_image's JPEG decoder lets signed sums wrap on damaged files, and its PNG decoder copies no bytes to a null pointer
+# when the first IDAT is empty: both defined here, and here alone.
+set_source_files_properties(datasets/stb.cpp PROPERTIES COMPILE_OPTIONS
+                            "-w;-fwrapv;-fno-delete-null-pointer-checks;-fno-sanitize=nonnull-attribute")
 # Checkpoints name the library that wrote them.
 set_source_files_properties(models/train/checkpoint.cpp PROPERTIES COMPILE_DEFINITIONS CAPO_VERSION="${PROJECT_VERSION}")
 target_include_directories(capo PUBLIC $<BUILD_INTERFACE:${CMAKE_CURRENT_BINARY_DIR}/include> $<INSTALL_INTERFACE:include>)

@@ -1,5 +1,4 @@
-// stb_image: JPEG and PNG, from memory only. Compile without our warnings and with -fwrapv: its JPEG decoder lets
-// signed sums overflow on damaged files.
+// stb_image: JPEG and PNG, from memory only. cmake/library.cmake says with which options it compiles, and why.
 #include <capo/datasets/stb.h>
 
 #include <algorithm>

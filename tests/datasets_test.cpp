@@ -150,6 +150,11 @@ TEST_CASE("image: JPEG, progressive JPEG, PNG with alpha") {
   CHECK(decode_image(view(kJpeg420), "mem").width == 37);
   CHECK(std::abs(decode_image(view(kJpeg420), "mem").at(9, 20)[1] - 120) < 16);
   CHECK(decode_image(view(kPngPalette), "mem").width == 9);
+  // An empty first IDAT, which PNG allows.
+  const std::string png = encode_png(pattern(9, 7));
+  const std::size_t at = png.find("IDAT") - 4;
+  const std::string empty("\0\0\0\0IDAT\x35\xaf\x06\x1e", 12);
+  CHECK(decode_image(png.substr(0, at) + empty + png.substr(at), "mem").pixels == pattern(9, 7).pixels);
 }
 
 TEST_CASE("resize: equal to Pillow 11 in every byte") {

@@ -37,7 +37,9 @@ std::vector<std::string> capo::fuzz::seeds() {
   Image rgb(9, 7, 3), grey(5, 6, 1);
   for (std::size_t i = 0; i < rgb.pixels.size(); ++i) rgb.pixels[i] = static_cast<std::uint8_t>(i * i);
   for (std::size_t i = 0; i < grey.pixels.size(); ++i) grey.pixels[i] = static_cast<std::uint8_t>(i * 8);
-  return {encode_png(rgb), encode_png(grey), std::string(testing::view(testing::kJpeg)),
+  std::string empty_part = encode_png(rgb);  // an empty IDAT first
+  empty_part.insert(empty_part.find("IDAT") - 4, std::string("\0\0\0\0IDAT\x35\xaf\x06\x1e", 12));
+  return {encode_png(rgb), encode_png(grey), empty_part, std::string(testing::view(testing::kJpeg)),
           std::string(testing::view(testing::kProgressiveJpeg)), std::string(testing::view(testing::kPng16)),
           std::string(testing::view(testing::kPngRgba)),
           std::string(testing::view(testing::kJpeg420)), std::string(testing::view(testing::kPngPalette))};
