@@ -1,5 +1,5 @@
-// Attention for any head size and dtype, forward and backward, in f32 arithmetic. Heads that fit the tensor cores take
-// the forward of attention_mma.cu.
+// Attention for any head size and dtype, forward and backward, in f32 arithmetic. 16-bit elements with heads of up to
+// 256 go to tensor cores instead: attention_mma.cu and attention_backward_mma.cu.
 #include <capo/cuda/block_sum.cuh>
 #include <capo/cuda/element.cuh>
 #include <capo/cuda/kernels.h>
@@ -79,7 +79,9 @@ __device__ inline void stage(float* tile, const Rows& x, int64_t first, int part
   __syncthreads();
 }
 
-__host__ __device__ inline int whole_parts(int64_t width) { return static_cast<int>((width + kPart - 1) / kPart * kPart); }
+__host__ __device__ inline int whole_parts(int64_t width) {
+  return static_cast<int>((width + kPart - 1) / kPart * kPart);
+}
 
 // The block's own vectors stay in shared memory: `rows` of them, whole parts, filled up with zeros.
 __device__ inline void keep(float* own, int rows, const Rows& x, int64_t first) {
@@ -112,7 +114,8 @@ __device__ inline void dots(const float* own, float* tile, const Rows& x, int64_
 
 // sum[r][p] += over the tile's rows: weights[r][row] * element 32 p + lane of the row. kPieces: at least width / 32.
 template <int kRows, int kPieces>
-__device__ inline void add_weighted(const float* weights, float* tile, const Rows& x, int64_t first, float (&sum)[kRows][kPieces]) {
+__device__ inline void add_weighted(const float* weights, float* tile, const Rows& x, int64_t first,
+                                    float (&sum)[kRows][kPieces]) {
   const int lane = threadIdx.x % kWarp;
 #pragma unroll
   for (int p = 0; p < kPieces; p += 2) {
@@ -134,7 +137,8 @@ __device__ inline void add_weighted(const float* weights, float* tile, const Row
 }
 
 template <int kPieces>
-__device__ inline void write_row(DType dtype, void* to, int64_t at, int64_t width, const float (&v)[kPieces], float scale) {
+__device__ inline void write_row(DType dtype, void* to, int64_t at, int64_t width, const float (&v)[kPieces],
+                                 float scale) {
   const int lane = threadIdx.x % kWarp;
 #pragma unroll
   for (int p = 0; p < kPieces; ++p)
@@ -160,11 +164,17 @@ __device__ inline Rows vectors(const AttentionArgs& a, const Wide& w, int64_t b,
 }
 __device__ inline Rows output_gradients(const AttentionGradArgs& g, const Wide& w, int64_t b, int64_t h) {
   const AttentionArgs& a = g.forward;
-  return {advance(a.dtype, g.d_o, (b * a.nq * a.heads + h) * a.dv), a.dtype, a.nq, a.heads * a.dv, static_cast<int>(a.dv), w.o};
+  return {advance(a.dtype, g.d_o, (b * a.nq * a.heads + h) * a.dv),
+          a.dtype,
+          a.nq,
+          a.heads * a.dv,
+          static_cast<int>(a.dv),
+          w.o};
 }
 
 // The score of a query and a key from their product, -inf where the query does not see the key.
-__device__ inline float score_of(const AttentionArgs& a, int64_t b, int64_t h, int64_t query, int64_t key, float product) {
+__device__ inline float score_of(const AttentionArgs& a, int64_t b, int64_t h, int64_t query, int64_t key,
+                                 float product) {
   if (query >= a.nq || key >= a.nk || (a.causal && key > query + a.nk - a.nq)) return -INFINITY;
   const float s = product * static_cast<float>(a.scale);
   return a.bias ? s + read_one(a.dtype, a.bias, b * a.bs[0] + h * a.bs[1] + query * a.bs[2] + key * a.bs[3]) : s;
@@ -219,24 +229,32 @@ __global__ void __launch_bounds__(kThreads) attention_forward(AttentionArgs a, W
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
     if (row + r >= a.nq) continue;
-    write_row(a.dtype, a.o, ((b * a.nq + row + r) * a.heads + h) * a.dv, a.dv, o[r], total[r] == 0 ? 0.0f : 1.0f / total[r]);
+    write_row(a.dtype, a.o, ((b * a.nq + row + r) * a.heads + h) * a.dv, a.dv, o[r],
+              total[r] == 0 ? 0.0f : 1.0f / total[r]);
     if (lane == 0)
       static_cast<float*>(a.lse)[bh * a.nq + row + r] = total[r] == 0 ? -INFINITY : greatest[r] + logf(total[r]);
   }
 }
 
-// delta = <do, o> - dlse per query: a warp each.
-__global__ void __launch_bounds__(kThreads) attention_delta(AttentionGradArgs g, int64_t rows) {
+// delta = <do, o> - dlse per query: 16 lanes each, four elements at a time.
+constexpr int kDeltaLanes = 16, kDeltaRows = kThreads / kDeltaLanes;
+
+__global__ void __launch_bounds__(kThreads) attention_delta(AttentionGradArgs g, int64_t rows, bool wide) {
   const AttentionArgs& a = g.forward;
-  const int lane = threadIdx.x % kWarp;
-  for (int64_t item = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp; item < rows;
-       item += static_cast<int64_t>(gridDim.x) * kWarps) {
+  const int lane = threadIdx.x % kDeltaLanes, width = static_cast<int>(a.dv);
+  const Rows d_o{g.d_o, a.dtype, rows, a.dv, width, wide}, o{a.o, a.dtype, rows, a.dv, width, wide};
+  for (int64_t first = static_cast<int64_t>(blockIdx.x) * kDeltaRows; first < rows;
+       first += static_cast<int64_t>(gridDim.x) * kDeltaRows) {
+    const int64_t item = first + threadIdx.x / kDeltaLanes;
     float sum = 0;
-    for (int64_t c = lane; c < a.dv; c += kWarp)
-      sum += read_one(a.dtype, g.d_o, item * a.dv + c) * read_one(a.dtype, a.o, item * a.dv + c);
-    sum = gpu::warp_sum(sum);
+    for (int c = lane * 4; c < width; c += kDeltaLanes * 4) {
+      const Four x = read_four(d_o, item, c), y = read_four(o, item, c);
+      for (int j = 0; j < 4; ++j) sum += x.v[j] * y.v[j];
+    }
+    for (int bits = kDeltaLanes / 2; bits > 0; bits /= 2) sum += __shfl_xor_sync(gpu::kFullMask, sum, bits);
+    if (lane != 0 || item >= rows) continue;
     const int64_t h = item % a.heads, token = item / a.heads, at = (token / a.nq * a.heads + h) * a.nq + token % a.nq;
-    if (lane == 0) static_cast<float*>(g.delta)[at] = sum - (g.dlse ? static_cast<const float*>(g.dlse)[at] : 0.0f);
+    static_cast<float*>(g.delta)[at] = sum - (g.dlse ? static_cast<const float*>(g.dlse)[at] : 0.0f);
   }
 }
 
@@ -350,7 +368,8 @@ __global__ void __launch_bounds__(kThreads) merge(LseMergeArgs p, int64_t rows) 
   const int lane = threadIdx.x % kWarp;
   for (int64_t item = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp; item < rows;
        item += static_cast<int64_t>(gridDim.x) * kWarps) {
-    const int64_t h = item % p.heads, n = item / p.heads % p.n, b = item / p.heads / p.n, at = (b * p.heads + h) * p.n + n;
+    const int64_t h = item % p.heads, n = item / p.heads % p.n, b = item / p.heads / p.n,
+                  at = (b * p.heads + h) * p.n + n;
     const float l1 = static_cast<const float*>(p.lse1)[at], l2 = static_cast<const float*>(p.lse2)[at];
     const float top = l1 > l2 ? l1 : l2;
     const bool none = l1 == -INFINITY && l2 == -INFINITY;
@@ -392,7 +411,8 @@ bool wide_rows(const void* p, const int64_t (&strides)[3], int64_t width) {
   return gpu::aligned(p) && width % 4 == 0 && strides[0] % 4 == 0 && strides[1] % 4 == 0 && strides[2] % 4 == 0;
 }
 Wide wide_of(const AttentionArgs& a, const void* d_o = nullptr) {
-  return {wide_rows(a.q, a.qs, a.d), wide_rows(a.k, a.ks, a.d), wide_rows(a.v, a.vs, a.dv), gpu::aligned(d_o) && a.dv % 4 == 0};
+  return {wide_rows(a.q, a.qs, a.d), wide_rows(a.k, a.ks, a.d), wide_rows(a.v, a.vs, a.dv),
+          gpu::aligned(d_o) && a.dv % 4 == 0};
 }
 
 // f(rows of a warp, pieces of 32 that hold the head size) as constants: few kernels, the widest for 1024.
@@ -411,7 +431,8 @@ int64_t tiles_of(int64_t rows, int own) { return (rows + own - 1) / own; }
 // A tile, `planes` of weights and the block's own rows of the widths d and dv (0: none).
 std::size_t shared_of(int own, int planes, int64_t d, int64_t dv) {
   const auto floats = [](int n) { return gpu::shared_bytes<float>(static_cast<std::size_t>(n)); };
-  return floats(kTile * kLd) + floats(planes * own * kTile) + floats(own * whole_parts(d)) + floats(own * whole_parts(dv));
+  return floats(kTile * kLd) + floats(planes * own * kTile) + floats(own * whole_parts(d)) +
+         floats(own * whole_parts(dv));
 }
 
 }  // namespace
@@ -436,16 +457,18 @@ void attention_backward_cuda(const AttentionGradArgs& g, std::int64_t items, voi
   const Wide wide = wide_of(a, g.d_o);
   const std::int64_t rows = items * a.nq;
   if (rows > 0)
-    gpu::launch("attention_delta", attention_delta, gpu::blocks_for(rows, kWarps), kThreads, 0, stream, g, rows);
+    gpu::launch("attention_delta", attention_delta, gpu::blocks_for(rows, kDeltaRows), kThreads, 0, stream, g, rows,
+                gpu::aligned(a.o) && wide.o);
+  if (attention_backward_mma(g, items, stream)) return;
   for_width(a.d > a.dv ? a.d : a.dv, [&](auto size) {
     using S = decltype(size);
     constexpr int kOwn = S::kRows * kWarps;
     if ((g.dq || g.dbias) && a.nq > 0)
-      gpu::launch("attention_backward_q", attention_backward_q<S::kRows, S::kPieces>, items * tiles_of(a.nq, kOwn), kThreads,
-                  shared_of(kOwn, 1, a.d, a.dv), stream, g, wide);
+      gpu::launch("attention_backward_q", attention_backward_q<S::kRows, S::kPieces>, items * tiles_of(a.nq, kOwn),
+                  kThreads, shared_of(kOwn, 1, a.d, a.dv), stream, g, wide);
     if ((g.dk || g.dv) && a.nk > 0)
-      gpu::launch("attention_backward_kv", attention_backward_kv<S::kRows, S::kPieces>, items * tiles_of(a.nk, kOwn), kThreads,
-                  shared_of(kOwn, 2, a.d, a.dv), stream, g, wide);
+      gpu::launch("attention_backward_kv", attention_backward_kv<S::kRows, S::kPieces>, items * tiles_of(a.nk, kOwn),
+                  kThreads, shared_of(kOwn, 2, a.d, a.dv), stream, g, wide);
   });
 }
 

@@ -1,12 +1,11 @@
 // Convolutions as implicit products of matrices: tiles of the im2col matrix are gathered into shared memory and never
-// exist in memory. Sums are f32, in the order of (tap, channel) or of positions. 16-bit forwards and data gradients whose
-// channels come in eights run on tensor cores, everything else on CUDA cores.
+// exist in memory. Sums are f32, in the order of (tap, channel) or of positions. 16-bit elements go to tensor cores,
+// f32 to CUDA cores; depthwise has kernels of its own.
+#include <capo/cuda/mma_tile.cuh>
 #include <capo/cuda/pack.cuh>
-#include <capo/cuda/ptx.h>
 #include <capo/cuda/row_lanes.cuh>
 #include <capo/ops/conv.h>
-
-#include <type_traits>
+#include <capo/ops/conv_axis_internal.h>
 
 namespace {
 
@@ -35,7 +34,9 @@ Geometry narrow(const capo::ConvGeometry& g) {
                  g.kernel[0] * g.kernel[1] * g.kernel[2] * (g.cin > g.cout ? g.cin : g.cout) <= kMost,
              "conv: the CUDA kernels count fewer than 2^31 positions");
   const auto i = [](int64_t v) { return static_cast<int>(v); };
-  Geometry n{i(g.batch), i(g.groups), i(g.cin), i(g.cout), i(g.kernel[0] * g.kernel[1] * g.kernel[2]), {}, {}, {}, {}, {}, {}};
+  Geometry n{};
+  n.batch = i(g.batch), n.groups = i(g.groups), n.cin = i(g.cin), n.cout = i(g.cout);
+  n.taps = i(g.kernel[0] * g.kernel[1] * g.kernel[2]);
   for (int a = 0; a < 3; ++a) {
     n.in[a] = i(g.in[a]), n.out[a] = i(g.out[a]), n.kernel[a] = i(g.kernel[a]);
     n.stride[a] = i(g.stride[a]), n.pad[a] = i(g.pad[a]), n.dilation[a] = i(g.dilation[a]);
@@ -54,10 +55,12 @@ struct Tile {
 // sum += the step's product, a and b as [kDepth, kPitch].
 __device__ inline void multiply(Tile& t, const float* a, const float* b) {
   using Four = gpu::Pack<float, kEach>;
-  const int row = static_cast<int>(threadIdx.x) / (kTile / kEach) * kEach, column = static_cast<int>(threadIdx.x) % (kTile / kEach) * kEach;
+  const int row = static_cast<int>(threadIdx.x) / (kTile / kEach) * kEach,
+            column = static_cast<int>(threadIdx.x) % (kTile / kEach) * kEach;
 #pragma unroll
   for (int k = 0; k < kDepth; ++k) {
-    const Four u = *reinterpret_cast<const Four*>(a + k * kPitch + row), v = *reinterpret_cast<const Four*>(b + k * kPitch + column);
+    const Four u = *reinterpret_cast<const Four*>(a + k * kPitch + row),
+               v = *reinterpret_cast<const Four*>(b + k * kPitch + column);
 #pragma unroll
     for (int i = 0; i < kEach; ++i)
 #pragma unroll
@@ -67,35 +70,7 @@ __device__ inline void multiply(Tile& t, const float* a, const float* b) {
 
 // ---------------------------------------------------------------- forward and data gradient
 
-// One spatial axis of one phase, as in ops/cpu/conv.cpp: result positions start, start + step, ..; position number t reads
-// the sources t * source_step + offset + j * offset_step for j < taps, under the kernel taps first_tap + j * tap_step.
-struct Axis {
-  int start, step, count;
-  int source_step, offset, offset_step;
-  int taps, first_tap, tap_step;
-  int source, result;
-};
-
-__device__ inline Axis axis_of(const Geometry& g, bool transposed, int a, int phase) {
-  if (!transposed)
-    return {0, 1, g.out[a], g.stride[a], -g.pad[a], g.dilation[a], g.kernel[a], 0, 1, g.in[a], g.out[a]};
-  // Result i gets tap k from source (i + pad - k dilation) / stride where that is whole. phase = (i + pad) mod stride.
-  const int s = g.stride[a], d = g.dilation[a];
-  Axis x{};
-  x.source = g.out[a];
-  x.result = g.in[a];
-  x.step = s;
-  x.start = ((phase - g.pad[a]) % s + s) % s;
-  x.count = x.start < x.result ? (x.result - x.start + s - 1) / s : 0;
-  x.source_step = 1;
-  x.tap_step = 1;
-  while (x.tap_step * d % s != 0) ++x.tap_step;
-  for (int k = 0; k < g.kernel[a]; ++k)
-    if (k * d % s == phase && x.taps++ == 0) x.first_tap = k;
-  x.offset = (x.start + g.pad[a] - x.first_tap * d) / s;
-  x.offset_step = -(x.tap_step * d / s);
-  return x;
-}
+using Axis = ConvAxis<int>;
 
 // Row m of the im2col matrix: its image and the sources under its first tap; or the place of its result.
 struct Position {
@@ -151,6 +126,12 @@ struct Apply {
   int phases;
   int64_t row_tiles, column_tiles;
 };
+// Cuts into tiles of rows x columns; returns the blocks of all groups and phases.
+int64_t cut(Apply& p, int64_t positions, int n_all, int rows, int columns) {
+  p.row_tiles = (positions + rows - 1) / rows;
+  p.column_tiles = (n_all + columns - 1) / columns;
+  return p.g.groups * p.phases * p.row_tiles * p.column_tiles;
+}
 
 // The first row and column, group and phase of a block; fills axis[3] and meets the other threads.
 struct Place {
@@ -170,15 +151,16 @@ __device__ inline Place place_of(const Apply& p, int rows, int columns, Axis* ax
   if (me < 3) {
     int number = phase;
     for (int a = 2; a > me; --a) number /= kTransposed ? p.g.stride[a] : 1;
-    axis[me] = axis_of(p.g, kTransposed, me, kTransposed ? number % p.g.stride[me] : 0);
+    axis[me] = conv_axis(p.g, kTransposed, me, kTransposed ? number % p.g.stride[me] : 0);
   }
   __syncthreads();
   return at;
 }
 
 // A block: a tile of (positions of one phase) x (result channels of one group). Its depth is (tap, source channel).
-template <class T, bool kTransposed>
+template <bool kTransposed>
 __global__ void __launch_bounds__(kThreads) apply(Apply p) {
+  using T = float;
   CAPO_SHARED(Axis, axis, 3);
   CAPO_SHARED(Column, columns, kDepth);
   using Four = gpu::Pack<float, kEach>;
@@ -193,7 +175,8 @@ __global__ void __launch_bounds__(kThreads) apply(Apply p) {
   const int n0 = place.n0, group = place.group;
 
   const int depth = kTransposed ? g.cout : g.cin, n_all = kTransposed ? g.cin : g.cout;
-  const int64_t source_pitch = static_cast<int64_t>(depth) * g.groups, result_pitch = static_cast<int64_t>(n_all) * g.groups;
+  const int64_t source_pitch = static_cast<int64_t>(depth) * g.groups,
+                result_pitch = static_cast<int64_t>(n_all) * g.groups;
   const T* const source = static_cast<const T*>(p.source) + static_cast<int64_t>(group) * depth;
   const T* const w = static_cast<const T*>(p.w) + static_cast<int64_t>(group) * g.cout * g.taps * g.cin;
   const int64_t m_all = static_cast<int64_t>(g.batch) * axis[0].count * axis[1].count * axis[2].count;
@@ -218,7 +201,8 @@ __global__ void __launch_bounds__(kThreads) apply(Apply p) {
       for (int i = 0; i < kEach; ++i) {
         const int s0 = row[i].at[0] + c.move[0], s1 = row[i].at[1] + c.move[1], s2 = row[i].at[2] + c.move[2];
         float v = 0;
-        if (row_valid[i] && c.valid && inside(s0, axis[0].source) && inside(s1, axis[1].source) && inside(s2, axis[2].source)) {
+        if (row_valid[i] && c.valid && inside(s0, axis[0].source) && inside(s1, axis[1].source) &&
+            inside(s2, axis[2].source)) {
           const int pixel = ((row[i].image * axis[0].source + s0) * axis[1].source + s1) * axis[2].source + s2;
           v = gpu::load(source[pixel * source_pitch + c.channel]);
         }
@@ -256,131 +240,212 @@ __global__ void __launch_bounds__(kThreads) apply(Apply p) {
   }
 }
 
-// ---- the same on tensor cores: stages of kMmaDepth in flight, 16 bytes (eight channels of one tap) a copy
+// ---- the same on tensor cores: blocks of MmaBlock, whose stages are gathered 16 bytes (eight channels of one tap) at
+// a time where channels come in eights and lie aligned, else one by one
 
-constexpr int kMmaRows = 128, kMmaColumns = 64, kMmaDepth = 32, kStages = 3;
-constexpr int kAlongK = kMmaDepth + 8, kAlongN = kMmaColumns + 8;  // pitches; the 16 bytes put an ldmatrix in distinct banks
-constexpr int kStageA = kMmaRows * kAlongK, kStageB = kMmaColumns * kAlongK;
-static_assert(kMmaDepth * kAlongN <= kStageB);
-
-template <class T>
-__device__ inline void mma(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]) {
-  if constexpr (std::is_same_v<T, capo::BFloat16>)
-    gpu::mma_bf16(d, a, b);
-  else
-    gpu::mma_f16(d, a, b);
+// A number in digits: position as image and places, column as tap places and channel. The first digit has no radix.
+struct Digits {
+  int d[4];
+};
+__device__ inline Digits digits_of(int n, const int (&radix)[3]) {
+  Digits x;
+  for (int i = 3; i > 0; --i) {
+    const int rest = n / radix[i - 1];
+    x.d[i] = n - rest * radix[i - 1];
+    n = rest;
+  }
+  x.d[0] = n;
+  return x;
+}
+__device__ inline void add(Digits& x, const Digits& by, const int (&radix)[3]) {
+  int carry = 0;
+#pragma unroll
+  for (int i = 3; i > 0; --i) {
+    const int v = x.d[i] + by.d[i] + carry;
+    carry = v >= radix[i - 1];
+    x.d[i] = carry ? v - radix[i - 1] : v;
+  }
+  x.d[0] += by.d[0] + carry;
 }
 
-// Eight warps, 4 x 2, of 32 x 32 sums each. Weights lie [n][k] in shared memory, or [k][n] when transposed.
-template <class T, bool kTransposed>
-__global__ void __launch_bounds__(kThreads) apply_mma(Apply p) {
-  CAPO_SHARED(Axis, axis, 3);
-  using Eight = gpu::Pack<std::uint16_t, 8>;
-  CAPO_SHARED(Eight, a_stages, kStages * kStageA / 8);
-  CAPO_SHARED(Eight, b_stages, kStages * kStageB / 8);
-  std::uint16_t *const a_shared = &a_stages[0].v[0], *const b_shared = &b_stages[0].v[0];
-  const Geometry& g = p.g;
-  const int me = static_cast<int>(threadIdx.x), lane = me % gpu::kWarp, warp = me / gpu::kWarp;
-  const Place place = place_of<kTransposed>(p, kMmaRows, kMmaColumns, axis);
+using Eight = gpu::Pack<std::uint16_t, 8>;
 
+// Eight elements to shared memory: f(j) gives number j's address, or null for zero.
+template <class F>
+__device__ inline void copy_singly(std::uint16_t* to, const F& f) {
+  Eight pack{};
+  for (int j = 0; j < 8; ++j)
+    if (const auto* const from = f(j)) pack.v[j] = gpu::half_bits(*from);
+  *reinterpret_cast<Eight*>(to) = pack;
+}
+// Eight neighbours from `from` on, of which `left` exist.
+template <class T>
+__device__ inline void copy_eight(std::uint16_t* to, const T* from, int left, bool wide, const T* anywhere) {
+  if (wide)
+    gpu::cp_async_16(to, left > 0 ? from : anywhere, left > 0);
+  else
+    copy_singly(to, [&](int j) { return j < left ? from + j : nullptr; });
+}
+
+// The im2col matrix's columns (tap, channel): a thread's place in them moves on with the stages.
+struct Columns {
+  int radix[3];  // taps of axes 1 and 2, channels
+  int all;
+  __device__ Columns(const Axis* axis, int depth, bool any)
+      : radix{axis[1].taps, axis[2].taps, depth}, all(any ? axis[0].taps * axis[1].taps * axis[2].taps * depth : 0) {
+    for (int& r : radix) r = r > 0 ? r : 1;  // a phase without taps has no columns
+  }
+  __device__ Digits at(int k) const { return digits_of(k, radix); }
+};
+
+// Where a source lies, in pixels; negative when it is outside.
+__device__ inline int source_pixel(const Axis* axis, const Position& row, const Digits& column) {
+  const int s0 = row.at[0] + column.d[0] * axis[0].offset_step, s1 = row.at[1] + column.d[1] * axis[1].offset_step,
+            s2 = row.at[2] + column.d[2] * axis[2].offset_step;
+  if (!inside(s0, axis[0].source) || !inside(s1, axis[1].source) || !inside(s2, axis[2].source)) return -1;
+  return ((row.image * axis[0].source + s0) * axis[1].source + s1) * axis[2].source + s2;
+}
+__device__ inline int tap_of(const Geometry& g, const Axis* axis, const Digits& column) {
+  int tap = 0;
+#pragma unroll
+  for (int a = 0; a < 3; ++a) tap = tap * g.kernel[a] + axis[a].first_tap + column.d[a] * axis[a].tap_step;
+  return tap;
+}
+
+// Which 16-byte accesses are allowed, decided on the host.
+struct Wide {
+  bool source, w, result;
+};
+
+// Positions by result channels. The weights lie [channel][k] in a stage, or [k][channel] when transposed.
+template <class T, class Block, bool kTransposed, bool kWide>
+__global__ void __launch_bounds__(Block::kThreads) apply_mma(Apply p, Wide wide) {
+  constexpr int kEights = gpu::kMmaK / 8, kBlockThreads = Block::kThreads;
+  CAPO_SHARED(Axis, axis, 3);
+  CAPO_SHARED_DYNAMIC(carve);
+  Block block(carve);
+  const Geometry& g = p.g;
+  const int me = static_cast<int>(threadIdx.x);
+  const Place place = place_of<kTransposed>(p, Block::kRows, Block::kColumns, axis);
   const int depth = kTransposed ? g.cout : g.cin, n_all = kTransposed ? g.cin : g.cout;
-  const int64_t source_pitch = static_cast<int64_t>(depth) * g.groups, result_pitch = static_cast<int64_t>(n_all) * g.groups;
+  const int64_t source_pitch = static_cast<int64_t>(depth) * g.groups;
+  const int64_t result_pitch = static_cast<int64_t>(n_all) * g.groups;
   const T* const source = static_cast<const T*>(p.source) + static_cast<int64_t>(place.group) * depth;
   const T* const w = static_cast<const T*>(p.w) + static_cast<int64_t>(place.group) * g.cout * g.taps * g.cin;
   const int64_t m_all = static_cast<int64_t>(g.batch) * axis[0].count * axis[1].count * axis[2].count;
-  const int k_all = place.m0 < m_all ? axis[0].taps * axis[1].taps * axis[2].taps * depth : 0;
+  const Columns columns(axis, depth, place.m0 < m_all);
 
-  // A thread copies eight columns of two rows of a, and eight weights.
-  constexpr int kPieces = kMmaDepth / 8, kRowStep = kThreads / kPieces, kCopies = kMmaRows / kRowStep;
-  static_assert(kRowStep == kMmaColumns && kMmaDepth * kMmaColumns == 8 * kThreads);
+  // Of the sources a thread copies eight columns, always the same of a stage, of these rows.
+  constexpr int kRowStep = kBlockThreads / kEights, kCopies = Block::kRows / kRowStep;
   Position row[kCopies];
-  bool row_valid[kCopies];
+  bool exists[kCopies];
 #pragma unroll
   for (int i = 0; i < kCopies; ++i) {
-    const int64_t m = place.m0 + me / kPieces + i * kRowStep;
-    row_valid[i] = m < m_all;
-    row[i] = row_valid[i] ? source_of(axis, static_cast<int>(m)) : Position{};
+    const int64_t m = place.m0 + me / kEights + i * kRowStep;
+    exists[i] = m < m_all;
+    row[i] = exists[i] ? source_of(axis, static_cast<int>(m)) : Position{};
   }
-  const auto copy_step = [&](int k0) {
-    const int stage = k0 / kMmaDepth % kStages, k = me % kPieces * 8;
-    const Column c = column_of(g, axis, depth, k0 + k, k_all);
-    std::uint16_t* const a = a_shared + stage * kStageA + me / kPieces * kAlongK + k;
+  const int k_mine = me % kEights * 8;
+  const Digits stage_step = columns.at(gpu::kMmaK);
+  Digits column = columns.at(k_mine);
+  const auto load_source = [&](int k0, std::uint16_t* to) {
 #pragma unroll
     for (int i = 0; i < kCopies; ++i) {
-      const int s0 = row[i].at[0] + c.move[0], s1 = row[i].at[1] + c.move[1], s2 = row[i].at[2] + c.move[2];
-      const bool valid = row_valid[i] && c.valid && inside(s0, axis[0].source) && inside(s1, axis[1].source) && inside(s2, axis[2].source);
-      const int pixel = ((row[i].image * axis[0].source + s0) * axis[1].source + s1) * axis[2].source + s2;
-      gpu::cp_async_16(a + i * kRowStep * kAlongK, valid ? source + pixel * source_pitch + c.channel : source, valid);
+      std::uint16_t* const at = to + Block::A::at(true, me / kEights + i * kRowStep, k_mine);
+      if (kWide || wide.source) {
+        const int pixel = exists[i] && k0 + k_mine < columns.all ? source_pixel(axis, row[i], column) : -1;
+        gpu::cp_async_16(at, pixel >= 0 ? source + pixel * source_pitch + column.d[3] : source, pixel >= 0);
+        continue;
+      }
+      Digits c = column;
+      copy_singly(at, [&](int j) -> const T* {
+        const int pixel = exists[i] && k0 + k_mine + j < columns.all ? source_pixel(axis, row[i], c) : -1;
+        const T* const from = pixel >= 0 ? source + pixel * source_pitch + c.d[3] : nullptr;
+        add(c, {{0, 0, 0, 1}}, columns.radix);
+        return from;
+      });
     }
-    std::uint16_t* const b = b_shared + stage * kStageB;
-    if (kTransposed) {
-      const int kb = me / (kMmaColumns / 8), n = me % (kMmaColumns / 8) * 8;
-      const Column cb = column_of(g, axis, depth, k0 + kb, k_all);
-      const bool valid = cb.valid && place.n0 + n < n_all;
-      const int64_t at = (static_cast<int64_t>(cb.channel) * g.taps + cb.tap) * g.cin + place.n0 + n;
-      gpu::cp_async_16(b + kb * kAlongN + n, valid ? w + at : w, valid);
-    } else {
-      const int n = me / kPieces;
-      const bool valid = c.valid && place.n0 + n < n_all;
-      const int64_t at = (static_cast<int64_t>(place.n0 + n) * g.taps + c.tap) * g.cin + c.channel;
-      gpu::cp_async_16(b + n * kAlongK + k, valid ? w + at : w, valid);
-    }
+    add(column, stage_step, columns.radix);
   };
 
-  const int m_warp = warp % 4 * 32, n_warp = warp / 4 * 32;
-  float sum[2][4][4] = {};
+  // Of transposed weights it copies eight channels, always the same, of one column after the other.
+  constexpr int kChannelEights = Block::kColumns / 8, kColumnStep = kBlockThreads / kChannelEights;
+  const Digits column_step = columns.at(kColumnStep);
+  Digits w_column = columns.at(me / kChannelEights);
+  const auto load_transposed = [&](int k0, std::uint16_t* to) {
+    const int n = me % kChannelEights * 8;
 #pragma unroll
-  for (int s = 0; s < kStages - 1; ++s) {
-    if (s * kMmaDepth < k_all) copy_step(s * kMmaDepth);
-    gpu::cp_async_commit();
-  }
-  for (int k0 = 0; k0 < k_all; k0 += kMmaDepth) {
-    gpu::cp_async_wait<kStages - 2>();
-    __syncthreads();  // the stage is there for all, and nobody reads the one that is filled next
-    if (k0 + (kStages - 1) * kMmaDepth < k_all) copy_step(k0 + (kStages - 1) * kMmaDepth);
-    gpu::cp_async_commit();
-    const std::uint16_t* const a = a_shared + k0 / kMmaDepth % kStages * kStageA;
-    const std::uint16_t* const b = b_shared + k0 / kMmaDepth % kStages * kStageB;
-#pragma unroll
-    for (int k = 0; k < kMmaDepth; k += 16) {
-      std::uint32_t u[2][4], v[2][4];  // v[j]: columns 16 j .. + 8 in its first two registers, the next eight in the others
-#pragma unroll
-      for (int i = 0; i < 2; ++i) gpu::ldmatrix(u[i], a + (m_warp + 16 * i + lane % 16) * kAlongK + k + lane / 16 * 8);
-#pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        const int n = n_warp + 16 * j + lane / 16 * 8, half = lane / 8 % 2 * 8;
-        if (kTransposed)
-          gpu::ldmatrix_transposed(v[j], b + (k + half + lane % 8) * kAlongN + n);
-        else
-          gpu::ldmatrix(v[j], b + (n + lane % 8) * kAlongK + k + half);
-      }
-#pragma unroll
-      for (int i = 0; i < 2; ++i)
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          const std::uint32_t pair[2] = {v[j / 2][j % 2 * 2], v[j / 2][j % 2 * 2 + 1]};
-          mma<T>(sum[i][j], u[i], pair);
-        }
+    for (int pass = 0; pass < gpu::kMmaK / kColumnStep; ++pass) {
+      const int k = me / kChannelEights + pass * kColumnStep;
+      const T* const from = w + (static_cast<int64_t>(w_column.d[3]) * g.taps + tap_of(g, axis, w_column)) * g.cin +
+                            place.n0 + n;
+      copy_eight(to + Block::B::at(false, n, k), from, k0 + k < columns.all ? n_all - place.n0 - n : 0,
+                 kWide || wide.w, w);
+      add(w_column, column_step, columns.radix);
     }
-  }
-  gpu::cp_async_wait<0>();
+  };
+  const auto load_weights = [&](int k0, std::uint16_t* to) {  // the matrix [n][k] as it lies
+#pragma unroll
+    for (int pass = 0; pass < Block::kColumns / kRowStep; ++pass) {
+      const int n = me / kEights + pass * kRowStep;
+      const T* const from = w + static_cast<int64_t>(place.n0 + n) * columns.all + k0 + k_mine;
+      copy_eight(to + Block::B::at(true, n, k_mine), from, place.n0 + n < n_all ? columns.all - k0 - k_mine : 0,
+                 kWide || wide.w, w);
+    }
+  };
+  block.template run<T>((columns.all + gpu::kMmaK - 1) / gpu::kMmaK, true, !kTransposed,
+                        [&](int64_t step, std::uint16_t* a, std::uint16_t* b) {
+                          const int k0 = static_cast<int>(step) * gpu::kMmaK;
+                          load_source(k0, a);
+                          if constexpr (kTransposed)
+                            load_transposed(k0, b);
+                          else
+                            load_weights(k0, b);
+                        });
 
   T* const result = static_cast<T*>(p.result) + static_cast<int64_t>(place.group) * n_all;
-  const T* const bias = p.bias ? static_cast<const T*>(p.bias) + static_cast<int64_t>(place.group) * n_all : nullptr;
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const int64_t m = place.m0 + m_warp + 8 * i + lane / 4;
-    if (m >= m_all) continue;
-    T* const to = result + result_of(axis, static_cast<int>(m)) * result_pitch;
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const int n = place.n0 + n_warp + 8 * j + lane % 4 * 2;
-      if (n >= n_all) continue;  // n_all comes in eights
-      float pair[2];
-      for (int e = 0; e < 2; ++e) pair[e] = sum[i / 2][j][i % 2 * 2 + e] + (bias ? gpu::load(bias[n + e]) : 0.0f);
-      gpu::store_many<2>(to + n, pair);
+  const T* const bias =
+      p.bias ? static_cast<const T*>(p.bias) + static_cast<int64_t>(place.group) * n_all : nullptr;
+  block.each_eight([&](int r, int c, float(&x)[8]) {
+    const int64_t m = place.m0 + r;
+    const int n = place.n0 + c;
+    if (m >= m_all || n >= n_all) return;
+    if (bias)
+      for (int j = 0; j < 8; ++j) x[j] += n + j < n_all ? gpu::load(bias[n + j]) : 0.0f;
+    T* const to = result + result_of(axis, static_cast<int>(m)) * result_pitch + n;
+    if (kWide || wide.result) {
+      gpu::store_many<8>(to, x);
+    } else {
+      for (int j = 0; j < 8; ++j)
+        if (n + j < n_all) to[j] = gpu::Store<T>::from(x[j]);
     }
-  }
+  });
+}
+
+template <class T, class Block, bool kWide>
+void start_mma(Apply a, bool transposed, int64_t positions, int n_all, const Wide& wide, void* stream) {
+  const int64_t blocks = cut(a, positions, n_all, Block::kRows, Block::kColumns);
+  const auto start = [&](const char* name, auto kernel) {
+    gpu::launch(name, kernel, blocks, Block::kThreads, Block::shared(), stream, a, wide);
+  };
+  transposed ? start("conv_data_gradient", apply_mma<T, Block, true, kWide>)
+             : start("conv", apply_mma<T, Block, false, kWide>);
+}
+
+template <class T>
+void run_mma(Apply a, bool transposed, int64_t positions, void* stream) {
+  using Broad = gpu::MmaBlock<128, 128, 2, 4>;
+  using Narrow = gpu::MmaBlock<128, 64, 4, 2>;
+  constexpr int64_t kFull = 128;  // blocks that fill a device
+  const int depth = transposed ? a.g.cout : a.g.cin, n_all = transposed ? a.g.cin : a.g.cout;
+  const Wide wide{depth % 8 == 0 && gpu::aligned(a.source), a.g.cin % 8 == 0 && gpu::aligned(a.w),
+                  n_all % 8 == 0 && gpu::aligned(a.result)};
+  if (!wide.source || !wide.w || !wide.result)
+    start_mma<T, Narrow, false>(a, transposed, positions, n_all, wide, stream);
+  else if (n_all > Narrow::kColumns && cut(a, positions, n_all, Broad::kRows, Broad::kColumns) >= kFull)
+    start_mma<T, Broad, true>(a, transposed, positions, n_all, wide, stream);
+  else
+    start_mma<T, Narrow, true>(a, transposed, positions, n_all, wide, stream);
 }
 
 template <class T>
@@ -391,22 +456,13 @@ void run_apply(const capo::ConvDirectArgs& p, const Geometry& g, void* stream) {
     positions *= p.transposed ? (g.in[i] + g.stride[i] - 1) / g.stride[i] : g.out[i];
     if (p.transposed) a.phases *= g.stride[i];
   }
-  const bool tensor_cores = sizeof(T) == 2 && g.cin % 8 == 0 && g.cout % 8 == 0 && gpu::aligned(p.source) &&
-                            gpu::aligned(p.w) && gpu::aligned(p.result);
-  const int rows = tensor_cores ? kMmaRows : kTile, columns = tensor_cores ? kMmaColumns : kTile;
-  a.row_tiles = (positions + rows - 1) / rows;
-  a.column_tiles = ((p.transposed ? g.cin : g.cout) + columns - 1) / columns;
-  const int64_t blocks = g.groups * a.phases * a.row_tiles * a.column_tiles;
-  if constexpr (sizeof(T) == 2)
-    if (tensor_cores) {
-      p.transposed ? gpu::launch("conv_data_gradient", apply_mma<T, true>, blocks, kThreads, 0, stream, a)
-                   : gpu::launch("conv", apply_mma<T, false>, blocks, kThreads, 0, stream, a);
-      return;
-    }
-  if (p.transposed)
-    gpu::launch("conv_data_gradient", apply<T, true>, blocks, kThreads, 0, stream, a);
-  else
-    gpu::launch("conv", apply<T, false>, blocks, kThreads, 0, stream, a);
+  if constexpr (sizeof(T) == 2) {
+    run_mma<T>(a, p.transposed, positions, stream);
+  } else {
+    const int64_t blocks = cut(a, positions, p.transposed ? g.cin : g.cout, kTile, kTile);
+    p.transposed ? gpu::launch("conv_data_gradient", apply<true>, blocks, kThreads, 0, stream, a)
+                 : gpu::launch("conv", apply<false>, blocks, kThreads, 0, stream, a);
+  }
 }
 
 // ---------------------------------------------------------------- depthwise
@@ -432,7 +488,8 @@ __global__ void __launch_bounds__(kRowThreads) apply_depthwise(Apply p, RowLanes
     return inside(s, source[a]) ? s : -1;
   };
   const int channels = g.groups;
-  const T *const x = static_cast<const T*>(p.source), *const w = static_cast<const T*>(p.w), *const bias = static_cast<const T*>(p.bias);
+  const T *const x = static_cast<const T*>(p.source), *const w = static_cast<const T*>(p.w),
+                 *const bias = static_cast<const T*>(p.bias);
   for (int c = lanes.lane() * N; c < channels; c += lanes.lanes() * N) {
     float sum[N] = {}, v[N];
     for (int k0 = 0; k0 < g.kernel[0]; ++k0) {
@@ -442,7 +499,8 @@ __global__ void __launch_bounds__(kRowThreads) apply_depthwise(Apply p, RowLanes
         for (int k2 = 0; s1 >= 0 && k2 < g.kernel[2]; ++k2) {
           const int s2 = under(2, k2);
           if (s2 < 0) continue;
-          const int pixel = ((rest * source[0] + s0) * source[1] + s1) * source[2] + s2, tap = (k0 * g.kernel[1] + k1) * g.kernel[2] + k2;
+          const int pixel = ((rest * source[0] + s0) * source[1] + s1) * source[2] + s2,
+                    tap = (k0 * g.kernel[1] + k1) * g.kernel[2] + k2;
           gpu::load_many<N>(x + static_cast<int64_t>(pixel) * channels + c, v);
           for (int j = 0; j < N; ++j) sum[j] += v[j] * gpu::load(w[static_cast<int64_t>(c + j) * g.taps + tap]);
         }
@@ -458,7 +516,8 @@ template <class T, int N, bool kTransposed>
 void run_depthwise(const capo::ConvDirectArgs& p, const Geometry& g, void* stream) {
   const Apply a{g, p.source, p.w, p.bias, p.result, 1, 0, 0};
   const int* const result = kTransposed ? g.in : g.out;
-  const RowLanes lanes = gpu::row_lanes(static_cast<int64_t>(g.batch) * result[0] * result[1] * result[2], (g.groups + N - 1) / N);
+  const RowLanes lanes =
+      gpu::row_lanes(static_cast<int64_t>(g.batch) * result[0] * result[1] * result[2], (g.groups + N - 1) / N);
   gpu::launch("conv_depthwise", apply_depthwise<T, N, kTransposed>, lanes.blocks(), kRowThreads, 0, stream, a, lanes);
 }
 
@@ -495,9 +554,33 @@ __device__ inline Sample sample_of(const Geometry& g, int64_t position, int64_t 
   return s;
 }
 
-// A block: a tile of (output channels of one group) x (tap, input channel) summed over one chunk of positions.
-template <class T>
+// What a block sums: output channels from m0 and (tap, input channel) columns from n0 of one group, over the positions
+// begin .. end of one chunk.
+struct WeightPlace {
+  int m0, n0, group, columns;
+  int64_t begin, end;
+  float* part;  // [cout, columns]
+};
+__device__ inline WeightPlace weight_place(const WeightParts& p, int rows, int columns) {
+  const Geometry& g = p.g;
+  WeightPlace at{};
+  int64_t block = blockIdx.x;
+  at.n0 = static_cast<int>(block % p.column_tiles) * columns;
+  block /= p.column_tiles;
+  at.m0 = static_cast<int>(block % p.row_tiles) * rows;
+  block /= p.row_tiles;
+  at.group = static_cast<int>(block % g.groups);
+  at.columns = g.taps * g.cin;
+  const int64_t chunk = block / g.groups, positions = static_cast<int64_t>(g.batch) * g.out[0] * g.out[1] * g.out[2];
+  at.begin = chunk * p.chunk;
+  at.end = at.begin + p.chunk < positions ? at.begin + p.chunk : positions;
+  at.part = p.parts + (chunk * g.groups + at.group) * g.cout * at.columns;
+  return at;
+}
+
+// A tile of f32.
 __global__ void __launch_bounds__(kThreads) weight_parts(WeightParts p) {
+  using T = float;
   CAPO_SHARED(Sample, samples, kDepth);
   using Four = gpu::Pack<float, kEach>;
   CAPO_SHARED(Four, a_tile, kDepth * kPitch / kEach);
@@ -506,21 +589,16 @@ __global__ void __launch_bounds__(kThreads) weight_parts(WeightParts p) {
 
   const Geometry& g = p.g;
   const int me = static_cast<int>(threadIdx.x);
-  int64_t block = blockIdx.x;
-  const int n0 = static_cast<int>(block % p.column_tiles) * kTile;
-  block /= p.column_tiles;
-  const int m0 = static_cast<int>(block % p.row_tiles) * kTile;
-  block /= p.row_tiles;
-  const int group = static_cast<int>(block % g.groups);
-  const int64_t chunk = block / g.groups, positions = static_cast<int64_t>(g.batch) * g.out[0] * g.out[1] * g.out[2];
-  const int64_t begin = chunk * p.chunk, end = begin + p.chunk < positions ? begin + p.chunk : positions;
-  const int columns = g.taps * g.cin;
+  const WeightPlace place = weight_place(p, kTile, kTile);
+  const int m0 = place.m0, n0 = place.n0, group = place.group, columns = place.columns;
+  const int64_t begin = place.begin, end = place.end;
   const int64_t x_pitch = static_cast<int64_t>(g.cin) * g.groups, dy_pitch = static_cast<int64_t>(g.cout) * g.groups;
 
   // A thread loads one channel of dy and one column of x, at kEach positions.
   const int m = m0 + me % kTile, n = n0 + me % kTile;
   const int tap = n / g.cin, tap_row = tap / g.kernel[2];
-  const int move[3] = {tap_row / g.kernel[1] * g.dilation[0], tap_row % g.kernel[1] * g.dilation[1], tap % g.kernel[2] * g.dilation[2]};
+  const int move[3] = {tap_row / g.kernel[1] * g.dilation[0], tap_row % g.kernel[1] * g.dilation[1],
+                       tap % g.kernel[2] * g.dilation[2]};
   const T* const dy = static_cast<const T*>(p.dy) + static_cast<int64_t>(group) * g.cout + m;
   const T* const x = static_cast<const T*>(p.x) + static_cast<int64_t>(group) * g.cin + (n - tap * g.cin);
 
@@ -547,23 +625,115 @@ __global__ void __launch_bounds__(kThreads) weight_parts(WeightParts p) {
     __syncthreads();
   }
 
-  float* const part = p.parts + (chunk * g.groups + group) * g.cout * columns;
   for (int i = 0; i < kEach; ++i)
     for (int j = 0; j < kEach; ++j) {
       const int row = m0 + me / (kTile / kEach) * kEach + i, column = n0 + me % (kTile / kEach) * kEach + j;
-      if (row < g.cout && column < columns) part[static_cast<int64_t>(row) * columns + column] = tile.sum[i][j];
+      if (row < g.cout && column < columns) place.part[static_cast<int64_t>(row) * columns + column] = tile.sum[i][j];
     }
+}
+
+// The same on tensor cores: in a stage both operands lie [position][channel].
+template <class T, class Block, bool kWide>
+__global__ void __launch_bounds__(Block::kThreads) weight_parts_mma(WeightParts p, Wide wide) {
+  constexpr int kEights = Block::kRows / 8, kStep = Block::kThreads / kEights;  // positions that are copied at a time
+  static_assert(Block::kRows == Block::kColumns && gpu::kMmaK % kStep == 0);
+  CAPO_SHARED_DYNAMIC(carve);
+  Block block(carve);
+  const Geometry& g = p.g;
+  const WeightPlace place = weight_place(p, Block::kRows, Block::kColumns);
+  const int me = static_cast<int>(threadIdx.x), eight = me % kEights * 8, m = place.m0 + eight, n = place.n0 + eight;
+  const int64_t x_pitch = static_cast<int64_t>(g.cin) * g.groups, dy_pitch = static_cast<int64_t>(g.cout) * g.groups;
+  const T* const x = static_cast<const T*>(p.x) + static_cast<int64_t>(place.group) * g.cin;
+  const T* const dy = static_cast<const T*>(p.dy) + static_cast<int64_t>(place.group) * g.cout;
+
+  // A thread copies eight channels of dy and eight columns of x, always the same, at one position after the other.
+  const int taps[3] = {g.kernel[1], g.kernel[2], g.cin}, places[3] = {g.out[0], g.out[1], g.out[2]};
+  const Digits column = digits_of(n, taps), step_by = digits_of(kStep, places);
+  Digits position = digits_of(static_cast<int>(place.begin) + me / kEights, places);
+  const auto pixel_of = [&](const Digits& c) {
+    int pixel = position.d[0];
+#pragma unroll
+    for (int a = 0; a < 3; ++a) {
+      const int s = position.d[a + 1] * g.stride[a] - g.pad[a] + c.d[a] * g.dilation[a];
+      if (!inside(s, g.in[a])) return -1;
+      pixel = pixel * g.in[a] + s;
+    }
+    return pixel;
+  };
+  const auto load_x = [&](bool exists, std::uint16_t* to) {
+    if (kWide || wide.source) {
+      const int pixel = exists && n < place.columns ? pixel_of(column) : -1;
+      gpu::cp_async_16(to, pixel >= 0 ? x + pixel * x_pitch + column.d[3] : x, pixel >= 0);
+      return;
+    }
+    Digits c = column;
+    copy_singly(to, [&](int j) {
+      const int pixel = exists && n + j < place.columns ? pixel_of(c) : -1;
+      const T* const from = pixel >= 0 ? x + pixel * x_pitch + c.d[3] : nullptr;
+      add(c, {{0, 0, 0, 1}}, taps);
+      return from;
+    });
+  };
+  const int64_t steps = (place.end - place.begin + gpu::kMmaK - 1) / gpu::kMmaK;
+  block.template run<T>(steps, false, false, [&](int64_t step, std::uint16_t* a, std::uint16_t* b) {
+#pragma unroll
+    for (int pass = 0; pass < gpu::kMmaK / kStep; ++pass) {
+      const int k = me / kEights + pass * kStep;
+      const int64_t at = place.begin + step * gpu::kMmaK + k;
+      const bool exists = at < place.end;
+      copy_eight(a + Block::A::at(false, eight, k), dy + at * dy_pitch + m, exists ? g.cout - m : 0,
+                 kWide || wide.result, dy);
+      load_x(exists, b + Block::B::at(false, eight, k));
+      add(position, step_by, places);
+    }
+  });
+
+  const bool packed = place.columns % 8 == 0;
+  block.each_eight([&](int r, int c, float(&sums)[8]) {
+    const int left = place.columns - place.n0 - c;
+    if (place.m0 + r >= g.cout || left <= 0) return;
+    float* const to = place.part + static_cast<int64_t>(place.m0 + r) * place.columns + place.n0 + c;
+    if (packed) {
+      gpu::store_many<8>(to, sums);
+    } else {
+      for (int j = 0; j < 8; ++j)
+        if (j < left) to[j] = sums[j];
+    }
+  });
+}
+
+template <class T, class Block>
+void start_weight_parts(const WeightParts& a, int64_t blocks, void* stream) {
+  const Wide wide{a.g.cin % 8 == 0 && gpu::aligned(a.x), true, a.g.cout % 8 == 0 && gpu::aligned(a.dy)};
+  const auto start = [&](auto kernel) {
+    gpu::launch("conv_weight_gradient", kernel, blocks, Block::kThreads, Block::shared(), stream, a, wide);
+  };
+  wide.source && wide.result ? start(weight_parts_mma<T, Block, true>) : start(weight_parts_mma<T, Block, false>);
+}
+
+template <class T>
+void run_weight_parts(WeightParts a, const capo::ConvWeightPartsArgs& p, void* stream) {
+  a.row_tiles = (a.g.cout + p.tile - 1) / p.tile;
+  a.column_tiles = (static_cast<int64_t>(a.g.taps) * a.g.cin + p.tile - 1) / p.tile;
+  const int64_t blocks = p.chunks * a.g.groups * a.row_tiles * a.column_tiles;
+  if constexpr (sizeof(T) == 4)
+    gpu::launch("conv_weight_gradient", weight_parts, blocks, kThreads, 0, stream, a);
+  else if (p.tile == 2 * kTile)
+    start_weight_parts<T, gpu::MmaBlock<2 * kTile, 2 * kTile, 2, 4>>(a, blocks, stream);
+  else
+    start_weight_parts<T, gpu::MmaBlock<kTile, kTile, 2, 2>>(a, blocks, stream);
 }
 
 constexpr int kRows = kThreads / gpu::kWarp;
 
-// Depthwise: a block sums 32 channels over one chunk of lines of the last axis; warp r takes the positions r, r + 8, .. of
-// each line, and the warps' sums are added in order.
+// Depthwise: a block sums 32 channels over one chunk of lines of the last axis; warp r takes the positions r, r + 8, ..
+// of each line, and the warps' sums are added in order.
 template <class T>
 __global__ void __launch_bounds__(kThreads) weight_parts_depthwise(WeightParts p) {
   CAPO_SHARED(float, sums, kThreads);
   const Geometry& g = p.g;
-  const int lane = static_cast<int>(threadIdx.x) % gpu::kWarp, r = static_cast<int>(threadIdx.x) / gpu::kWarp, channels = g.groups;
+  const int lane = static_cast<int>(threadIdx.x) % gpu::kWarp, r = static_cast<int>(threadIdx.x) / gpu::kWarp,
+            channels = g.groups;
   const int c = static_cast<int>(blockIdx.x % p.column_tiles) * gpu::kWarp + lane;
   const int64_t chunk = blockIdx.x / p.column_tiles, lines = static_cast<int64_t>(g.batch) * g.out[0] * g.out[1];
   const int64_t begin = chunk * p.chunk, end = begin + p.chunk < lines ? begin + p.chunk : lines;
@@ -575,11 +745,13 @@ __global__ void __launch_bounds__(kThreads) weight_parts_depthwise(WeightParts p
       const int s0 = (plane - image * g.out[0]) * g.stride[0] - g.pad[0] + k0 * g.dilation[0];
       const int s1 = (static_cast<int>(line) - plane * g.out[1]) * g.stride[1] - g.pad[1] + k1 * g.dilation[1];
       if (!inside(s0, g.in[0]) || !inside(s1, g.in[1])) continue;
-      const T* const x = static_cast<const T*>(p.x) + static_cast<int64_t>((image * g.in[0] + s0) * g.in[1] + s1) * g.in[2] * channels + c;
+      const T* const x = static_cast<const T*>(p.x) +
+                         static_cast<int64_t>((image * g.in[0] + s0) * g.in[1] + s1) * g.in[2] * channels + c;
       const T* const dy = static_cast<const T*>(p.dy) + line * g.out[2] * channels + c;
       for (int o = r; o < g.out[2]; o += kRows) {
         const int s2 = o * g.stride[2] - g.pad[2] + k2 * g.dilation[2];
-        if (inside(s2, g.in[2])) sum += gpu::load(x[static_cast<int64_t>(s2) * channels]) * gpu::load(dy[static_cast<int64_t>(o) * channels]);
+        if (inside(s2, g.in[2]))
+          sum += gpu::load(x[static_cast<int64_t>(s2) * channels]) * gpu::load(dy[static_cast<int64_t>(o) * channels]);
       }
     }
     sums[threadIdx.x] = sum;
@@ -615,7 +787,8 @@ void conv_direct_cuda(const ConvDirectArgs& p, int64_t, void* stream) {
     using T = decltype(type);
     constexpr int kMany = gpu::kPack<T>;
     if (!is_depthwise(g)) return run_apply<T>(p, g, stream);
-    gpu::packs(g.groups, kMany, p.source, p.result) ? run_depthwise<T, kMany>(p, g, stream) : run_depthwise<T, 1>(p, g, stream);
+    gpu::packs(g.groups, kMany, p.source, p.result) ? run_depthwise<T, kMany>(p, g, stream)
+                                                    : run_depthwise<T, 1>(p, g, stream);
   });
 }
 
@@ -627,9 +800,7 @@ void conv_weight_parts_cuda(const ConvWeightPartsArgs& p, int64_t n, void* strea
       a.column_tiles = (a.g.groups + gpu::kWarp - 1) / gpu::kWarp;
       gpu::launch("conv_weight_gradient", weight_parts_depthwise<T>, p.chunks * a.column_tiles, kThreads, 0, stream, a);
     } else {
-      a.row_tiles = (a.g.cout + kTile - 1) / kTile;
-      a.column_tiles = (a.g.taps * a.g.cin + kTile - 1) / kTile;
-      gpu::launch("conv_weight_gradient", weight_parts<T>, p.chunks * a.g.groups * a.row_tiles * a.column_tiles, kThreads, 0, stream, a);
+      run_weight_parts<T>(a, p, stream);
     }
     gpu::launch("conv_weight_gradient_join", join<T>, gpu::blocks_for(n, kThreads), kThreads, 0, stream,
                 static_cast<const float*>(p.parts), static_cast<T*>(p.dw), p.chunks, n);

@@ -3,16 +3,14 @@
 #include <capo/cuda/element.cuh>
 #include <capo/cuda/gemm.h>
 #include <capo/cuda/math.cuh>
-#include <capo/cuda/ptx.h>
+#include <capo/cuda/mma_tile.cuh>
 #include <capo/ops/unary_functors.h>
 
 namespace {
 
 using capo::Activation;
-using capo::BFloat16;
 using capo::GemmArgs;
 using capo::GemmFinishArgs;
-using capo::Half;
 using std::int64_t;
 namespace gpu = capo::gpu;
 using gpu::kWarp;
@@ -51,8 +49,8 @@ __device__ inline void store(T* to, const float (&x)[kCount], bool packed, int64
 
 // bias and activation of elements column .. column + kCount of a row that starts at `row` in c and z.
 template <class T, int kCount>
-__device__ inline void finish(const void* bias, void* z, void* c, Activation activation, int64_t row, int64_t column, int64_t n,
-                              bool packed, float (&x)[kCount]) {
+__device__ inline void finish(const void* bias, void* z, void* c, Activation activation, int64_t row, int64_t column,
+                              int64_t n, bool packed, float (&x)[kCount]) {
   const int64_t left = n - column;
   packed = packed && left >= kCount;
   if (bias)
@@ -70,7 +68,8 @@ struct Place {
   int64_t chunk;
 };
 
-// Tiles of 8 rows of tiles follow each other down the columns, so that the blocks that run together share operands in L2.
+// Tiles of 8 rows of tiles follow each other down the columns, so that the blocks that run together share operands in
+// L2.
 template <int kM, int kN>
 __device__ inline Place place_of(const GemmArgs& p) {
   const int64_t rows = (p.m + kM - 1) / kM, columns = (p.n + kN - 1) / kN, tiles = rows * columns;
@@ -96,7 +95,8 @@ __device__ inline Place place_of(const GemmArgs& p) {
 
 // kCount sums of one row go where the plan wants them.
 template <class T, int kCount>
-__device__ inline void emit(const GemmArgs& p, const Place& t, bool packed, int64_t row, int64_t column, float (&x)[kCount]) {
+__device__ inline void emit(const GemmArgs& p, const Place& t, bool packed, int64_t row, int64_t column,
+                            float (&x)[kCount]) {
   if (row >= p.m || column >= p.n) return;
   const int64_t at = t.out + row * p.n;
   if (p.parts)
@@ -117,8 +117,12 @@ struct Operand {
   bool along_k;      // neighbours in memory are neighbours along k
   bool wide;
 };
-__device__ inline Operand operand_a(const GemmArgs& p, const Wide& w) { return {p.a_row, p.a_k, p.m, p.a_k == 1 || p.a_row != 1, w.a}; }
-__device__ inline Operand operand_b(const GemmArgs& p, const Wide& w) { return {p.b_col, p.b_k, p.n, p.b_k == 1 || p.b_col != 1, w.b}; }
+__device__ inline Operand operand_a(const GemmArgs& p, const Wide& w) {
+  return {p.a_row, p.a_k, p.m, p.a_k == 1 || p.a_row != 1, w.a};
+}
+__device__ inline Operand operand_b(const GemmArgs& p, const Wide& w) {
+  return {p.b_col, p.b_k, p.n, p.b_k == 1 || p.b_col != 1, w.b};
+}
 
 // ---- f32: a thread's kPart x kPart sums in registers, tiles of k through shared memory, twice buffered.
 
@@ -166,7 +170,8 @@ struct SimtTile {
 
 template <int kTile>
 __global__ void __launch_bounds__(kSimtThreads) gemm_simt(GemmArgs p, Wide wide) {
-  constexpr int kGroups = kTile / 64, kBuffer = kSimtK * (kTile + 4);  // a thread has 4 rows and 4 columns of each group
+  constexpr int kGroups = kTile / 64,
+                kBuffer = kSimtK * (kTile + 4);  // a thread has 4 rows and 4 columns of each group
   CAPO_SHARED(float, a_shared, 2 * kBuffer);
   CAPO_SHARED(float, b_shared, 2 * kBuffer);
   const Place t = place_of<kTile, kTile>(p);
@@ -195,7 +200,8 @@ __global__ void __launch_bounds__(kSimtThreads) gemm_simt(GemmArgs p, Wide wide)
 #pragma unroll
       for (int i = 0; i < kGroups; ++i) {
         const auto xp = *reinterpret_cast<const gpu::Pack<float, 4>*>(a_shared + now + k * (kTile + 4) + i * 64 + row);
-        const auto yp = *reinterpret_cast<const gpu::Pack<float, 4>*>(b_shared + now + k * (kTile + 4) + i * 64 + column);
+        const auto yp =
+            *reinterpret_cast<const gpu::Pack<float, 4>*>(b_shared + now + k * (kTile + 4) + i * 64 + column);
 #pragma unroll
         for (int j = 0; j < 4; ++j) x[4 * i + j] = xp.v[j], y[4 * i + j] = yp.v[j];
       }
@@ -221,152 +227,63 @@ __global__ void __launch_bounds__(kSimtThreads) gemm_simt(GemmArgs p, Wide wide)
     }
 }
 
-// ---- tensor cores: kStages tiles of k in flight, a warp's sums in mma fragments.
+// ---- tensor cores
 
-constexpr int kMmaK = 32, kStages = 3;
-
-__device__ inline std::uint16_t half_bits(BFloat16 v) { return v.bits; }
-__device__ inline std::uint16_t half_bits(Half v) { return v.bits; }
-__device__ inline std::uint16_t half_bits(float v) { return gpu::Store<BFloat16>::from(v).bits; }
-
-// One operand's part of a stage, 16-bit: [outer][k] when its neighbours lie along k, else [k][outer]. Rows are 16 bytes
-// longer than their content, which puts the eight rows of an ldmatrix in distinct banks.
+// Eight neighbours of an operand at a time to its stage, zeros outside.
 template <class T, int kTile, int kThreads>
-struct MmaTile {
-  static constexpr int kAlongK = kMmaK + 8, kAlongOuter = kTile + 8;
-  static constexpr int kSize = kTile * kAlongK > kMmaK * kAlongOuter ? kTile * kAlongK : kMmaK * kAlongOuter;
-
-  __device__ static void load(std::uint16_t* shared, const T* from, const Operand& o, int64_t first, int64_t k0, int64_t k1) {
-    for (int i = threadIdx.x; i < kTile * kMmaK / 8; i += kThreads) {
-      const int outer = o.along_k ? i / (kMmaK / 8) : i % (kTile / 8) * 8;
-      const int k = o.along_k ? i % (kMmaK / 8) * 8 : i / (kTile / 8);
-      std::uint16_t* const to = shared + (o.along_k ? outer * kAlongK + k : k * kAlongOuter + outer);
-      const int64_t x = first + outer, y = k0 + k, left = o.along_k ? k1 - y : o.outers - x;
-      const int count = x < o.outers && y < k1 ? (left < 8 ? static_cast<int>(left) : 8) : 0;
-      const T* const src = from + x * o.outer + y * o.k;
-      if constexpr (sizeof(T) == 2)
-        if (o.wide) {
-          gpu::cp_async_16(to, count > 0 ? src : from, 2 * count);
-          continue;
-        }
-      gpu::Pack<std::uint16_t, 8> pack{};
-      if (o.wide && count == 8) {  // f32
-        for (int j = 0; j < 8; j += gpu::kPack<T>) {
-          const auto part = reinterpret_cast<const gpu::Pack<T, gpu::kPack<T>>*>(src + j)[0];
-          for (int e = 0; e < gpu::kPack<T>; ++e) pack.v[j + e] = half_bits(part.v[e]);
-        }
-      } else {
-        const int64_t step = o.along_k ? o.k : o.outer;
-        for (int j = 0; j < 8; ++j)
-          if (j < count) pack.v[j] = half_bits(src[j * step]);
+__device__ inline void load_stage(std::uint16_t* stage, const T* from, const Operand& o, int64_t first, int64_t k0,
+                                  int64_t k1) {
+  using Eight = gpu::Pack<std::uint16_t, 8>;
+  constexpr int kEach = kTile * gpu::kMmaK / 8 / kThreads;
+#pragma unroll
+  for (int e = 0; e < kEach; ++e) {
+    const int i = static_cast<int>(threadIdx.x) + e * kThreads;
+    const int outer = o.along_k ? i / (gpu::kMmaK / 8) : i % (kTile / 8) * 8;
+    const int k = o.along_k ? i % (gpu::kMmaK / 8) * 8 : i / (kTile / 8);
+    std::uint16_t* const to = stage + gpu::MmaOperand<kTile>::at(o.along_k, outer, k);
+    const int64_t x = first + outer, y = k0 + k, left = o.along_k ? k1 - y : o.outers - x;
+    const int count = x < o.outers && y < k1 ? (left < 8 ? static_cast<int>(left) : 8) : 0;
+    const T* const src = from + x * o.outer + y * o.k;
+    if constexpr (sizeof(T) == 2)
+      if (o.wide) {
+        gpu::cp_async_16(to, count > 0 ? src : from, 2 * count);
+        continue;
       }
-      *reinterpret_cast<gpu::Pack<std::uint16_t, 8>*>(to) = pack;
+    Eight pack{};
+    if (o.wide && count == 8) {  // f32
+      for (int j = 0; j < 8; j += gpu::kPack<T>) {
+        const auto part = reinterpret_cast<const gpu::Pack<T, gpu::kPack<T>>*>(src + j)[0];
+        for (int l = 0; l < gpu::kPack<T>; ++l) pack.v[j + l] = gpu::half_bits(part.v[l]);
+      }
+    } else {
+      const int64_t step = o.along_k ? o.k : o.outer;
+      for (int j = 0; j < 8; ++j)
+        if (j < count) pack.v[j] = gpu::half_bits(src[j * step]);
     }
+    *reinterpret_cast<Eight*>(to) = pack;
   }
-  // The A fragment of rows outer .. +16, k .. +16.
-  __device__ static void fragment_a(std::uint32_t (&r)[4], const std::uint16_t* shared, bool along_k, int outer, int k) {
-    const int lane = threadIdx.x % kWarp;
-    if (along_k)
-      gpu::ldmatrix(r, shared + (outer + lane % 16) * kAlongK + k + lane / 16 * 8);
-    else
-      gpu::ldmatrix_transposed(r, shared + (k + lane / 16 * 8 + lane % 8) * kAlongOuter + outer + lane / 8 % 2 * 8);
-  }
-  // The B fragments of columns outer .. +8 (r[0], r[1]) and outer + 8 .. +16 (r[2], r[3]).
-  __device__ static void fragment_b(std::uint32_t (&r)[4], const std::uint16_t* shared, bool along_k, int outer, int k) {
-    const int lane = threadIdx.x % kWarp;
-    if (along_k)
-      gpu::ldmatrix(r, shared + (outer + lane / 16 * 8 + lane % 8) * kAlongK + k + lane / 8 % 2 * 8);
-    else
-      gpu::ldmatrix_transposed(r, shared + (k + lane % 16) * kAlongOuter + outer + lane / 16 * 8);
-  }
-};
-
-template <class T>
-__device__ inline void mma(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]) {
-  if constexpr (std::is_same_v<T, Half>)
-    gpu::mma_f16(d, a, b);
-  else
-    gpu::mma_bf16(d, a, b);
 }
 
-// kTile x kTile sums by kWarpsM x kWarpsN warps.
 template <int kTile, int kWarpsM, int kWarpsN>
-struct MmaShape {
-  static constexpr int kThreads = kWarpsM * kWarpsN * kWarp;
-  static constexpr int kM = kTile / kWarpsM, kN = kTile / kWarpsN;  // of a warp
-  static constexpr int kStage = 16 * (kN + 4);                      // floats of a warp's staging for the epilogue
-};
+using Block = gpu::MmaBlock<kTile, kTile, kWarpsM, kWarpsN>;
 
 template <class T, int kTile, int kWarpsM, int kWarpsN>
 __global__ void __launch_bounds__(kWarpsM* kWarpsN* kWarp) gemm_mma(GemmArgs p, Wide wide) {
-  using Shape = MmaShape<kTile, kWarpsM, kWarpsN>;
-  using Tile = MmaTile<T, kTile, Shape::kThreads>;
-  constexpr int kM = Shape::kM / 16, kN = Shape::kN / 8;  // fragments of a warp
+  constexpr int kThreads = Block<kTile, kWarpsM, kWarpsN>::kThreads;
   CAPO_SHARED_DYNAMIC(carve);
-  std::uint16_t* const a_shared = carve.take<std::uint16_t>(kStages * Tile::kSize);
-  std::uint16_t* const b_shared = carve.take<std::uint16_t>(kStages * Tile::kSize);
+  Block<kTile, kWarpsM, kWarpsN> block(carve);
   const Place t = place_of<kTile, kTile>(p);
   const Operand ao = operand_a(p, wide), bo = operand_b(p, wide);
   const T *a = static_cast<const T*>(p.a) + t.a, *b = static_cast<const T*>(p.b) + t.b;
-  const int64_t steps = (t.k1 - t.k0 + kMmaK - 1) / kMmaK;
-  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  const int row = warp / kWarpsN * Shape::kM, column = warp % kWarpsN * Shape::kN;
-
-  const auto load = [&](int64_t step) {
-    const int at = static_cast<int>(step % kStages) * Tile::kSize;
-    const int64_t k = t.k0 + step * kMmaK;
-    Tile::load(a_shared + at, a, ao, t.row, k, t.k1);
-    Tile::load(b_shared + at, b, bo, t.column, k, t.k1);
-  };
-  for (int s = 0; s < kStages - 1; ++s) {
-    if (s < steps) load(s);
-    gpu::cp_async_commit();
-  }
-  float sum[kM][kN][4] = {};
-  for (int64_t step = 0; step < steps; ++step) {
-    gpu::cp_async_wait<kStages - 2>();
-    __syncthreads();  // this step's tiles are there, and everybody is done with those of the last
-    if (step + kStages - 1 < steps) load(step + kStages - 1);
-    gpu::cp_async_commit();
-    const int at = static_cast<int>(step % kStages) * Tile::kSize;
-#pragma unroll
-    for (int k = 0; k < kMmaK; k += 16) {
-      std::uint32_t af[kM][4], bf[kN][2];
-#pragma unroll
-      for (int i = 0; i < kM; ++i) Tile::fragment_a(af[i], a_shared + at, ao.along_k, row + i * 16, k);
-#pragma unroll
-      for (int j = 0; j < kN; j += 2) {
-        std::uint32_t r[4];
-        Tile::fragment_b(r, b_shared + at, bo.along_k, column + j * 8, k);
-        bf[j][0] = r[0], bf[j][1] = r[1], bf[j + 1][0] = r[2], bf[j + 1][1] = r[3];
-      }
-#pragma unroll
-      for (int i = 0; i < kM; ++i)
-#pragma unroll
-        for (int j = 0; j < kN; ++j) mma<T>(sum[i][j], af[i], bf[j]);
-    }
-  }
-  gpu::cp_async_wait<0>();
-
-  // 16 rows of a warp at a time through shared memory: whole rows of neighbours to the epilogue.
-  float* const stage = carve.take<float>(kWarpsM * kWarpsN * Shape::kStage) + warp * Shape::kStage;
-  constexpr int kLanes = Shape::kN / 8;  // lanes to a row, eight columns each
-#pragma unroll
-  for (int i = 0; i < kM; ++i) {
-    __syncwarp();
-#pragma unroll
-    for (int j = 0; j < kN; ++j)
-#pragma unroll
-      for (int e = 0; e < 4; ++e)
-        stage[(lane / 4 + e / 2 * 8) * (Shape::kN + 4) + j * 8 + lane % 4 * 2 + e % 2] = sum[i][j][e];
-    __syncwarp();
-#pragma unroll 1
-    for (int r = lane / kLanes; r < 16; r += kWarp / kLanes) {
-      float x[8];
-      for (int e = 0; e < 8; ++e) x[e] = stage[r * (Shape::kN + 4) + lane % kLanes * 8 + e];
-      emit<T>(p, t, wide.c, t.row + row + i * 16 + r, t.column + column + lane % kLanes * 8, x);
-    }
-  }
+  const int64_t steps = (t.k1 - t.k0 + gpu::kMmaK - 1) / gpu::kMmaK;
+  block.template run<T>(steps, ao.along_k, bo.along_k,
+                        [&](int64_t step, std::uint16_t* a_stage, std::uint16_t* b_stage) {
+                          const int64_t k = t.k0 + step * gpu::kMmaK;
+                          load_stage<T, kTile, kThreads>(a_stage, a, ao, t.row, k, t.k1);
+                          load_stage<T, kTile, kThreads>(b_stage, b, bo, t.column, k, t.k1);
+                        });
+  block.each_eight(
+      [&](int row, int column, float(&x)[8]) { emit<T>(p, t, wide.c, t.row + row, t.column + column, x); });
 }
 
 // ---- the second stage: c = act(sum of the chunks + bias)
@@ -397,8 +314,8 @@ __global__ void __launch_bounds__(kFinishThreads) gemm_finish(GemmFinishArgs p, 
 template <class S, class T>
 void start_finish(const GemmFinishArgs& p, void* stream) {
   const bool wide = p.n % 4 == 0 && gpu::aligned(p.src) && gpu::aligned(p.z) && gpu::aligned(p.c);
-  gpu::launch("gemm_finish", gemm_finish<S, T>, gpu::blocks_for(p.rows * ((p.n + 3) / 4), kFinishThreads), kFinishThreads, 0,
-              stream, p, wide);
+  gpu::launch("gemm_finish", gemm_finish<S, T>, gpu::blocks_for(p.rows * ((p.n + 3) / 4), kFinishThreads),
+              kFinishThreads, 0, stream, p, wide);
 }
 
 // ---- host
@@ -428,10 +345,9 @@ bool large(const GemmArgs& p) { return blocks_of(p, 128) >= 128; }  // enough of
 
 template <class T, int kTile, int kWarpsM, int kWarpsN>
 void start_mma(const GemmArgs& p, void* stream) {
-  using Shape = MmaShape<kTile, kWarpsM, kWarpsN>;
-  const std::size_t shared = 2 * gpu::shared_bytes<std::uint16_t>(kStages * MmaTile<T, kTile, Shape::kThreads>::kSize) +
-                             gpu::shared_bytes<float>(kWarpsM * kWarpsN * Shape::kStage);
-  gpu::launch("gemm", gemm_mma<T, kTile, kWarpsM, kWarpsN>, blocks_of(p, kTile), Shape::kThreads, shared, stream, p, wide_of<T>(p));
+  using B = Block<kTile, kWarpsM, kWarpsN>;
+  gpu::launch("gemm", gemm_mma<T, kTile, kWarpsM, kWarpsN>, blocks_of(p, kTile), B::kThreads, B::shared(), stream, p,
+              wide_of<T>(p));
 }
 
 template <class T>

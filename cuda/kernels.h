@@ -1,5 +1,6 @@
-// CUDA kernels that no op's table lists: attention_mma is the part of the attention op that runs on tensor cores
-// (attention.cu calls it first). sum and column_sum are driven by tests/shim alone: reduce.cu's own plan serves the ops.
+// CUDA kernels that no op's table lists. attention_mma and attention_backward_mma are the parts of the attention op that
+// run on tensor cores: attention.cu calls them first. sum and column_sum are driven by tests/shim alone: reduce.cu's own
+// plan serves the ops.
 #pragma once
 
 #include <capo/ops/attention.h>
@@ -30,9 +31,10 @@ namespace kernels {
 void sum_cuda(const SumArgs& args, void* stream);
 void column_sum_cuda(const ColumnSumArgs& args, void* stream);
 
-// Attention forward on tensor cores, items (b, h) pairs: false, having done nothing, unless the dtype is 16-bit, the rows of
-// q, k and v are 16-byte aligned, the heads at most 160 wide and dv even.
+// Attention on tensor cores, items (b, h) pairs: false, having done nothing, unless the dtype is 16-bit and the heads
+// are at most 256 wide. backward reads delta, which attention.cu has filled.
 bool attention_mma(const AttentionArgs& args, std::int64_t items, void* stream);
+bool attention_backward_mma(const AttentionGradArgs& args, std::int64_t items, void* stream);
 
 }  // namespace kernels
 }  // namespace capo

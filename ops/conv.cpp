@@ -87,15 +87,17 @@ Tensor weight_gradient_there(const Geometry& g, const Tensor& dy, const Tensor& 
   const bool depthwise = is_depthwise(g);
   const std::int64_t lines = g.batch * g.out[0] * g.out[1], work = depthwise ? lines : lines * g.out[2];
   const auto tiles = [](std::int64_t n, std::int64_t tile) { return (n + tile - 1) / tile; };
-  const std::int64_t blocks =
-      depthwise ? tiles(g.groups, 32) : g.groups * tiles(g.cout, kConvCudaTile) * tiles(taps_of(g) * g.cin, kConvCudaTile);
+  const std::int64_t columns = taps_of(g) * g.cin;
+  const bool broad = is_half(x.dtype()) && g.cout > kConvCudaTile && columns > kConvCudaTile;
+  const std::int64_t tile = broad ? 2 * kConvCudaTile : kConvCudaTile;
+  const std::int64_t blocks = depthwise ? tiles(g.groups, 32) : g.groups * tiles(g.cout, tile) * tiles(columns, tile);
   const std::int64_t unit = depthwise ? tiles(256, g.out[2]) : 256;
   std::int64_t chunks = std::min({tiles(512, blocks), tiles(work, unit), (std::int64_t{1} << 24) / (dw.numel() + 1)});
   chunks = std::max<std::int64_t>(chunks, 1);
   const std::int64_t chunk = std::max<std::int64_t>(tiles(tiles(work, chunks), unit) * unit, 1);
   chunks = std::max<std::int64_t>(tiles(work, chunk), 1);
   const Tensor parts = empty({chunks, dw.numel()}, f32, x.device());
-  const ConvWeightPartsArgs args{g, x.dtype(), x.data(), dy.data(), parts.data<float>(), dw.data(), chunks, chunk};
+  const ConvWeightPartsArgs args{g, x.dtype(), x.data(), dy.data(), parts.data<float>(), dw.data(), chunks, chunk, tile};
   launch(kernels::conv_weight_parts, x.device(), args, dw.numel(), 1);
   return dw;
 }

@@ -108,14 +108,15 @@ struct ConvDirectArgs {
   void* result;
 };
 // As ConvWeightArgs; the parts are f32, and dw is their sum. Items: elements of dw.
+// tile: output channels and (tap, input channel) columns of a block, kConvCudaTile or, of 16-bit elements, twice that.
 struct ConvWeightPartsArgs {
   ConvGeometry g;
   DType dtype;
   const void *x, *dy;
   float* parts;
   void* dw;
-  std::int64_t chunks, chunk;
+  std::int64_t chunks, chunk, tile;
 };
-inline constexpr std::int64_t kConvCudaTile = 64;  // output channels and (tap, input channel) columns of a block
+inline constexpr std::int64_t kConvCudaTile = 64;
 
 }  // namespace capo

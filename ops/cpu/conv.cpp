@@ -1,4 +1,5 @@
 #include <capo/ops/conv.h>
+#include <capo/ops/conv_axis_internal.h>
 #include <capo/ops/cpu/gemm.h>
 #include <capo/ops/cpu/kernel.h>
 
@@ -10,39 +11,7 @@ using capo::kConvColumns;
 using capo::kConvTile;
 using std::int64_t;
 
-// One spatial axis of one phase: result positions start, start + step, ..; position number t reads the sources
-// t * source_step + offset + j * offset_step for j < taps, under the kernel taps first_tap + j * tap_step.
-struct Axis {
-  int64_t start, step, count;
-  int64_t source_step, offset, offset_step;
-  int64_t taps, first_tap, tap_step;
-  int64_t taps_before;  // in the axis's earlier phases
-  int64_t source, result;
-};
-
-Axis axis_of(const ConvGeometry& g, bool transposed, int a, int64_t phase) {
-  if (!transposed)
-    return {0, 1, g.out[a], g.stride[a], -g.pad[a], g.dilation[a], g.kernel[a], 0, 1, 0, g.in[a], g.out[a]};
-  // Result i gets tap k from source (i + pad - k dilation) / stride where that is whole. phase = (i + pad) mod stride.
-  const int64_t s = g.stride[a], d = g.dilation[a];
-  Axis x{};
-  x.source = g.out[a];
-  x.result = g.in[a];
-  x.step = s;
-  x.start = ((phase - g.pad[a]) % s + s) % s;
-  x.count = x.start < x.result ? (x.result - x.start + s - 1) / s : 0;
-  x.source_step = 1;
-  x.tap_step = 1;
-  while (x.tap_step * d % s) ++x.tap_step;
-  for (int64_t k = 0; k < g.kernel[a]; ++k) {
-    const int64_t r = k * d % s;
-    if (r < phase) ++x.taps_before;
-    if (r == phase && x.taps++ == 0) x.first_tap = k;
-  }
-  x.offset = (x.start + g.pad[a] - x.first_tap * d) / s;
-  x.offset_step = -(x.tap_step * d / s);
-  return x;
-}
+using Axis = ConvAxis<int64_t>;
 
 int64_t phases_of(const ConvGeometry& g, bool transposed) {
   return transposed ? g.stride[0] * g.stride[1] * g.stride[2] : 1;
@@ -62,7 +31,7 @@ Phase phase_of(const ConvGeometry& g, bool transposed, int64_t index) {
     number[1] = index / g.stride[2] % g.stride[1];
     number[0] = index / g.stride[2] / g.stride[1];
   }
-  for (int a = 0; a < 3; ++a) p.axis[a] = axis_of(g, transposed, a, number[a]);
+  for (int a = 0; a < 3; ++a) p.axis[a] = conv_axis(g, transposed, a, number[a]);
   const Axis &d = p.axis[0], &h = p.axis[1], &w = p.axis[2];
   p.taps = d.taps * h.taps * w.taps;
   p.taps_before = d.taps_before * g.kernel[1] * g.kernel[2] + d.taps * (h.taps_before * g.kernel[2] + h.taps * w.taps_before);

@@ -92,6 +92,18 @@ OpCase attention_case() {
   s.push_back(sample("D 80, causal, bias", {1, 7, 1, 80}, 9, 80, normal({7, 9}, "bias"), true));
   s.push_back(sample("D 160, Dv 128", {1, 3, 1, 160}, 5, 128));
   s.push_back(sample("D 200", {1, 3, 1, 200}, 2, 200));
+  s.push_back(sample("D 33, Dv 35", {1, 5, 2, 33}, 4, 35));
+  // Several tiles of queries and keys, with remainders, in each bucket of head sizes that CUDA has.
+  s.push_back(sample("D 64, bias, tiles", {1, 66, 1, 64}, 130, 24, normal({66, 130}, "bias")));
+  s.back().second_order = false;
+  s.push_back(sample("D 96, Dv 72, causal, tiles", {1, 130, 1, 96}, 70, 72, {}, true));
+  s.back().second_order = false;
+  s.push_back(sample("D 100, Dv 128, tiles", {1, 70, 1, 100}, 140, 128));
+  s.back().second_order = false;
+  s.push_back(sample("D 160, causal, tiles", {1, 70, 1, 160}, 100, 160, {}, true));
+  s.back().second_order = false;
+  s.push_back(sample("D 256, tiles", {1, 70, 1, 256}, 72, 250));
+  s.back().second_order = false;
   s.push_back(sample("D 20, Dv 300", {1, 2, 1, 20}, 3, 300));
   s.push_back(sample("two query blocks", {1, 75, 1, 3}, 6, 7));
   s.push_back(sample("several chunks of queries, blocks of keys", {1, 150, 1, 2}, 530, 3));

@@ -88,6 +88,8 @@ OpCase matmul_case() {
   s.back().second_order = false;
   s.push_back(product("more matrices than blocks that run at once", normal({128, 3, 16}, "a"), normal({128, 16, 8}, "b")));
   s.back().second_order = false;
+  s.push_back(product("tiles of 128", normal({32, 130, 40}, "a"), normal({32, 40, 136}, "b")));
+  s.back().second_order = false;
   s.push_back(product("K = 0", normal({3, 0}, "a"), normal({0, 4}, "b")));
   s.push_back(product("M = 0", normal({0, 3}, "a"), normal({3, 4}, "b")));
   s.push_back(product("N = 0", normal({2, 3, 4}, "a"), normal({4, 0}, "b")));

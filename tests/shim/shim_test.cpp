@@ -177,6 +177,78 @@ TEST_CASE("attention forward on mma") {
   }
 }
 
+TEST_CASE("attention backward on mma") {
+  struct Case {
+    std::int64_t nq, nk, d, dv;
+    bool causal, bias;
+  };
+  const auto value = [](std::uint16_t u) { return static_cast<double>(gpu::from_bf16(u)); };
+  const auto halves = [](std::int64_t n) {
+    std::vector<std::uint16_t> v;
+    for (const float f : normals(static_cast<std::size_t>(n)))
+      v.push_back(static_cast<std::uint16_t>(gpu::to_bf16x2(f, 0)));
+    return v;
+  };
+  const auto at = [](std::int64_t row, std::int64_t width, std::int64_t column) {
+    return static_cast<std::size_t>(row * width + column);
+  };
+  for (const Case& c : {Case{1, 1, 8, 8, false, false}, Case{33, 70, 64, 64, false, true},
+                        Case{70, 40, 160, 152, true, false}, Case{40, 66, 200, 7, false, false}}) {
+    const auto q = halves(c.nq * c.d), k = halves(c.nk * c.d), v = halves(c.nk * c.dv), d_o = halves(c.nq * c.dv),
+               bias = halves(c.nq * c.nk);
+    const double scale = 1 / std::sqrt(static_cast<double>(c.d));
+    const auto nqk = static_cast<std::size_t>(c.nq * c.nk);
+    std::vector<double> p(nqk), ds(nqk), dq(q.size()), dk(k.size()), dv(v.size());
+    std::vector<float> lse, delta;
+    for (std::int64_t i = 0; i < c.nq; ++i) {
+      double sum = 0, mean = 0;
+      for (std::int64_t j = 0; j < c.nk; ++j) {
+        double s = 0, dp = 0;
+        for (std::int64_t e = 0; e < c.d; ++e) s += value(q[at(i, c.d, e)]) * value(k[at(j, c.d, e)]) * scale;
+        for (std::int64_t e = 0; e < c.dv; ++e) dp += value(d_o[at(i, c.dv, e)]) * value(v[at(j, c.dv, e)]);
+        if (c.bias) s += value(bias[at(i, c.nk, j)]);
+        const bool seen = !c.causal || j <= i + c.nk - c.nq;
+        sum += p[at(i, c.nk, j)] = seen ? std::exp(s) : 0;
+        ds[at(i, c.nk, j)] = dp;
+      }
+      for (std::int64_t j = 0; j < c.nk && sum > 0; ++j) mean += (p[at(i, c.nk, j)] /= sum) * ds[at(i, c.nk, j)];
+      lse.push_back(static_cast<float>(sum > 0 ? std::log(sum) : -INFINITY));
+      delta.push_back(static_cast<float>(mean));  // <do, o>
+      for (std::int64_t j = 0; j < c.nk; ++j) {
+        const double pij = p[at(i, c.nk, j)], g = ds[at(i, c.nk, j)] = pij * (ds[at(i, c.nk, j)] - mean);
+        for (std::int64_t e = 0; e < c.d; ++e) {
+          dq[at(i, c.d, e)] += scale * g * value(k[at(j, c.d, e)]);
+          dk[at(j, c.d, e)] += scale * g * value(q[at(i, c.d, e)]);
+        }
+        for (std::int64_t e = 0; e < c.dv; ++e) dv[at(j, c.dv, e)] += pij * value(d_o[at(i, c.dv, e)]);
+      }
+    }
+    for (const Config& order : kOrders) {
+      shim::config() = order;
+      const Buffer<std::uint16_t> qd(q, "q"), kd(k, "k"), vd(v, "v"), bd(bias, "bias"), od(d_o, "do"),
+          dqd(q.size(), "dq"), dkd(k.size(), "dk"), dvd(v.size(), "dv");
+      const Buffer<float> ld(lse, "lse"), deltad(delta, "delta"), dbd(nqk, "dbias");
+      AttentionGradArgs g{};
+      g.forward = {bf16,       qd.get(),      kd.get(),      vd.get(),       c.bias ? bd.get() : nullptr,
+                   nullptr,    ld.get(),      1,             c.nq,           c.nk,
+                   c.d,        c.dv,          {0, c.d, 0},   {0, c.d, 0},    {0, c.dv, 0},
+                   {0, 0, c.nk, 1}, scale,    c.causal,      0,              0};
+      g.d_o = od.get(), g.delta = deltad.get(), g.dq = dqd.get(), g.dk = dkd.get(), g.dv = dvd.get();
+      if (c.bias) g.dbias = dbd.get();
+      CHECK(kernels::attention_backward_mma(g, 1, nullptr));
+      const auto floats = [](const Buffer<std::uint16_t>& b) {
+        std::vector<float> f;
+        for (const std::uint16_t u : b.read()) f.push_back(gpu::from_bf16(u));
+        return f;
+      };
+      check_all(floats(dqd), dq, 3e-2);
+      check_all(floats(dkd), dk, 3e-2);
+      check_all(floats(dvd), dv, 3e-2);
+      if (c.bias) check_all(dbd.read(), ds, 3e-2);
+    }
+  }
+}
+
 TEST_CASE("mma and ldmatrix follow the documented fragments") {
   // Small integers: exact in bf16 and f16, and so is every product.
   const auto bf16_bits = [](int v) { return static_cast<std::uint16_t>(gpu::to_bf16x2(static_cast<float>(v), 0)); };
