@@ -49,7 +49,7 @@ __device__ inline void store_bias_gradient(float* dbias, const float (&ds)[kN][4
 
 // dq = scale dS k and dbias = dS, dS = P (do v^T - delta): one block per (b, h, 64 queries), the keys pass by.
 template <class T, int kHead>
-__global__ void __launch_bounds__(kThreads) attention_backward_q_mma(AttentionGradArgs g, Wide wide) {
+__global__ void __launch_bounds__(kThreads, kBlocks<kHead>) attention_backward_q_mma(AttentionGradArgs g, Wide wide) {
   constexpr int kRow = kStride<kHead>, kKeys = kStep<kHead>;
   const AttentionArgs& a = g.forward;
   CAPO_SHARED_DYNAMIC(carve);
@@ -110,7 +110,7 @@ __global__ void __launch_bounds__(kThreads) attention_backward_q_mma(AttentionGr
 // dv = P^T do and dk = scale dS^T q: one block per (b, h, 64 keys), the queries pass by. Scores lie transposed, keys in
 // rows; kDk and kDv say what this kernel sums.
 template <class T, int kHead, bool kDk, bool kDv>
-__global__ void __launch_bounds__(kThreads) attention_backward_kv_mma(AttentionGradArgs g, Wide wide) {
+__global__ void __launch_bounds__(kThreads, kBlocks<kHead>) attention_backward_kv_mma(AttentionGradArgs g, Wide wide) {
   constexpr int kRow = kStride<kHead>, kQueries = kQueryStep<kHead>;
   static_assert(2 * kQueries <= kThreads);
   const AttentionArgs& a = g.forward;

@@ -46,7 +46,7 @@ __device__ inline float advance(Online& row, float (&s)[kN][4], int half) {
 
 // One block per (b, h, 64 queries) runs over the keys with an online softmax.
 template <class T, int kHead>
-__global__ void __launch_bounds__(kThreads) attention_forward_mma(capo::AttentionArgs a, Wide wide) {
+__global__ void __launch_bounds__(kThreads, kBlocks<kHead>) attention_forward_mma(capo::AttentionArgs a, Wide wide) {
   constexpr int kRow = kStride<kHead>, kKeys = kStep<kHead>;
   CAPO_SHARED_DYNAMIC(carve);
   T* const q = carve.take<T>(kOwn * kRow);

@@ -21,6 +21,10 @@ constexpr int kStride = kHead + 8;
 template <int kHead>
 constexpr int kStep = kHead > 128 ? 32 : 64;
 
+// Blocks that an SM's registers must hold at once.
+template <int kHead>
+constexpr int kBlocks = kHead > 64 ? 2 : 3;
+
 // Vectors of one (b, h): rows of `width` elements, `stride` apart. wide: their packs of eight are 16-byte aligned.
 template <class T>
 struct Rows {

@@ -319,7 +319,7 @@ struct Wide {
 
 // Positions by result channels. The weights lie [channel][k] in a stage, or [k][channel] when transposed.
 template <class T, class Block, bool kTransposed, bool kWide>
-__global__ void __launch_bounds__(Block::kThreads) apply_mma(Apply p, Wide wide) {
+__global__ void __launch_bounds__(Block::kThreads, kWide ? Block::kBlocks : 1) apply_mma(Apply p, Wide wide) {
   constexpr int kEights = gpu::kMmaK / 8, kBlockThreads = Block::kThreads;
   CAPO_SHARED(Axis, axis, 3);
   CAPO_SHARED_DYNAMIC(carve);
@@ -634,7 +634,7 @@ __global__ void __launch_bounds__(kThreads) weight_parts(WeightParts p) {
 
 // The same on tensor cores: in a stage both operands lie [position][channel].
 template <class T, class Block, bool kWide>
-__global__ void __launch_bounds__(Block::kThreads) weight_parts_mma(WeightParts p, Wide wide) {
+__global__ void __launch_bounds__(Block::kThreads, kWide ? Block::kBlocks : 1) weight_parts_mma(WeightParts p, Wide wide) {
   constexpr int kEights = Block::kRows / 8, kStep = Block::kThreads / kEights;  // positions that are copied at a time
   static_assert(Block::kRows == Block::kColumns && gpu::kMmaK % kStep == 0);
   CAPO_SHARED_DYNAMIC(carve);

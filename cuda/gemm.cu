@@ -268,7 +268,8 @@ template <int kTile, int kWarpsM, int kWarpsN>
 using Block = gpu::MmaBlock<kTile, kTile, kWarpsM, kWarpsN>;
 
 template <class T, int kTile, int kWarpsM, int kWarpsN>
-__global__ void __launch_bounds__(kWarpsM* kWarpsN* kWarp) gemm_mma(GemmArgs p, Wide wide) {
+__global__ void __launch_bounds__(kWarpsM* kWarpsN* kWarp, sizeof(T) == 2 ? Block<kTile, kWarpsM, kWarpsN>::kBlocks : 1)
+    gemm_mma(GemmArgs p, Wide wide) {
   constexpr int kThreads = Block<kTile, kWarpsM, kWarpsN>::kThreads;
   CAPO_SHARED_DYNAMIC(carve);
   Block<kTile, kWarpsM, kWarpsN> block(carve);

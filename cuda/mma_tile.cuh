@@ -48,6 +48,7 @@ struct MmaBlock {
   using B = MmaOperand<kN>;
   static constexpr int kRows = kM, kColumns = kN, kThreads = kWarpsM * kWarpsN * kWarp;
   static constexpr int kWarpM = kM / kWarpsM, kWarpN = kN / kWarpsN;
+  static constexpr int kBlocks = 512 / kThreads;  // that an SM's registers must hold at once: 128 a thread
   static constexpr int kPitch = kWarpN + 4;  // of a warp's 16 staged rows of sums
 
   // The launch's dynamic shared memory.

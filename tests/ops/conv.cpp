@@ -163,9 +163,9 @@ std::vector<OpCase> op_cases() {
                                  {.stride = {1, 2, 1}, .pad_before = {1}, .dilation = {1, 1, 2}}));
   c.samples.push_back(make_large("inputs in eights", {2, 6, 7, 16}, {5, 3, 3, 16}, {.pad_before = {1}}));
   c.samples.push_back(make_large("outputs in eights", {2, 9, 8, 3}, {72, 4, 4, 3}, {.stride = {4}}));
-  // Enough positions that CUDA takes its widest blocks.
-  c.samples.push_back(make_large("many blocks", {1, 64, 128, 8}, {136, 1, 1, 8}, {}));
-  t.samples.push_back(make_large("many blocks", {1, 32, 32, 8}, {8, 2, 4, 136}, {.stride = {2, 4}}, true));
+  // So many blocks that CUDA takes its widest ones.
+  c.samples.push_back(make_large("groups in eights", {1, 10, 13, 512}, {4608, 1, 1, 8}, {.groups = 64}));
+  t.samples.push_back(make_large("groups in eights", {1, 5, 14, 128}, {128, 2, 4, 72}, {.stride = {2, 4}, .groups = 16}, true));
   t.samples.push_back(make_large("channels in eights", {1, 7, 9, 48}, {48, 3, 3, 72}, {.stride = {2}, .pad_before = {1}}, true));
   t.samples.push_back(make_large("many channels", {1, 5, 6, 70}, {70, 4, 4, 67}, {.stride = {2}, .pad_before = {1}}, true));
 
