@@ -11,7 +11,8 @@ install(DIRECTORY engine autograd ops models tuners datasets
         DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/capo
         FILES_MATCHING PATTERN "*.h"
         PATTERN "ops/cpu" EXCLUDE  # what kernel files include is private
-        PATTERN "*_functors.h" EXCLUDE)
+        PATTERN "*_functors.h" EXCLUDE
+        PATTERN "*_internal.h" EXCLUDE)
 install(FILES LICENSE DESTINATION ${CMAKE_INSTALL_DOCDIR})
 
 set(capo_package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/capo)
