@@ -28,6 +28,11 @@ struct Forward {
   bool rms;
   const T* residual;       // or null; else x + residual goes to sum and is what is normalised
   T* sum;
+  std::int64_t per_sample;  // rows that share one row of weight and bias
+
+  __device__ std::int64_t factors(std::int64_t row) const {
+    return per_sample == rows ? 0 : row / per_sample * columns;
+  }
 };
 
 // out[0..N) of a weight or bias, or the value that stands for an absent one.
@@ -49,8 +54,9 @@ __device__ inline Moments moments_of(float mean, float sum, float square, float 
 template <int N, class T, class W>
 __device__ inline void write_normal(const Forward<T, W>& a, std::int64_t row, std::int64_t c, const Moments& m, const float* x) {
   float w[N], b[N], y[N];
-  load_or<N>(a.weight, c, 1.0f, w);
-  load_or<N>(a.bias, c, 0.0f, b);
+  const std::int64_t at = a.factors(row) + c;
+  load_or<N>(a.weight, at, 1.0f, w);
+  load_or<N>(a.bias, at, 0.0f, b);
   for (int j = 0; j < N; ++j) y[j] = ((x[j] - m.mean) - m.rest) * m.rstd * w[j] + b[j];
   gpu::store_many<N>(a.y + row * a.columns + c, y);
 }
@@ -170,7 +176,24 @@ struct Backward {
   std::int64_t rows, columns;
   bool rms;
   const T* dsum;                       // added to dx; or null
+  std::int64_t per_sample;             // rows that share one row of weight
+
+  __device__ std::int64_t factors(std::int64_t row) const {
+    return per_sample == rows ? 0 : row / per_sample * columns;
+  }
 };
+
+// The rows of one chunk; all of one sample.
+struct Span {
+  std::int64_t first, last;
+};
+template <class T, class W>
+__device__ inline Span rows_of(const Backward<T, W>& a, std::int64_t chunk) {
+  const std::int64_t chunks = (a.per_sample + kChunk - 1) / kChunk, sample = chunk / chunks;
+  const std::int64_t first = sample * a.per_sample + (chunk - sample * chunks) * kChunk;
+  const std::int64_t end = (sample + 1) * a.per_sample;
+  return {first, first + kChunk < end ? first + kChunk : end};
+}
 
 // With g = dy weight: dx = rstd (g - shift - (x - mean) slope), shift = mean(g), slope = mean(g (x - mean)) rstd^2.
 struct Slopes {
@@ -182,17 +205,17 @@ template <int N, class T, class W>
 __device__ inline void to_dx(const Backward<T, W>& a, std::int64_t row, std::int64_t c, const Slopes& s, const float* x,
                              float* dy) {
   float w[N], dsum[N];
-  load_or<N>(a.weight, c, 1.0f, w);
+  load_or<N>(a.weight, a.factors(row) + c, 1.0f, w);
   load_or<N>(a.dsum, row * a.columns + c, 0.0f, dsum);
   for (int j = 0; j < N; ++j) dy[j] = (dy[j] * w[j] - s.shift - (x[j] - s.mean) * s.slope) * s.rstd + dsum[j];
 }
 
 // Adds what N elements give to the sums of g and of g (x - mean).
 template <int N, class T, class W>
-__device__ inline void add_g(const Backward<T, W>& a, std::int64_t c, float mean, const float* x, const float* dy, float& g_sum,
-                             float& gx_sum) {
+__device__ inline void add_g(const Backward<T, W>& a, std::int64_t row, std::int64_t c, float mean, const float* x,
+                             const float* dy, float& g_sum, float& gx_sum) {
   float w[N];
-  load_or<N>(a.weight, c, 1.0f, w);
+  load_or<N>(a.weight, a.factors(row) + c, 1.0f, w);
   for (int j = 0; j < N; ++j) {
     const float g = dy[j] * w[j];
     g_sum += g;
@@ -224,8 +247,7 @@ template <class T, class W, int kSteps>
 __global__ void __launch_bounds__(kThreads) backward_kept(Backward<T, W> a) {
   CAPO_SHARED_DYNAMIC(carve);
   float* const all = carve.template take<float>(kWarps * static_cast<int>(a.columns));
-  const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * kChunk;
-  const std::int64_t last = first + kChunk < a.rows ? first + kChunk : a.rows;
+  const auto [first, last] = rows_of(a, blockIdx.x);
   const int lane = threadIdx.x % kWarp;
   const float n = static_cast<float>(a.columns);
   float dw[kSteps][kWidth] = {}, db[kSteps][kWidth] = {};
@@ -240,7 +262,7 @@ __global__ void __launch_bounds__(kThreads) backward_kept(Backward<T, W> a) {
       if (c >= a.columns) continue;
       gpu::load_many<kWidth>(a.dy + row * a.columns + c, dy[k]);
       if (a.x) gpu::load_many<kWidth>(a.x + row * a.columns + c, x[k]);
-      if (a.dx) add_g<kWidth>(a, c, s.mean, x[k], dy[k], g_sum, gx_sum);
+      if (a.dx) add_g<kWidth>(a, row, c, s.mean, x[k], dy[k], g_sum, gx_sum);
       for (int j = 0; j < kWidth; ++j) {
         dw[k][j] += dy[k][j] * ((x[k][j] - s.mean) * s.rstd);
         db[k][j] += dy[k][j];
@@ -275,7 +297,7 @@ __global__ void __launch_bounds__(kThreads) dx_read(Backward<T, W> a) {
   for (std::int64_t c = first; c < a.columns; c += step) {
     gpu::load_many<N>(a.x + at + c, x);
     gpu::load_many<N>(a.dy + at + c, dy);
-    add_g<N>(a, c, s.mean, x, dy, g_sum, gx_sum);
+    add_g<N>(a, row, c, s.mean, x, dy, g_sum, gx_sum);
   }
   g_sum = gpu::team_sum<kTeam>(g_sum);
   s.shift = a.rms ? 0.0f : g_sum / n;
@@ -293,7 +315,7 @@ template <class T, class W>
 __global__ void __launch_bounds__(kThreads) parts_read(Backward<T, W> a, std::int64_t tiles) {
   const std::int64_t chunk = blockIdx.x / tiles, c = (blockIdx.x - chunk * tiles) * kThreads + threadIdx.x;
   if (c >= a.columns) return;
-  const std::int64_t first = chunk * kChunk, last = first + kChunk < a.rows ? first + kChunk : a.rows;
+  const auto [first, last] = rows_of(a, chunk);
   float dw = 0, db = 0;
   for (std::int64_t row = first; row < last; ++row) {
     const float dy = gpu::load(a.dy[row * a.columns + c]);
@@ -304,7 +326,8 @@ __global__ void __launch_bounds__(kThreads) parts_read(Backward<T, W> a, std::in
   if (a.dbias_part) a.dbias_part[chunk * a.columns + c] = db;
 }
 
-// The second stage: 32 columns of one of two tables per block, sixteen rows at a time; then those, in order.
+// The second stage: 32 columns of one sample in one of two tables per block, sixteen rows at a time; then those, in
+// order.
 constexpr int kJoinRows = 16;
 template <class W>
 struct Join {
@@ -312,23 +335,25 @@ struct Join {
   W* out[2];  // null: nothing to do
 };
 template <class W>
-__global__ void __launch_bounds__(kJoinRows * kWarp) join_chunks(Join<W> a, std::int64_t chunks, std::int64_t columns) {
+__global__ void __launch_bounds__(kJoinRows * kWarp) join_chunks(Join<W> a, std::int64_t samples, std::int64_t chunks,
+                                                                  std::int64_t columns) {
   CAPO_SHARED(float, sums, kJoinRows * kWarp);
   const std::int64_t tiles = (columns + kWarp - 1) / kWarp;
-  const int which = blockIdx.x >= tiles ? 1 : 0, lane = threadIdx.x % kWarp, row = threadIdx.x / kWarp;
-  const std::int64_t c = (blockIdx.x - which * tiles) * kWarp + lane;
-  W* const out = which ? a.out[1] : a.out[0];
-  const float* const part = which ? a.part[1] : a.part[0];
+  const std::int64_t table = blockIdx.x / tiles, sample = table < samples ? table : table - samples;
+  const int lane = threadIdx.x % kWarp, row = threadIdx.x / kWarp;
+  const std::int64_t c = (blockIdx.x - table * tiles) * kWarp + lane;
+  W* const out = table < samples ? a.out[0] : a.out[1];
+  const float* const part = table < samples ? a.part[0] : a.part[1];
   float sum = 0;
   if (out && c < columns) {
 #pragma unroll 4
-    for (std::int64_t k = row; k < chunks; k += kJoinRows) sum += part[k * columns + c];
+    for (std::int64_t k = row; k < chunks; k += kJoinRows) sum += part[(sample * chunks + k) * columns + c];
   }
   sums[threadIdx.x] = sum;
   __syncthreads();
   if (!out || c >= columns || row != 0) return;
   for (int r = 1; r < kJoinRows; ++r) sum += sums[r * kWarp + lane];
-  out[c] = gpu::Store<W>::from(sum);
+  out[sample * columns + c] = gpu::Store<W>::from(sum);
 }
 
 // Calls f with the number of steps that hold a row in registers, as a constant; false when none does.
@@ -349,7 +374,7 @@ void run_forward(const capo::LayerNormArgs& p, void* stream) {
   const Forward<T, W> a{static_cast<const T*>(p.x), static_cast<const W*>(p.weight), static_cast<const W*>(p.bias),
                         static_cast<T*>(p.y), static_cast<float*>(p.mean), static_cast<float*>(p.rstd),
                         p.rows, p.columns, static_cast<float>(p.eps), p.rms,
-                        static_cast<const T*>(p.residual), static_cast<T*>(p.sum)};
+                        static_cast<const T*>(p.residual), static_cast<T*>(p.sum), p.rows / p.samples};
   const char* name = "layer_norm_forward";
   const std::int64_t by_warps = (p.rows + kWarps - 1) / kWarps;
   if (!gpu::packs(p.columns, kWidth, p.x, p.y, p.weight, p.bias, p.residual, p.sum))
@@ -363,7 +388,7 @@ void run_backward(const capo::LayerNormBackwardArgs& p, std::int64_t chunks, voi
   const Backward<T, W> a{static_cast<const T*>(p.x), static_cast<const T*>(p.dy), static_cast<const W*>(p.weight),
                          p.rms ? nullptr : static_cast<const float*>(p.mean), static_cast<const float*>(p.rstd),
                          static_cast<T*>(p.dx), static_cast<float*>(p.dweight_part), static_cast<float*>(p.dbias_part),
-                         p.rows, p.columns, p.rms, static_cast<const T*>(p.dsum)};
+                         p.rows, p.columns, p.rms, static_cast<const T*>(p.dsum), p.rows / p.samples};
   const char* name = "layer_norm_backward";
   const bool parts = p.dweight_part || p.dbias_part;
   const bool packed = gpu::packs(p.columns, kWidth, p.x, p.dy, p.weight, p.dx, p.dsum);
@@ -378,8 +403,9 @@ void run_backward(const capo::LayerNormBackwardArgs& p, std::int64_t chunks, voi
   }
   if (!p.dweight && !p.dbias) return;
   const Join<W> join{{a.dweight_part, a.dbias_part}, {static_cast<W*>(p.dweight), static_cast<W*>(p.dbias)}};
-  gpu::launch("layer_norm_join", join_chunks<W>, 2 * ((p.columns + kWarp - 1) / kWarp), kJoinRows * kWarp, 0, stream, join,
-              chunks, p.columns);
+  const std::int64_t tiles = (p.columns + kWarp - 1) / kWarp;
+  gpu::launch("layer_norm_join", join_chunks<W>, 2 * p.samples * tiles, kJoinRows * kWarp, 0, stream, join, p.samples,
+              chunks / p.samples, p.columns);
 }
 
 // Calls f(T{}, W{}): W is the weights' type, x's own or f32.

@@ -37,6 +37,14 @@ inline void check_overlap(const char* op, const Tensor& dst, const Tensor& src) 
              dst.offset(), " with strides ", dst.strides(), " from ", src.offset(), " with strides ", src.strides());
 }
 
+// Channel values [C] or [B, C] (a row for each sample) in the shape that broadcasts beside x [B, .., C].
+inline Shape beside(const Tensor& x, const Shape& channels) {
+  Shape s = Shape::filled(x.rank(), 1);
+  if (channels.size() == 2) s[0] = channels[0];
+  s[x.rank() - 1] = x.size(-1);
+  return s;
+}
+
 // What reductions and index arithmetic take.
 inline void check_summable(const char* op, const Tensor& x) {
   CAPO_CHECK(is_floating(x.dtype()) || x.dtype() == i32 || x.dtype() == i64, op, ": needs floating, i32 or i64, got ",
@@ -44,11 +52,17 @@ inline void check_summable(const char* op, const Tensor& x) {
 }
 
 // The checks of every weight, bias and statistic that belongs to x's last axis (`what` names it in the error).
-// allow_f32: x may be bf16 or f16 while t is f32.
-inline void check_channels(const char* op, const char* what, const Tensor& t, const Tensor& x, bool allow_f32 = true) {
+// allow_f32: x may be bf16 or f16 while t is f32. or_each: t may also be [B, C], a row for each sample of x.
+inline void check_channels(const char* op, const char* what, const Tensor& t, const Tensor& x, bool allow_f32 = true,
+                           bool or_each = false) {
   if (!t.defined()) return;
-  CAPO_CHECK(t.rank() == 1 && t.size(0) == x.size(-1), op, ": ", what, " must be [", x.size(-1),
-             "] to match the last axis of x ", x.shape(), ", got ", t.shape());
+  const Shape all{x.size(-1)};
+  if (!or_each || x.rank() < 2)
+    CAPO_CHECK(t.shape() == all, op, ": ", what, " must be ", all, " to match the last axis of x ", x.shape(), ", got ",
+               t.shape());
+  else
+    CAPO_CHECK(t.shape() == all || t.shape() == (Shape{x.size(0), x.size(-1)}), op, ": ", what, " must be ", all,
+               " or [", x.size(0), ", ", x.size(-1), "] beside x ", x.shape(), ", got ", t.shape());
   CAPO_CHECK(t.dtype() == x.dtype() || (allow_f32 && is_half(x.dtype()) && t.dtype() == f32), op, ": ", what, " is ",
              t.dtype(), ", x is ", x.dtype(), ": mixed dtypes, cast one");
   CAPO_CHECK(t.device() == x.device(), op, ": ", what, " is on ", t.device(), ", x is on ", x.device());

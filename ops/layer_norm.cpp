@@ -20,6 +20,9 @@ struct Norm {
   double eps;
   bool rms;
   DType weight_dtype;  // of weight and bias
+  Shape channels;      // theirs: [C] or [B, C]
+
+  std::int64_t samples() const { return channels.size() == 2 ? channels[0] : 1; }
 };
 
 // What a gradient reads: the normalised rows, weight and the rows' statistics; each undefined when no needed gradient
@@ -32,15 +35,16 @@ struct Kept {
 Grads composite_backward(const Kept& kept, const Tensor& dy0, const Tensor& dsum, const Norm& norm, Needs need) {
   const DType t = dy0.dtype(), acc = accumulator(t);
   const Tensor dy = cast(dy0, acc);
-  const Shape channels{dy.size(-1)};
+  const Shape spread = beside(dy, norm.channels);
+  const auto down = [&](const Tensor& g) { return cast(reshape(sum_to(g, spread), norm.channels), norm.weight_dtype); };
   Grads out(3);
-  if (need[2]) out[2] = cast(sum_to(dy, channels), norm.weight_dtype);
+  if (need[2]) out[2] = down(dy);
   if (!need[0] && !need[1]) return out;
   const Tensor x = cast(kept.x, acc), centred = norm.rms ? x : x - mean(x, {-1}, true);
   const Tensor rstd = rsqrt(mean(square(centred), {-1}, true) + norm.eps), h = centred * rstd;
-  if (need[1]) out[1] = cast(sum_to(dy * h, channels), norm.weight_dtype);
+  if (need[1]) out[1] = down(dy * h);
   if (need[0]) {
-    const Tensor g = kept.weight.defined() ? dy * cast(kept.weight, acc) : dy;
+    const Tensor g = kept.weight.defined() ? dy * reshape(cast(kept.weight, acc), spread) : dy;
     const Tensor along = h * mean(g * h, {-1}, true);
     const Tensor dx = cast(rstd * (norm.rms ? g - along : g - mean(g, {-1}, true) - along), t);
     out[0] = dsum.defined() ? dx + dsum : dx;
@@ -55,7 +59,8 @@ Grads fused_backward(const Kept& kept, const Tensor& dy0, const Tensor& dsum0, c
   const Device device = dy.device();
   const DType acc = accumulator(dy.dtype());
   const std::int64_t columns = dy.size(-1), rows = columns ? dy.numel() / columns : 0;
-  const std::int64_t chunks = (rows + kLayerNormChunk - 1) / kLayerNormChunk;
+  const std::int64_t samples = norm.samples(), per_sample = samples ? rows / samples : 0;
+  const std::int64_t chunks = samples * ((per_sample + kLayerNormChunk - 1) / kLayerNormChunk);
   Grads out(3);
   const bool joined = device.is_cuda() && chunks > 0;  // the kernel adds up the parts itself
   Tensor part[2];
@@ -63,17 +68,22 @@ Grads fused_backward(const Kept& kept, const Tensor& dy0, const Tensor& dsum0, c
   for (int i = 0; i < 2; ++i)
     if (need[i + 1]) {
       part[i] = empty({chunks, columns}, acc, device);
-      if (joined) out[static_cast<std::size_t>(i + 1)] = empty({columns}, norm.weight_dtype, device);
+      if (joined) out[static_cast<std::size_t>(i + 1)] = empty(norm.channels, norm.weight_dtype, device);
     }
   const bool reads_x = need[0] || need[1];
   const LayerNormBackwardArgs args{dy.dtype(), norm.weight_dtype, norm.rms,
                                    reads_x ? data_or_null(x) : nullptr, data_or_null(dy), data_or_null(w),
                                    data_or_null(kept.mean), data_or_null(kept.rstd),
                                    data_or_null(out[0]), data_or_null(part[0]), data_or_null(part[1]), rows, columns,
-                                   data_or_null(out[1]), data_or_null(out[2]), data_or_null(dsum)};
+                                   data_or_null(out[1]), data_or_null(out[2]), data_or_null(dsum), samples};
   launch(kernels::layer_norm_backward, device, args, chunks, 1);
   for (int i = 0; i < 2; ++i)
-    if (need[i + 1] && !joined) out[static_cast<std::size_t>(i + 1)] = cast(sum(part[i], {0}), norm.weight_dtype);
+    if (need[i + 1] && !joined) {
+      const Tensor whole = norm.channels.size() == 1
+                               ? sum(part[i], {0})
+                               : sum(reshape(part[i], {samples, samples ? chunks / samples : 0, columns}), {1});
+      out[static_cast<std::size_t>(i + 1)] = cast(whole, norm.weight_dtype);
+    }
   return out;
 }
 
@@ -85,14 +95,18 @@ void check(const char* op, const Tensor& x, const Tensor& w, const Tensor& b, do
   CAPO_CHECK(is_floating(x.dtype()), op, ": x must be floating, got ", describe(x));
   CAPO_CHECK(x.rank() >= 1, op, ": x must have a last axis to normalise, got a scalar");
   CAPO_CHECK(eps > 0, op, ": eps must be > 0, got ", eps);
-  check_channels(op, "weight", w, x);
-  check_channels(op, "bias", b, x);
-  CAPO_CHECK(!w.defined() || !b.defined() || w.dtype() == b.dtype(), op, ": weight is ", w.dtype(), ", bias is ",
-             b.dtype(), ": mixed dtypes, cast one");
+  check_channels(op, "weight", w, x, true, true);
+  check_channels(op, "bias", b, x, true, true);
+  if (!w.defined() || !b.defined()) return;
+  CAPO_CHECK(w.dtype() == b.dtype(), op, ": weight is ", w.dtype(), ", bias is ", b.dtype(),
+             ": mixed dtypes, cast one");
+  CAPO_CHECK(w.shape() == b.shape(), op, ": weight and bias must have one shape, got ", w.shape(), " and ", b.shape());
 }
 
 Norm norm_of(const Tensor& x, const Tensor& w, const Tensor& b, double eps, bool rms) {
-  return {eps, rms, w.defined() ? w.dtype() : b.defined() ? b.dtype() : accumulator(x.dtype())};
+  const Tensor& given = w.defined() ? w : b;
+  if (!given.defined()) return {eps, rms, accumulator(x.dtype()), Shape{x.size(-1)}};
+  return {eps, rms, given.dtype(), given.shape()};
 }
 
 struct Rows {
@@ -111,7 +125,7 @@ Rows forward(const Tensor& x, const Tensor& r, const Tensor& w, const Tensor& b,
   const Tensor row_rstd = keep ? empty({rows}, acc, device) : Tensor();
   const LayerNormArgs args{t, norm.weight_dtype, norm.rms, data_or_null(x), data_or_null(w), data_or_null(b),
                            data_or_null(y), data_or_null(row_mean), data_or_null(row_rstd), rows, columns, norm.eps,
-                           data_or_null(r), data_or_null(sum)};
+                           data_or_null(r), data_or_null(sum), norm.samples()};
   launch(kernels::layer_norm, device, args, rows, row_grain(columns));
   return {sum, y, row_mean, row_rstd};
 }

@@ -4,16 +4,17 @@
 //   rms_norm    y = x / sqrt(mean(x^2) + eps) * weight
 //
 // x        [..., C], rank >= 1, any strides (copied when not contiguous); y has x's shape and dtype
-// weight   [C] or undefined (ones); bias [C] or undefined (zeros)
+// weight   [C] or undefined (ones); bias [C] or undefined (zeros). Either also [B, C], a row for each sample: with
+//          1 + scale and shift that is adaptive layer norm (Peebles and Xie 2023). Both alike
 // eps      > 0
 // dtypes   f32, f64; bf16 and f16 with weights of the same type or f32 (CPU: computed through f32 copies). Statistics
 //          are f32 (f64 for f64), with a two-pass variance: a mean of 10,000 costs no digits.
 // grad     x, weight, bias. Keeps x, one mean and one rstd per row, and weight if x needs a gradient; nothing for a
 //          bias alone. dweight and dbias are summed over fixed chunks of rows. Second order through the composite.
-// throws   on a weight or bias that is not [C], mixed dtypes or devices, eps <= 0.
+// throws   on a weight or bias of another shape, mixed dtypes or devices, eps <= 0.
 //
-// add_layer_norm and add_rms_norm are a transformer's residual step in one kernel: sum = x + r and y = norm(sum), both in
-// x's dtype, with the values of add followed by the norm. x and r must have one shape, dtype and device. The gradient
+// add_layer_norm and add_rms_norm are a transformer's residual step in one kernel: sum = x + r and y = norm(sum), both
+// in x's dtype, with the values of add followed by the norm. x and r must have one shape, dtype and device. The gradient
 // reads dsum and dy (either may be missing) and writes one tensor that is both dx and dr. Keeps sum in place of x.
 #pragma once
 
@@ -43,9 +44,10 @@ struct LayerNormArgs {
   double eps;
   const void* residual = nullptr;  // or null; else x + residual is written to sum and normalised
   void* sum = nullptr;
+  std::int64_t samples = 1;  // rows of weight and bias; each serves rows / samples rows of x
 };
 
-// Work item: kLayerNormChunk rows, whose dweight and dbias become one row of the partial sums.
+// Work item: kLayerNormChunk rows of one sample, whose dweight and dbias become one row of the partial sums.
 inline constexpr std::int64_t kLayerNormChunk = 64;
 struct LayerNormBackwardArgs {
   DType dtype;         // of x, dy and dx
@@ -56,8 +58,9 @@ struct LayerNormBackwardArgs {
   void* dx;                           // or null
   void *dweight_part, *dbias_part;    // [chunks, columns], f32 (f64 for f64); each or null
   std::int64_t rows, columns;
-  void *dweight = nullptr, *dbias = nullptr;  // [columns], the parts' sums in weight_dtype: written on CUDA only, or null
+  void *dweight = nullptr, *dbias = nullptr;  // [samples, columns], the parts' sums in weight_dtype: on CUDA only; or null
   const void* dsum = nullptr;  // what else reaches x: added to dx; or null
+  std::int64_t samples = 1;
 };
 
 }  // namespace capo

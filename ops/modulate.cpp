@@ -23,14 +23,6 @@ Extent extent_of(const Tensor& x, const Shape& factor) {
   return {samples, each ? x.numel() / each : 0, columns};
 }
 
-// [B, C] as [B, 1, .., C], [C] as [1, .., C].
-Shape beside(const Tensor& x, const Shape& factor) {
-  Shape s = Shape::filled(x.rank(), 1);
-  if (factor.size() == 2) s[0] = factor[0];
-  s[x.rank() - 1] = x.size(-1);
-  return s;
-}
-
 // The gradients of x, scale and shift from recorded primitives, for second derivatives.
 Grads composite_backward(const Tensor& x, const Tensor& scale, const Tensor& dy, double base, const Shape& factor,
                          Needs need) {
@@ -79,14 +71,6 @@ void check(const char* op, const Tensor& x) {
   CAPO_CHECK(is_floating(x.dtype()), op, ": x must be floating, got ", describe(x));
   CAPO_CHECK(x.rank() >= 1, op, ": x must have a last axis, got a scalar");
 }
-void check_factor(const char* op, const char* what, const Tensor& t, const Tensor& x) {
-  const bool each = x.rank() >= 2 && t.shape() == Shape{x.size(0), x.size(-1)};
-  CAPO_CHECK(each || t.shape() == Shape{x.size(-1)}, op, ": ", what, " must be [B, C] or [C] beside x ", x.shape(),
-             ", got ", t.shape());
-  CAPO_CHECK(t.dtype() == x.dtype() && t.device() == x.device(), op, ": ", what, " is ", t.dtype(), " on ", t.device(),
-             ", x is ", x.dtype(), " on ", x.device());
-}
-
 // All contiguous; shift or residual is undefined.
 Tensor forward(const Tensor& x, const Tensor& scale, const Tensor& shift, const Tensor& residual, double base) {
   const auto [samples, rows, columns] = extent_of(x, scale.shape());
@@ -101,8 +85,8 @@ Tensor forward(const Tensor& x, const Tensor& scale, const Tensor& shift, const 
 
 Tensor modulate(const Tensor& x0, const Tensor& shift0, const Tensor& scale0) {
   check("modulate", x0);
-  check_factor("modulate", "shift", shift0, x0);
-  check_factor("modulate", "scale", scale0, x0);
+  check_channels("modulate", "shift", shift0, x0, false, true);
+  check_channels("modulate", "scale", scale0, x0, false, true);
   CAPO_CHECK(shift0.shape() == scale0.shape(), "modulate: shift and scale must have one shape, got ", shift0.shape(),
              " and ", scale0.shape());
   if (through_f32(x0)) return cast(modulate(cast(x0, f32), cast(shift0, f32), cast(scale0, f32)), x0.dtype());
@@ -120,7 +104,7 @@ Tensor modulate(const Tensor& x0, const Tensor& shift0, const Tensor& scale0) {
 
 Tensor gate(const Tensor& x0, const Tensor& g0, const Tensor& residual0) {
   check("gate", x0);
-  check_factor("gate", "g", g0, x0);
+  check_channels("gate", "g", g0, x0, false, true);
   CAPO_CHECK(residual0.shape() == x0.shape() && residual0.dtype() == x0.dtype() && residual0.device() == x0.device(),
              "gate: residual and x must be alike, got ", describe(residual0), " and ", describe(x0));
   if (through_f32(x0)) return cast(gate(cast(x0, f32), cast(g0, f32), cast(residual0, f32)), x0.dtype());

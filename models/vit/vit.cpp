@@ -47,11 +47,14 @@ Block::Block(nn::Module* up, std::string_view name, const VitConfig& c, double d
   attn.set_pre_norm(&norm1);
 }
 
-Tensor Block::forward(const Tensor& x) {
-  const Tensor a = attn.call(x, norm1(x));
-  const auto [h, z] = norm2.add(x, drop_path1(ls1 ? (*ls1)(a) : a));
-  const Tensor f = mlp.call(h, z);
-  return h + drop_path2(ls2 ? (*ls2)(f) : f);
+Tensor Stream::sum() const { return r.defined() ? x + r : x; }
+
+Stream Block::step(const Stream& in) {
+  const auto [x, z] = in.r.defined() ? norm1.add(in.x, in.r) : AddNorm{in.x, norm1(in.x)};
+  const Tensor a = attn.call(x, z);
+  const auto [h, y] = norm2.add(x, drop_path1(ls1 ? (*ls1)(a) : a));
+  const Tensor f = mlp.call(h, y);
+  return {h, drop_path2(ls2 ? (*ls2)(f) : f)};
 }
 
 Head::Head(nn::Module* up, std::string_view name, std::int64_t dim, int classes)
@@ -94,19 +97,22 @@ Tensor Vit::stream(const Tensor& image) {
   if (!config.no_embed_class) x = x + pos_embed.value();
   x = pos_drop(x);
   if (patch_drop) x = (*patch_drop)(x);
+  Stream s{x, {}};
   for (auto& block : blocks) {
     if (config.checkpoint && grad_enabled()) {
       std::vector<Tensor> trainable;
       for (nn::Parameter* p : block->parameters())
         if (p->trainable()) trainable.push_back(p->value());
-      Block* b = block.get();
-      x = checkpoint([b](const std::vector<Tensor>& in) { return std::vector<Tensor>{(*b)(in[0])}; }, {x},
-                     trainable)[0];
+      const auto run = [b = block.get()](const std::vector<Tensor>& in) { return std::vector<Tensor>{(*b)(in[0])}; };
+      s = {checkpoint(run, {s.sum()}, trainable)[0], {}};
+    } else if (block->tapped()) {
+      s = {(*block)(s.sum()), {}};
     } else {
-      x = (*block)(x);
+      const ModuleScope scope(&block->path());
+      s = block->step(s);
     }
   }
-  return x;
+  return s.sum();
 }
 
 Tensor Vit::tokens(const Tensor& image) {

@@ -51,11 +51,19 @@ struct NamedShape {
 };
 VitConfig config_from_names(const std::vector<NamedShape>& names, int heads = 0);
 
+// The tokens between blocks: x, or x + r while the sum waits for the norm that it is fused with.
+struct Stream {
+  Tensor x, r;  // r: or undefined
+  Tensor sum() const;
+};
+
 // x + drop_path(ls1(attn(norm1(x)))), then the same with the MLP.
 class Block : public nn::Layer<Block> {
  public:
   Block(nn::Module* up, std::string_view name, const VitConfig& c, double drop_path);
-  Tensor forward(const Tensor& x);
+  Tensor forward(const Tensor& x) { return step({x, {}}).sum(); }
+  // The same, its last sum left open for the next block's norm1. Runs the children's taps, not this module's.
+  Stream step(const Stream& in);
   int heads() const override { return attn.config.heads; }
   std::int64_t width() const override { return attn.config.dim; }
 

@@ -14,13 +14,14 @@ void add_rows(const T* a, const T* b, T* sum, std::int64_t n) {
 
 template <class T>
 void forward(const capo::LayerNormArgs& a, std::int64_t begin, std::int64_t end) {
-  const T* w = static_cast<const T*>(a.weight);
-  const T* b = static_cast<const T*>(a.bias);
-  const std::int64_t n = a.columns;
+  const std::int64_t n = a.columns, per_sample = a.rows / a.samples;
   const T count = static_cast<T>(n), eps = static_cast<T>(a.eps);
   for (std::int64_t r = begin; r < end; ++r) {
     const T* x = static_cast<const T*>(a.x) + r * n;
     T* y = static_cast<T*>(a.y) + r * n;
+    const std::int64_t sample = r / per_sample;
+    const T* w = a.weight ? static_cast<const T*>(a.weight) + sample * n : nullptr;
+    const T* b = a.bias ? static_cast<const T*>(a.bias) + sample * n : nullptr;
     if (a.residual) {
       T* sum = static_cast<T*>(a.sum) + r * n;
       add_rows(x, static_cast<const T*>(a.residual) + r * n, sum, n);
@@ -58,9 +59,11 @@ void forward(const capo::LayerNormArgs& a, std::int64_t begin, std::int64_t end)
 // With g = dy * weight and h = (x - mean) * rstd:  dx = rstd * (g - mean(g) - h * mean(g * h)); rms has no mean(g).
 template <class T>
 void backward_rows(const capo::LayerNormBackwardArgs& a, std::int64_t chunk) {
-  const T* w = static_cast<const T*>(a.weight);
-  const std::int64_t n = a.columns, first = chunk * capo::kLayerNormChunk;
-  const std::int64_t last = lesser(first + capo::kLayerNormChunk, a.rows);
+  const std::int64_t n = a.columns, per_sample = a.rows / a.samples;
+  const std::int64_t chunks = (per_sample + capo::kLayerNormChunk - 1) / capo::kLayerNormChunk, sample = chunk / chunks;
+  const std::int64_t first = sample * per_sample + (chunk - sample * chunks) * capo::kLayerNormChunk;
+  const std::int64_t last = lesser(first + capo::kLayerNormChunk, (sample + 1) * per_sample);
+  const T* w = a.weight ? static_cast<const T*>(a.weight) + sample * n : nullptr;
   T* dw = a.dweight_part ? static_cast<T*>(a.dweight_part) + chunk * n : nullptr;
   T* db = a.dbias_part ? static_cast<T*>(a.dbias_part) + chunk * n : nullptr;
   if (dw)

@@ -8,9 +8,18 @@
 namespace capo::test {
 namespace {
 
+// A row for each sample, [B, C], as [B, 1, .., C].
+Tensor spread(const Tensor& t, const Tensor& x) {
+  if (t.rank() == 1) return t;
+  Shape s = Shape::filled(x.rank(), 1);
+  s[0] = t.size(0);
+  s[x.rank() - 1] = t.size(1);
+  return reshape(t, s);
+}
+
 Tensor scaled(Tensor h, const Tensor& w, const Tensor& b) {
-  if (w.defined()) h = h * w;
-  return b.defined() ? h + b : h;
+  if (w.defined()) h = h * spread(w, h);
+  return b.defined() ? h + spread(b, h) : h;
 }
 
 Tensor layer_norm_by_ops(const Tensor& x, const Tensor& w, const Tensor& b, double eps) {
@@ -73,6 +82,8 @@ Sample add_sample(const std::string& label, const Tensors& inputs, Read read = R
 
 Tensor x_of(const Shape& shape, double mean = 0.3, double std = 1.5) { return normal(shape, cat("x", shape), mean, std); }
 Tensor weight_of(std::int64_t c) { return normal({c}, "weight", 1, 0.3); }
+Tensor weights_of(std::int64_t b, std::int64_t c) { return normal({b, c}, "weights", 1, 0.3); }
+Tensor biases_of(std::int64_t b, std::int64_t c) { return normal({b, c}, "biases", -0.2, 0.5); }
 Tensor r_of(const Shape& shape) { return normal(shape, cat("r", shape), -0.1, 0.8); }
 Tensor bias_of(std::int64_t c) { return normal({c}, "bias", -0.2, 0.5); }
 
@@ -89,6 +100,14 @@ OpCase layer_norm_case() {
       layer_sample("whole packs, several chunks of rows", {x_of({70, 520}), weight_of(520), bias_of(520)}),
       layer_sample("whole packs, no weight", {x_of({3, 264}), {}, {}}),
       layer_sample("whole packs, a long row", {x_of({2, 1544}), weight_of(1544), bias_of(1544)}),
+      layer_sample("a weight for each sample", {x_of({2, 3, 5}), weights_of(2, 5), biases_of(2, 5)}),
+      layer_sample("a weight for each row", {x_of({4, 6}), weights_of(4, 6), {}}),
+      layer_sample("a bias for each sample of images", {x_of({2, 2, 3, 7}), {}, biases_of(2, 7)}),
+      layer_sample("a weight for each sample, chunks", {x_of({2, 70, 37}), weights_of(2, 37), biases_of(2, 37)}),
+      layer_sample("each sample's weight, whole packs", {x_of({3, 66, 264}), weights_of(3, 264), biases_of(3, 264)}),
+      layer_sample("each sample's weight, a long row", {x_of({2, 2, 1544}), weights_of(2, 1544), biases_of(2, 1544)}),
+      layer_sample("a weight for each of no samples", {x_of({0, 3, 6}), weights_of(0, 6), biases_of(0, 6)}),
+      layer_sample("a weight for each sample without rows", {x_of({2, 0, 6}), weights_of(2, 6), biases_of(2, 6)}),
       layer_sample("empty rows", {x_of({0, 6}), weight_of(6), bias_of(6)}),
       layer_sample("empty columns", {x_of({3, 0}), weight_of(0), bias_of(0)}),
   };
@@ -107,7 +126,9 @@ OpCase layer_norm_case() {
   const Tensor x = x_of({2, 3, 5});
   c.errors = {
       {"weight size", [=] { layer_norm(x, weight_of(4), bias_of(5)); }, "weight must be [5]"},
-      {"bias rank", [=] { layer_norm(x, weight_of(5), normal({1, 5}, "b")); }, "bias must be [5]"},
+      {"bias rank", [=] { layer_norm(x, weight_of(5), normal({1, 5}, "b")); }, "bias must be [5] or [2, 5]"},
+      {"weight and bias unlike", [=] { layer_norm(x, weights_of(2, 5), bias_of(5)); }, "must have one shape"},
+      {"weights of other samples", [=] { layer_norm(x, weights_of(3, 5)); }, "weight must be [5] or [2, 5]"},
       {"scalar x", [] { layer_norm(values({1}, {})); }, "last axis"},
       {"eps", [=] { layer_norm(x, weight_of(5), bias_of(5), 0); }, "eps must be > 0"},
       {"mixed dtypes", [=] { layer_norm(cast(x, f32), weight_of(5), bias_of(5)); }, "mixed dtypes"},
@@ -155,6 +176,7 @@ OpCase add_layer_norm_case() {
       add_sample("only the sum is read", of({2, 3, 5}), Read::sum),
       add_sample("no weight, no bias, big eps", {x_of({3, 7}), r_of({3, 7}), {}, {}}, Read::both, 0.5),
       add_sample("weight only", {x_of({3, 7}), r_of({3, 7}), weight_of(7), {}}),
+      add_sample("a weight for each sample", {x_of({2, 70, 9}), r_of({2, 70, 9}), weights_of(2, 9), biases_of(2, 9)}),
       add_sample("x twice", {shared, shared, weight_of(9), bias_of(9)}),
       add_sample("odd columns, several chunks of rows", of({2, 75, 37})),
       add_sample("whole packs, several chunks of rows", of({70, 520})),

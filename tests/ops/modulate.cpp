@@ -60,9 +60,9 @@ OpCase modulate_case() {
   const Tensor x = normal({2, 3, 5}, "x"), each = normal({2, 5}, "each"), all = normal({5}, "all");
   return {"modulate",
           samples(modulate_sample),
-          {{"shift size", [=] { modulate(x, normal({2, 4}, "s"), each); }, "shift must be [B, C] or [C]"},
-           {"scale of other samples", [=] { modulate(x, each, normal({3, 5}, "s")); }, "scale must be [B, C] or [C]"},
-           {"scale like x", [=] { modulate(x, each, x); }, "scale must be [B, C] or [C]"},
+          {{"shift size", [=] { modulate(x, normal({2, 4}, "s"), each); }, "shift must be [5] or [2, 5]"},
+           {"scale of other samples", [=] { modulate(x, each, normal({3, 5}, "s")); }, "scale must be [5] or [2, 5]"},
+           {"scale like x", [=] { modulate(x, each, x); }, "scale must be [5] or [2, 5]"},
            {"shift and scale unlike", [=] { modulate(x, all, each); }, "must have one shape"},
            {"mixed dtypes", [=] { modulate(x, each, cast(each, f32)); }, "scale is"},
            {"mixed devices", [=] { modulate(empty({2, 3, 5}, f64, kMeta), each, each); }, "shift is"},
@@ -74,7 +74,7 @@ OpCase gate_case() {
   const Tensor x = normal({2, 3, 5}, "x"), g = normal({2, 5}, "g");
   return {"gate",
           samples(gate_sample),
-          {{"g size", [=] { gate(x, normal({3}, "g"), x); }, "g must be [B, C] or [C]"},
+          {{"g size", [=] { gate(x, normal({3}, "g"), x); }, "g must be [5] or [2, 5]"},
            {"residual shape", [=] { gate(x, g, normal({3, 5}, "r")); }, "residual and x must be alike"},
            {"residual dtype", [=] { gate(x, g, cast(x, f32)); }, "residual and x must be alike"},
            {"mixed dtypes", [=] { gate(x, cast(g, f32), x); }, "g is"}}};
