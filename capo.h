@@ -51,6 +51,7 @@
 #include <capo/models/train/trainer.h>
 #include <capo/models/vit/load.h>
 #include <capo/models/vit/vit.h>
+#include <capo/ops/activation.h>
 #include <capo/ops/attention.h>
 #include <capo/ops/axis_filter.h>
 #include <capo/ops/batch_norm.h>

@@ -1,19 +1,23 @@
 // Kernels of group_norm, instance_norm and batch_norm over [outer, rows, columns]. A block owns one chunk of rows and a tile
-// of columns, a thread kWidth neighbouring columns (or one) in every lanes-th row: loads are coalesced, and what belongs to
-// a column (its statistics and weight) is read once. Parts of chunks are joined in f64 by one block per group.
+// of columns, a thread 16 bytes of neighbouring columns (or one column) in every lanes-th row: loads are coalesced, and what
+// belongs to a column (its statistics and weight) is read once. Parts of chunks are joined in f64 by one block per group.
 #include <capo/cuda/block_sum.cuh>
+#include <capo/cuda/math.cuh>
 #include <capo/cuda/pack.cuh>
 #include <capo/ops/group_norm.h>
+#include <capo/ops/unary_functors.h>
 
 namespace {
 
+using capo::Activation;
 using capo::ChannelNormArgs;
 using capo::ChannelNormBackwardArgs;
 using capo::DType;
 namespace gpu = capo::gpu;
 
 constexpr int kThreads = 256;
-constexpr int kWidth = 4;
+template <class T>
+constexpr int kWidth = gpu::kPack<T>;
 
 // How a block's threads lie over its chunk: `across` of them side by side, kThreads / across rows at a time.
 struct Layout {
@@ -53,6 +57,33 @@ __device__ inline float value_at(const void* p, DType dtype, std::int64_t i) {
 template <int N>
 __device__ inline void values_or(const void* p, DType dtype, std::int64_t at, float otherwise, float* out) {
   for (int j = 0; j < N; ++j) out[j] = p ? value_at(p, dtype, at + j) : otherwise;
+}
+
+// The activation of a kernel: None, a functor of unary_functors.h, or Any, which asks at run time (one column per thread, and
+// the rare leaky relu).
+struct None {};
+struct Any {};
+template <class F>
+constexpr bool kActs = true;
+template <>
+constexpr bool kActs<None> = false;
+
+// act(z)
+template <class F>
+__device__ inline float value_of(F, float z, Activation, float below_zero) { return F::f(z, below_zero, 0.0f); }
+__device__ inline float value_of(None, float z, Activation, float) { return z; }
+__device__ inline float value_of(Any, float z, Activation activation, float below_zero) {
+  if (activation == Activation::none) return z;
+  if (activation == Activation::silu) return Silu::f(z, 0.0f, 0.0f);
+  return below_zero == 0 ? Relu::f(z, 0.0f, 0.0f) : LeakyRelu::f(z, below_zero, 0.0f);
+}
+// act'(z); relu's y may stand for z.
+template <class F>
+__device__ inline float slope_of(F, float z, Activation, float below_zero) { return F::df(z, z, below_zero, 0.0f); }
+__device__ inline float slope_of(Any, float z, Activation activation, float below_zero) {
+  if (activation == Activation::none) return 1.0f;
+  if (activation == Activation::silu) return Silu::df(z, z, 0.0f, 0.0f);
+  return below_zero == 0 ? Relu::df(z, z, 0.0f, 0.0f) : LeakyRelu::df(z, z, below_zero, 0.0f);
 }
 
 // Rows of a chunk that a lane has.
@@ -136,42 +167,85 @@ __global__ void __launch_bounds__(kThreads) moments(ChannelNormArgs a, std::int6
   static_cast<float*>(a.rstd)[blockIdx.x] = static_cast<float>(1.0 / sqrt(var + a.eps));
 }
 
-template <class T, int N>
+template <class T, int N, class F>
 __global__ void __launch_bounds__(kThreads) apply(ChannelNormArgs a, Layout l) {
   const Place p = place_of<N>(a, l);
   if (p.column >= a.columns) return;
-  float mean[N], rstd[N], w[N], b[N], v[N];
+  float mean[N], rstd[N], w[N], b[N], v[N], added[N] = {};
   of_columns<N>(a, a.mean, p, mean);
   of_columns<N>(a, a.rstd, p, rstd);
   values_or<N>(a.weight, a.weight_dtype, p.column, 1.0f, w);
   values_or<N>(a.bias, a.weight_dtype, p.column, 0.0f, b);
   for (int j = 0; j < N; ++j) w[j] *= rstd[j];
+  const float below_zero = static_cast<float>(a.below_zero);
   const std::int64_t at = p.row * a.columns + p.column;
 #pragma unroll 4
   for (std::int64_t r = p.lane; r < p.count; r += p.lanes) {
     gpu::load_many<N>(static_cast<const T*>(a.x) + at + r * a.columns, v);
-    for (int j = 0; j < N; ++j) v[j] = (v[j] - mean[j]) * w[j] + b[j];
+    if (a.residual) gpu::load_many<N>(static_cast<const T*>(a.residual) + at + r * a.columns, added);
+    for (int j = 0; j < N; ++j) v[j] = value_of(F{}, (v[j] - mean[j]) * w[j] + b[j] + added[j], a.activation, below_zero);
     gpu::store_many<N>(static_cast<T*>(a.y) + at + r * a.columns, v);
   }
 }
 
-// Per column: the sums of dy and of dy (x - mean).
-template <class T, int N>
+// Whether z is made again from x: not where relu's slope is read from y.
+template <class F>
+__device__ inline bool remakes_z(const ChannelNormBackwardArgs& a) {
+  return kActs<F> && !a.y && a.activation != Activation::none;
+}
+
+// What dz of a thread's columns is made of, a row at a time: dy alone, dy and y, or dy and z made again.
+template <class T, int N, class F>
+struct Slope {
+  float mean[N] = {}, scale[N] = {}, bias[N] = {};  // z = (x - mean) scale + bias + residual
+  float x[N] = {}, beside[N] = {};                  // the row's x, and its residual or y
+  const T* other;
+  float below_zero;
+
+  // with_mean, with_scale: the caller needs them too.
+  __device__ Slope(const ChannelNormBackwardArgs& a, const Place& p, bool with_mean, bool with_scale)
+      : other(static_cast<const T*>(a.y ? a.y : a.residual)), below_zero(static_cast<float>(a.below_zero)) {
+    const bool remakes = remakes_z<F>(a);
+    if (remakes || with_mean) of_columns<N>(a, a.mean, p, mean);
+    if (remakes) values_or<N>(a.bias, a.weight_dtype, p.column, 0.0f, bias);
+    if (!remakes && !with_scale) return;
+    float w[N];
+    of_columns<N>(a, a.rstd, p, scale);
+    values_or<N>(a.weight, a.weight_dtype, p.column, 1.0f, w);
+    for (int j = 0; j < N; ++j) scale[j] *= w[j];
+  }
+  // dz of the row at element i; reads_x: x too.
+  __device__ void dz_at(const ChannelNormBackwardArgs& a, std::int64_t i, bool reads_x, float* dz) {
+    gpu::load_many<N>(static_cast<const T*>(a.dy) + i, dz);
+    if (reads_x) gpu::load_many<N>(static_cast<const T*>(a.x) + i, x);
+    if constexpr (kActs<F>) {
+      if (other) gpu::load_many<N>(other + i, beside);
+      for (int j = 0; j < N; ++j) {
+        const float z = a.y ? beside[j] : (x[j] - mean[j]) * scale[j] + bias[j] + beside[j];
+        dz[j] *= slope_of(F{}, z, a.activation, below_zero);
+      }
+      if (a.dz) gpu::store_many<N>(static_cast<T*>(a.dz) + i, dz);
+    }
+  }
+};
+
+// Per column: the sums of dz and of dz (x - mean).
+template <class T, int N, class F>
 __global__ void __launch_bounds__(kThreads) dots(ChannelNormBackwardArgs a, Layout l) {
   CAPO_SHARED(float, sums, kThreads * N);
   CAPO_SHARED(float, products, kThreads * N);
   const Place p = place_of<N>(a, l);
-  float mean[N] = {}, x[N] = {}, dy[N], sum[N] = {}, dot[N] = {};
+  float dz[N], sum[N] = {}, dot[N] = {};
   if (p.column < a.columns) {
-    if (a.part_dyx) of_columns<N>(a, a.mean, p, mean);
+    const bool reads_x = a.part_dyx || remakes_z<F>(a);
+    Slope<T, N, F> slope(a, p, a.part_dyx != nullptr, false);
     const std::int64_t at = p.row * a.columns + p.column;
 #pragma unroll 4
     for (std::int64_t r = p.lane; r < p.count; r += p.lanes) {
-      gpu::load_many<N>(static_cast<const T*>(a.dy) + at + r * a.columns, dy);
-      if (a.part_dyx) gpu::load_many<N>(static_cast<const T*>(a.x) + at + r * a.columns, x);
+      slope.dz_at(a, at + r * a.columns, reads_x, dz);
       for (int j = 0; j < N; ++j) {
-        sum[j] += dy[j];
-        dot[j] += dy[j] * (x[j] - mean[j]);
+        sum[j] += dz[j];
+        dot[j] += dz[j] * (slope.x[j] - slope.mean[j]);
       }
     }
   }
@@ -233,31 +307,31 @@ __global__ void __launch_bounds__(kThreads) sums(ChannelNormBackwardArgs a, std:
   static_cast<float*>(a.slope)[blockIdx.x] = static_cast<float>(along * rstd * rstd * inverse);
 }
 
-template <class T, int N>
+template <class T, int N, class F>
 __global__ void __launch_bounds__(kThreads) gradient(ChannelNormBackwardArgs a, Layout l) {
   const Place p = place_of<N>(a, l);
   if (p.column >= a.columns) return;
   const bool fixed = !a.shift;  // the statistics are constants
-  float mean[N] = {}, shift[N] = {}, slope[N] = {}, rstd[N], w[N], x[N] = {}, dy[N];
-  of_columns<N>(a, a.rstd, p, rstd);
-  values_or<N>(a.weight, a.weight_dtype, p.column, 1.0f, w);
+  const bool reads_x = !fixed || remakes_z<F>(a);
+  float shift[N] = {}, slope[N] = {}, v[N];
+  Slope<T, N, F> act(a, p, !fixed, a.dx != nullptr);
   if (!fixed) {
-    of_columns<N>(a, a.mean, p, mean);
+    float rstd[N];
+    of_columns<N>(a, a.rstd, p, rstd);
     of_columns<N>(a, a.shift, p, shift);
     of_columns<N>(a, a.slope, p, slope);
-  }
-  for (int j = 0; j < N; ++j) {
-    w[j] *= rstd[j];
-    shift[j] *= rstd[j];
-    slope[j] *= rstd[j];
+    for (int j = 0; j < N; ++j) {
+      shift[j] *= rstd[j];
+      slope[j] *= rstd[j];
+    }
   }
   const std::int64_t at = p.row * a.columns + p.column;
 #pragma unroll 4
   for (std::int64_t r = p.lane; r < p.count; r += p.lanes) {
-    gpu::load_many<N>(static_cast<const T*>(a.dy) + at + r * a.columns, dy);
-    if (!fixed) gpu::load_many<N>(static_cast<const T*>(a.x) + at + r * a.columns, x);
-    for (int j = 0; j < N; ++j) dy[j] = dy[j] * w[j] - shift[j] - (x[j] - mean[j]) * slope[j];
-    gpu::store_many<N>(static_cast<T*>(a.dx) + at + r * a.columns, dy);
+    act.dz_at(a, at + r * a.columns, reads_x, v);
+    if (!a.dx) continue;
+    for (int j = 0; j < N; ++j) v[j] = v[j] * act.scale[j] - shift[j] - (act.x[j] - act.mean[j]) * slope[j];
+    gpu::store_many<N>(static_cast<T*>(a.dx) + at + r * a.columns, v);
   }
 }
 
@@ -275,10 +349,20 @@ Layout layout_of(const Args& a) {
 }
 
 // Starts one of the kernels over chunks: wide when all pointers allow it.
-template <class Args, class Kernel>
+template <class T, class Args, class Kernel>
 void run(const char* name, const Args& a, std::int64_t items, bool packed, Kernel wide, Kernel narrow, void* stream) {
-  const Layout l = packed ? layout_of<kWidth>(a) : layout_of<1>(a);
+  const Layout l = packed ? layout_of<kWidth<T>>(a) : layout_of<1>(a);
   gpu::launch(name, packed ? wide : narrow, items * l.tiles, kThreads, 0, stream, a, l);
+}
+
+// Calls f(T{}, functor) for the dtype and the activation; the op lets no other one pass.
+template <class Args, class F>
+void for_each_form(const Args& a, const F& f) {
+  gpu::for_floating("group_norm", a.dtype, [&](auto t) {
+    if (a.activation == Activation::none) return f(t, None{});
+    if (a.activation == Activation::silu) return f(t, Silu{});
+    a.below_zero == 0 ? f(t, Relu{}) : f(t, Any{});
+  });
 }
 
 template <class Args>
@@ -291,7 +375,8 @@ namespace capo::kernels {
 void group_norm_partial_cuda(const ChannelNormArgs& a, std::int64_t items, void* stream) {
   gpu::for_floating("group_norm", a.dtype, [&](auto t) {
     using T = decltype(t);
-    run("group_norm_partial", a, items, gpu::packs(a.columns, kWidth, a.x), partial<T, kWidth>, partial<T, 1>, stream);
+    const bool packed = gpu::packs(a.columns, kWidth<T>, a.x);
+    run<T>("group_norm_partial", a, items, packed, partial<T, kWidth<T>>, partial<T, 1>, stream);
   });
 }
 
@@ -300,16 +385,18 @@ void group_norm_moments_cuda(const ChannelNormArgs& a, std::int64_t groups, void
 }
 
 void group_norm_apply_cuda(const ChannelNormArgs& a, std::int64_t items, void* stream) {
-  gpu::for_floating("group_norm", a.dtype, [&](auto t) {
+  for_each_form(a, [&](auto t, auto act) {
     using T = decltype(t);
-    run("group_norm_apply", a, items, gpu::packs(a.columns, kWidth, a.x, a.y), apply<T, kWidth>, apply<T, 1>, stream);
+    const bool packed = gpu::packs(a.columns, kWidth<T>, a.x, a.residual, a.y);
+    run<T>("group_norm_apply", a, items, packed, apply<T, kWidth<T>, decltype(act)>, apply<T, 1, Any>, stream);
   });
 }
 
 void group_norm_dots_cuda(const ChannelNormBackwardArgs& a, std::int64_t items, void* stream) {
-  gpu::for_floating("group_norm", a.dtype, [&](auto t) {
+  for_each_form(a, [&](auto t, auto act) {
     using T = decltype(t);
-    run("group_norm_dots", a, items, gpu::packs(a.columns, kWidth, a.x, a.dy), dots<T, kWidth>, dots<T, 1>, stream);
+    const bool packed = gpu::packs(a.columns, kWidth<T>, a.x, a.dy, a.residual, a.y, a.dz);
+    run<T>("group_norm_dots", a, items, packed, dots<T, kWidth<T>, decltype(act)>, dots<T, 1, Any>, stream);
   });
 }
 
@@ -319,10 +406,10 @@ void group_norm_sums_cuda(const ChannelNormBackwardArgs& a, std::int64_t groups,
 }
 
 void group_norm_dx_cuda(const ChannelNormBackwardArgs& a, std::int64_t items, void* stream) {
-  gpu::for_floating("group_norm", a.dtype, [&](auto t) {
+  for_each_form(a, [&](auto t, auto act) {
     using T = decltype(t);
-    const bool packed = gpu::packs(a.columns, kWidth, a.x, a.dy, a.dx);
-    run("group_norm_dx", a, items, packed, gradient<T, kWidth>, gradient<T, 1>, stream);
+    const bool packed = gpu::packs(a.columns, kWidth<T>, a.x, a.dy, a.residual, a.y, a.dz, a.dx);
+    run<T>("group_norm_dx", a, items, packed, gradient<T, kWidth<T>, decltype(act)>, gradient<T, 1, Any>, stream);
   });
 }
 

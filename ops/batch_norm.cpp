@@ -21,7 +21,8 @@ void update(const Tensor& running, const Tensor& batch, double momentum) {
 }  // namespace
 
 Tensor batch_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& running_mean,
-                  const Tensor& running_var, bool training, double momentum, double eps, bool update_running) {
+                  const Tensor& running_var, bool training, double momentum, double eps, bool update_running,
+                  Activation activation, const Tensor& residual, double slope) {
   CAPO_CHECK(is_floating(x.dtype()), kOp, ": x must be floating, got ", describe(x));
   CAPO_CHECK(x.rank() >= 2 && x.size(-1) >= 1, kOp, ": x must be [..., C] of rank >= 2 with C >= 1, got ", x.shape());
   CAPO_CHECK(eps > 0, kOp, ": eps must be > 0, got ", eps);
@@ -35,19 +36,21 @@ Tensor batch_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, con
   CAPO_CHECK(running_mean.defined() == running_var.defined(), kOp, ": running_mean and running_var must come together");
   CAPO_CHECK(training || running_mean.defined(), kOp, ": needs running_mean and running_var when not training");
   CAPO_CHECK(!needs_of({running_mean, running_var}).any(), kOp, ": running statistics must not require a gradient");
+  detail::check_epilogue(kOp, x, {activation, slope, residual});
   const std::int64_t columns = x.size(-1), rows = x.numel() / columns;
   CAPO_CHECK(!training || rows != 1, kOp, ": training needs more than one value per channel, got x ", x.shape());
   const DType t = x.dtype(), acc = accumulator(t);
-  const bool through_f32 = is_half(t) && !x.device().is_cuda();
-  const Tensor u = through_f32 ? cast(x, f32) : x;
-  const Tensor w = through_f32 ? cast_or_undefined(weight, f32) : weight, b = through_f32 ? cast_or_undefined(bias, f32) : bias;
+  const bool widened = through_f32(x);
+  const Tensor u = widened ? cast(x, f32) : x, r = widened ? cast_or_undefined(residual, f32) : residual;
+  const Tensor w = widened ? cast_or_undefined(weight, f32) : weight, b = widened ? cast_or_undefined(bias, f32) : bias;
+  const detail::NormEpilogue epilogue{activation, slope, r};
   if (!training) {
     // Copies, because a later training step may write into the buffers before this call's backward pass.
     const Tensor mean = clone(cast(running_mean, acc)), rstd = rsqrt(cast(running_var, acc) + eps);
-    return cast(detail::channel_affine(kOp, u, w, b, mean, rstd), t);
+    return cast(detail::channel_affine(kOp, u, w, b, mean, rstd, epilogue), t);
   }
   detail::ChannelMoments batch;
-  const Tensor y = cast(detail::channel_norm(kOp, u, w, b, 1, columns, eps, &batch), t);
+  const Tensor y = cast(detail::channel_norm(kOp, u, w, b, 1, columns, eps, epilogue, &batch), t);
   if (update_running && running_mean.defined() && rows > 0 && !replaying()) {
     const NoGrad off;
     update(running_mean, batch.mean, momentum);

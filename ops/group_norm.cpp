@@ -31,92 +31,136 @@ struct Extent {
   }
 };
 
-// Rows per chunk on CUDA, where a block of 256 threads takes a chunk of up to 128 columns: enough blocks to fill a device if
-// there is work for them, 4 to 64 elements down a column for each thread.
-std::int64_t device_chunk(std::int64_t outer, std::int64_t rows, std::int64_t columns) {
-  std::int64_t across = 4;
-  while (across < columns && across < 128) across *= 2;
-  const std::int64_t at_once = 1024 / across, tiles = (columns + across - 1) / across, blocks = 1024;
+// Rows per chunk on CUDA, where a block of 256 threads, each of 16 bytes of columns, takes a chunk of up to 32 threads'
+// columns: enough blocks to fill a device if there is work for them, 4 to 64 elements down a column for each thread.
+std::int64_t device_chunk(std::int64_t outer, std::int64_t rows, std::int64_t columns, DType dtype) {
+  const std::int64_t pack = is_half(dtype) ? 8 : 4;
+  std::int64_t across = pack;
+  while (across < columns && across < 32 * pack) across *= 2;
+  const std::int64_t at_once = 256 * pack / across, tiles = (columns + across - 1) / across, blocks = 1024;
   return at_once * std::clamp<std::int64_t>(outer * rows * tiles / (blocks * at_once), 4, 64);
 }
 
 Extent extent_of(const Tensor& x, std::int64_t outer, std::int64_t groups) {
   const std::int64_t columns = x.size(-1), across = outer * columns;
   const std::int64_t rows = across ? x.numel() / across : 0;
-  return {outer, rows, columns, groups, x.device().is_cuda() ? device_chunk(outer, rows, columns) : kChannelChunk};
+  return {outer, rows, columns, groups, x.device().is_cuda() ? device_chunk(outer, rows, columns, x.dtype()) : kChannelChunk};
 }
 
 DType dtype_of_weights(const Tensor& w, const Tensor& b, DType otherwise) {
   return w.defined() ? w.dtype() : b.defined() ? b.dtype() : otherwise;
 }
 
-void launch_apply(const Tensor& x, const Tensor& w, const Tensor& b, const Tensor& y, const Tensor& mean, const Tensor& rstd,
-                  const Extent& e, DType weight_dtype) {
-  ChannelNormArgs args{x.dtype(), weight_dtype, data_or_null(x), data_or_null(w), data_or_null(b), data_or_null(y), nullptr,
-                       nullptr, data_or_null(mean), nullptr, data_or_null(rstd), e.outer, e.rows, e.columns, e.groups, 0, e.chunk};
+// What a gradient needs to know besides tensors.
+struct Form {
+  std::int64_t outer, groups;
+  DType weight_dtype;
+  double eps;
+  bool fixed;  // the statistics are constants
+  Activation activation;
+  double below_zero;
+};
+// What the gradient keeps, each undefined when no needed gradient reads it: the inputs, the statistics, and y where relu's
+// slope is read from it.
+enum Kept : int { kX, kWeight, kBias, kResidual, kMean, kRstd, kY };
+
+bool activates(const Form& f) { return f.activation != Activation::none; }
+
+void launch_apply(const Tensor& x, const Tensor& w, const Tensor& b, const Tensor& residual, const Tensor& y,
+                  const Tensor& mean, const Tensor& rstd, const Extent& e, const Form& f) {
+  const ChannelNormArgs args{x.dtype(), f.weight_dtype, data_or_null(x), data_or_null(w), data_or_null(b),
+                             data_or_null(residual), data_or_null(y), nullptr, nullptr, data_or_null(mean), nullptr,
+                             data_or_null(rstd), e.outer, e.rows, e.columns, e.groups, 0, e.chunk, f.activation, f.below_zero};
   launch(kernels::group_norm_apply, x.device(), args, e.outer * e.chunks(), e.chunk_grain());
 }
 
-// saved: x, weight, mean, rstd; each undefined when no needed gradient reads it. fixed: the statistics are constants.
-Grads fused_backward(const Saved& saved, const Tensor& dy0, std::int64_t outer, std::int64_t groups, DType weight_dtype,
-                     bool fixed, Needs need) {
-  const Tensor dy = contiguous(dy0), w = contiguous_or_undefined(saved[1]);
+// Two passes over the activations. When the residual's gradient dz is wanted the first writes it, and the second reads it
+// in place of dy and what the slope came from.
+Grads fused_backward(const Saved& saved, const Tensor& dy0, const Form& f, Needs need) {
+  const Tensor dy = contiguous(dy0), w = contiguous_or_undefined(saved[kWeight]), b = contiguous_or_undefined(saved[kBias]);
+  const Tensor residual = contiguous_or_undefined(saved[kResidual]), y = saved[kY];
   const Device device = dy.device();
   const DType acc = accumulator(dy.dtype());
-  const Extent e = extent_of(dy, outer, groups);
-  const bool through_moments = need[0] && !fixed, reads_x = through_moments || need[1];
-  const Tensor x = reads_x ? contiguous(saved[0]) : Tensor();
-  const auto table = [&](bool wanted, std::int64_t n) { return wanted ? empty({outer, n}, acc, device) : Tensor(); };
-  const Tensor shift = table(through_moments, groups), slope = table(through_moments, groups);
+  const Extent e = extent_of(dy, f.outer, f.groups);
+  const bool through_moments = need[0] && !f.fixed, products = through_moments || need[1];
+  const bool from_z = activates(f) && !y.defined();
+  const Tensor x = products || from_z ? contiguous(saved[kX]) : Tensor();
+  const auto table = [&](bool wanted, std::int64_t n) { return wanted ? empty({f.outer, n}, acc, device) : Tensor(); };
+  const Tensor shift = table(through_moments, f.groups), slope = table(through_moments, f.groups);
   const Tensor dweight = table(need[1], e.columns), dbias = table(need[2], e.columns);
-  Grads out(3);
+  Grads out(4);
   if (need[0]) out[0] = empty_like(dy);
-  ChannelNormBackwardArgs args{dy.dtype(), weight_dtype, data_or_null(x), data_or_null(dy), data_or_null(w),
-                               data_or_null(saved[2]), data_or_null(saved[3]), nullptr, nullptr, data_or_null(shift),
+  if (need[3]) out[3] = activates(f) ? empty_like(dy) : dy;
+  bool writes_dz = need[3] && activates(f);
+  ChannelNormBackwardArgs args{dy.dtype(), f.weight_dtype, data_or_null(x), data_or_null(dy), data_or_null(w),
+                               data_or_null(saved[kMean]), data_or_null(saved[kRstd]), nullptr, nullptr, data_or_null(shift),
                                data_or_null(slope), data_or_null(dweight), data_or_null(dbias), data_or_null(out[0]),
-                               e.outer, e.rows, e.columns, e.groups, e.chunk};
-  if (through_moments || need[1] || need[2]) {
-    const Shape parts{outer, e.chunks(), e.columns};
-    const Tensor part_dy = empty(parts, acc, device), part_dyx = reads_x ? empty(parts, acc, device) : Tensor();
+                               e.outer, e.rows, e.columns, e.groups, e.chunk, f.activation, f.below_zero, data_or_null(b),
+                               data_or_null(residual), data_or_null(y), writes_dz ? data_or_null(out[3]) : nullptr};
+  if (products || need[2]) {
+    const Shape parts{f.outer, e.chunks(), e.columns};
+    const Tensor part_dy = empty(parts, acc, device), part_dyx = products ? empty(parts, acc, device) : Tensor();
     args.part_dy = data_or_null(part_dy);
     args.part_dyx = data_or_null(part_dyx);
     launch(kernels::group_norm_dots, device, args, e.outer * e.chunks(), e.chunk_grain());
     launch(kernels::group_norm_sums, device, args, e.outer * e.groups, e.group_grain());
+    if (writes_dz) {
+      args.dy = args.dz;
+      args.residual = args.y = args.dz = nullptr;
+      args.activation = Activation::none;
+      writes_dz = false;
+    }
   }
-  if (need[0]) launch(kernels::group_norm_dx, device, args, e.outer * e.chunks(), e.chunk_grain());
-  const auto over_outer = [&](const Tensor& t) { return cast(outer == 1 ? reshape(t, {e.columns}) : sum(t, {0}), weight_dtype); };
+  if (need[0] || writes_dz) launch(kernels::group_norm_dx, device, args, e.outer * e.chunks(), e.chunk_grain());
+  const auto over_outer = [&](const Tensor& t) { return cast(f.outer == 1 ? reshape(t, {e.columns}) : sum(t, {0}), f.weight_dtype); };
   if (need[1]) out[1] = over_outer(dweight);
   if (need[2]) out[2] = over_outer(dbias);
   return out;
 }
 
+// dy act'(z) from recorded primitives.
+Tensor composite_slope(const Form& f, const Tensor& dy, const Tensor& z) {
+  const UnaryKind relu = f.below_zero == 0 ? UnaryKind::relu : UnaryKind::leaky_relu;
+  const Tensor y = unary(f.activation == Activation::silu ? UnaryKind::silu : relu, z, f.below_zero);
+  return grad({y}, {z}, {dy}, {.keep_graph = true, .create_graph = true})[0];
+}
+
 // The same gradient from recorded primitives, for second derivatives.
-Grads composite_backward(const Saved& saved, const Tensor& dy0, std::int64_t outer, std::int64_t groups, DType weight_dtype,
-                         double eps, bool fixed, Needs need) {
+Grads composite_backward(const Saved& saved, const Tensor& dy0, const Form& f, Needs need) {
   const DType t = dy0.dtype(), acc = accumulator(t);
   const Shape shape = dy0.shape(), channels{dy0.size(-1)};
-  const Extent e = extent_of(dy0, outer, groups);
-  const Shape grouped{outer, e.rows, groups, e.columns / groups}, per_column{groups, e.columns / groups};
-  const Tensor dy = reshape(cast(dy0, acc), grouped);
-  Grads out(3);
-  if (need[2]) out[2] = cast(reshape(sum_to(dy, per_column), channels), weight_dtype);
-  if (!need[0] && !need[1]) return out;
+  const Extent e = extent_of(dy0, f.outer, f.groups);
+  const Shape grouped{f.outer, e.rows, f.groups, e.columns / f.groups}, per_column{f.groups, e.columns / f.groups};
   const Dims axes{1, 3};
+  const auto kept = [&](int i, const Shape& as) { return saved[i].defined() ? reshape(cast(saved[i], acc), as) : Tensor(); };
+  const Tensor x = kept(kX, grouped), w = kept(kWeight, per_column), b = kept(kBias, per_column), y = kept(kY, grouped);
   Tensor centred, rstd;
-  if (fixed) {
-    const Shape constants{outer, 1, groups, 1};
-    rstd = reshape(saved[3], constants);
-    if (need[1]) centred = reshape(cast(saved[0], acc), grouped) - reshape(saved[2], constants);
-  } else {
-    const Tensor x = reshape(cast(saved[0], acc), grouped);
+  if (f.fixed) {
+    const Shape constants{f.outer, 1, f.groups, 1};
+    rstd = kept(kRstd, constants);
+    if (x.defined()) centred = x - kept(kMean, constants);
+  } else if (x.defined()) {
     centred = x - mean(x, axes, true);
-    rstd = rsqrt(mean(square(centred), axes, true) + eps);
+    rstd = rsqrt(mean(square(centred), axes, true) + f.eps);
   }
-  if (need[1]) out[1] = cast(reshape(sum_to(dy * (centred * rstd), per_column), channels), weight_dtype);
+  Tensor dz = reshape(cast(dy0, acc), grouped);
+  if (y.defined()) {
+    dz = dz * (1.0 - cast(less_equal(y, 0.0), acc));
+  } else if (activates(f)) {
+    const Tensor residual = kept(kResidual, grouped);
+    Tensor z = centred * rstd;
+    if (w.defined()) z = z * w;
+    if (b.defined()) z = z + b;
+    dz = composite_slope(f, dz, residual.defined() ? z + residual : z);
+  }
+  Grads out(4);
+  if (need[3]) out[3] = cast(reshape(dz, shape), t);
+  if (need[2]) out[2] = cast(reshape(sum_to(dz, per_column), channels), f.weight_dtype);
+  if (need[1]) out[1] = cast(reshape(sum_to(dz * (centred * rstd), per_column), channels), f.weight_dtype);
   if (need[0]) {
-    const Tensor g = saved[1].defined() ? dy * reshape(cast(saved[1], acc), per_column) : dy;
+    const Tensor g = w.defined() ? dz * w : dz;
     Tensor dx = g;
-    if (!fixed) {
+    if (!f.fixed) {
       const Tensor h = centred * rstd;
       dx = g - mean(g, axes, true) - h * mean(g * h, axes, true);
     }
@@ -125,16 +169,19 @@ Grads composite_backward(const Saved& saved, const Tensor& dy0, std::int64_t out
   return out;
 }
 
-Tensor recorded(const char* op, const Tensor& y, const Tensor& x, const Tensor& w, const Tensor& b, const Tensor& mean,
-                const Tensor& rstd, std::int64_t outer, std::int64_t groups, double eps, bool fixed) {
-  const Needs need = needs_of({x, w, b});
-  const bool reads_x = need[1] || (need[0] && !fixed), reads_rstd = need[0] || need[1];
-  const DType weight_dtype = dtype_of_weights(w, b, accumulator(x.dtype()));
-  return record(op, y, {x, w, b},
-                Saved({keep_if(reads_x, x), keep_if(need[0], w)}, {keep_if(reads_x, mean), keep_if(reads_rstd, rstd)}),
-                [outer, groups, weight_dtype, eps, fixed](const Saved& s, const Tensor& dy, Needs n) -> Grads {
-                  if (grad_enabled()) return composite_backward(s, dy, outer, groups, weight_dtype, eps, fixed, n);
-                  return fused_backward(s, dy, outer, groups, weight_dtype, fixed, n);
+Tensor recorded(const char* op, const Tensor& y, const Tensor& x, const Tensor& w, const Tensor& b, const Tensor& residual,
+                const Tensor& mean, const Tensor& rstd, const Form& f) {
+  const Needs need = needs_of({x, w, b, residual});
+  const bool by_norm = need[1] || (need[0] && !f.fixed);  // the norm's own gradient reads x
+  // relu's slope is the sign of z or of y: z costs nothing where x is kept and nothing was added to it; else y costs the
+  // least, for the next op mostly keeps it anyway.
+  const bool slope = activates(f) && need.any(), plain_relu = f.activation == Activation::relu && f.below_zero == 0;
+  const bool by_y = slope && plain_relu && (!by_norm || residual.defined()), by_z = slope && !by_y;
+  return record(op, y, {x, w, b, residual},
+                Saved({keep_if(by_norm || by_z, x), keep_if(need[0] || by_z, w), keep_if(by_z, b), keep_if(by_z, residual)},
+                      {keep_if(by_norm || by_z, mean), keep_if(need[0] || need[1] || by_z, rstd), keep_if(by_y, y)}),
+                [f](const Saved& s, const Tensor& dy, Needs n) -> Grads {
+                  return grad_enabled() ? composite_backward(s, dy, f, n) : fused_backward(s, dy, f, n);
                 });
 }
 
@@ -142,50 +189,66 @@ Tensor recorded(const char* op, const Tensor& y, const Tensor& x, const Tensor& 
 
 namespace detail {
 
+void check_epilogue(const char* op, const Tensor& x, const NormEpilogue& epilogue) {
+  const Activation a = epilogue.activation;
+  CAPO_CHECK(a == Activation::none || a == Activation::relu || a == Activation::silu, op,
+             ": activation must be none, relu or silu, got ", name_of(a));
+  CAPO_CHECK(epilogue.slope == 0 || a == Activation::relu, op, ": slope belongs to relu, got ", epilogue.slope, " with ", name_of(a));
+  const Tensor& r = epilogue.residual;
+  CAPO_CHECK(!r.defined() || (r.shape() == x.shape() && r.dtype() == x.dtype() && r.device() == x.device()), op,
+             ": residual must be ", describe(x), " as x, got ", describe(r));
+}
+
 Tensor channel_norm(const char* op, const Tensor& x0, const Tensor& w0, const Tensor& b0, std::int64_t outer,
-                    std::int64_t groups, double eps, ChannelMoments* moments) {
+                    std::int64_t groups, double eps, const NormEpilogue& epilogue, ChannelMoments* moments) {
   const Tensor x = contiguous(x0), w = contiguous_or_undefined(w0), b = contiguous_or_undefined(b0);
+  const Tensor residual = contiguous_or_undefined(epilogue.residual);
   const Device device = x.device();
   const DType acc = accumulator(x.dtype());
   const Extent e = extent_of(x, outer, groups);
+  const Form f{outer, groups, dtype_of_weights(w, b, acc), eps, false, epilogue.activation, epilogue.slope};
   const Tensor y = empty(x.shape(), x.dtype(), device);
   const Tensor mean = empty({outer, groups}, acc, device), var = empty_like(mean), rstd = empty_like(mean);
-  const DType weight_dtype = dtype_of_weights(w, b, acc);
   {
     const Shape parts{outer, e.chunks(), e.columns};
     const Tensor part_mean = empty(parts, device.is_cuda() ? f64 : acc, device), part_m2 = empty(parts, acc, device);
-    const ChannelNormArgs args{x.dtype(), weight_dtype, data_or_null(x), nullptr, nullptr, nullptr, data_or_null(part_mean),
-                               data_or_null(part_m2), data_or_null(mean), data_or_null(var), data_or_null(rstd), e.outer,
-                               e.rows, e.columns, e.groups, eps, e.chunk};
+    const ChannelNormArgs args{x.dtype(), f.weight_dtype, data_or_null(x), nullptr, nullptr, nullptr, nullptr,
+                               data_or_null(part_mean), data_or_null(part_m2), data_or_null(mean), data_or_null(var),
+                               data_or_null(rstd), e.outer, e.rows, e.columns, e.groups, eps, e.chunk, Activation::none, 0};
     launch(kernels::group_norm_partial, device, args, e.outer * e.chunks(), e.chunk_grain());
     launch(kernels::group_norm_moments, device, args, e.outer * e.groups, e.group_grain());
   }
-  launch_apply(x, w, b, y, mean, rstd, e, weight_dtype);
+  launch_apply(x, w, b, residual, y, mean, rstd, e, f);
   if (moments) *moments = {mean, var, rstd};
-  return recorded(op, y, x, w, b, mean, rstd, outer, groups, eps, false);
+  return recorded(op, y, x, w, b, residual, mean, rstd, f);
 }
 
-Tensor channel_affine(const char* op, const Tensor& x0, const Tensor& w0, const Tensor& b0, const Tensor& mean, const Tensor& rstd) {
+Tensor channel_affine(const char* op, const Tensor& x0, const Tensor& w0, const Tensor& b0, const Tensor& mean,
+                      const Tensor& rstd, const NormEpilogue& epilogue) {
   const Tensor x = contiguous(x0), w = contiguous_or_undefined(w0), b = contiguous_or_undefined(b0);
+  const Tensor residual = contiguous_or_undefined(epilogue.residual);
   const Tensor y = empty(x.shape(), x.dtype(), x.device());
   const std::int64_t columns = x.size(-1);
-  launch_apply(x, w, b, y, mean, rstd, extent_of(x, 1, columns), dtype_of_weights(w, b, accumulator(x.dtype())));
-  return recorded(op, y, x, w, b, mean, rstd, 1, columns, 0, true);
+  const Form f{1, columns, dtype_of_weights(w, b, accumulator(x.dtype())), 0, true, epilogue.activation, epilogue.slope};
+  launch_apply(x, w, b, residual, y, mean, rstd, extent_of(x, 1, columns), f);
+  return recorded(op, y, x, w, b, residual, mean, rstd, f);
 }
 
 }  // namespace detail
 
 namespace {
 
-Tensor norm_per_sample(const char* op, const Tensor& x, std::int64_t groups, const Tensor& w, const Tensor& b, double eps) {
+Tensor norm_per_sample(const char* op, const Tensor& x, std::int64_t groups, const Tensor& w, const Tensor& b, double eps,
+                       const detail::NormEpilogue& epilogue) {
   CAPO_CHECK(eps > 0, op, ": eps must be > 0, got ", eps);
   check_channels(op, "weight", w, x);
   check_channels(op, "bias", b, x);
   CAPO_CHECK(!w.defined() || !b.defined() || w.dtype() == b.dtype(), op, ": weight is ", w.dtype(), ", bias is ", b.dtype(),
              ": mixed dtypes, cast one");
-  if (is_half(x.dtype()) && !x.device().is_cuda())
-    return cast(norm_per_sample(op, cast(x, f32), groups, cast_or_undefined(w, f32), cast_or_undefined(b, f32), eps), x.dtype());
-  return detail::channel_norm(op, x, w, b, x.size(0), groups, eps);
+  check_epilogue(op, x, epilogue);
+  if (!through_f32(x)) return detail::channel_norm(op, x, w, b, x.size(0), groups, eps, epilogue);
+  const Tensor w32 = cast_or_undefined(w, f32), b32 = cast_or_undefined(b, f32);
+  return cast(detail::channel_norm(op, cast(x, f32), w32, b32, x.size(0), groups, eps, epilogue), x.dtype());
 }
 
 void check_image(const char* op, const Tensor& x) {
@@ -195,19 +258,20 @@ void check_image(const char* op, const Tensor& x) {
 
 }  // namespace
 
-Tensor group_norm(const Tensor& x, std::int64_t groups, const Tensor& weight, const Tensor& bias, double eps) {
+Tensor group_norm(const Tensor& x, std::int64_t groups, const Tensor& weight, const Tensor& bias, double eps,
+                  Activation activation, double slope) {
   check_image("group_norm", x);
   CAPO_CHECK(groups >= 1 && x.size(-1) % groups == 0, "group_norm: groups must divide the ", x.size(-1), " channels of x ",
              x.shape(), ", got ", groups);
-  return norm_per_sample("group_norm", x, groups, weight, bias, eps);
+  return norm_per_sample("group_norm", x, groups, weight, bias, eps, {activation, slope});
 }
 
-Tensor instance_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, double eps) {
+Tensor instance_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, double eps, Activation activation, double slope) {
   check_image("instance_norm", x);
   std::int64_t positions = 1;
   for (int i = 1; i < x.rank() - 1; ++i) positions *= x.shape()[i];
   CAPO_CHECK(positions != 1, "instance_norm: needs more than one spatial position per channel, got x ", x.shape());
-  return norm_per_sample("instance_norm", x, x.size(-1), weight, bias, eps);
+  return norm_per_sample("instance_norm", x, x.size(-1), weight, bias, eps, {activation, slope});
 }
 
 }  // namespace capo

@@ -21,11 +21,6 @@ bool gemm_in_library(const GemmArgs& args);  // cuda/gemm.cu: cuBLASLt multiplie
 }
 #endif
 
-const char* name_of(Activation activation) {
-  constexpr const char* names[] = {"none", "relu", "gelu", "gelu_tanh", "quick_gelu", "silu"};
-  return names[static_cast<int>(activation)];
-}
-
 namespace {
 std::atomic<bool> rounds_to_bf16{false};
 }

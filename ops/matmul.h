@@ -7,6 +7,7 @@
 #pragma once
 
 #include <capo/engine/tensor.h>
+#include <capo/ops/activation.h>
 
 namespace capo {
 
@@ -21,9 +22,6 @@ void set_matmul_precision(DType precision);
 // gives zeros. A rank below 2 throws.
 // grad  da = dy b^T, db = a^T dy, summed over broadcast axes; made of ops: any order.
 Tensor matmul(const Tensor& a, const Tensor& b);
-
-enum class Activation : int { none, relu, gelu, gelu_tanh, quick_gelu, silu };
-const char* name_of(Activation activation);
 
 // act(x w^T + b): x [..., I] of rank >= 1, w [O, I], b [O] or undefined -> [..., O], contiguous (PyTorch's Linear).
 // grad  dx = dz w, dw = dz^T x, db = sum of dz's rows, dz = dy act'(z); made of ops, except that a first-order dz comes

@@ -2,9 +2,11 @@
 #include <capo/ops/cpu/math.h>
 #include <capo/ops/cpu/row.h>
 #include <capo/ops/group_norm.h>
+#include <capo/ops/unary_functors.h>
 
 namespace {
 
+using capo::Activation;
 using capo::ChannelNormArgs;
 using capo::ChannelNormBackwardArgs;
 using capo::kChannelChunk;
@@ -131,49 +133,116 @@ void moments(const ChannelNormArgs& a, std::int64_t begin, std::int64_t end) {
   }
 }
 
-template <class T>
-void apply(const ChannelNormArgs& a, std::int64_t item) {
-  const Chunk k = chunk_of(a, item);
+struct Same {  // no activation
+  template <class T>
+  static inline T f(T z, T, T) { return z; }
+};
+
+// Calls run with the functor of an activation; the op lets no other one pass.
+template <class Run>
+inline void with_activation(Activation activation, double below_zero, const Run& run) {
+  switch (activation) {
+    case Activation::relu: return below_zero == 0 ? run(Relu{}) : run(LeakyRelu{});
+    case Activation::silu: return run(Silu{});
+    default: return run(Same{});
+  }
+}
+
+// z = (x - mean) scale + shift of n columns from column c.
+template <class T, class Args>
+inline void affine_tables(const Args& a, std::int64_t outer, std::int64_t c, std::int64_t n, T* mean, T* scale, T* shift) {
   const T* w = static_cast<const T*>(a.weight);
   const T* b = static_cast<const T*>(a.bias);
+  spread(a.mean, outer, a.groups, a.columns, c, n, mean);
+  spread(a.rstd, outer, a.groups, a.columns, c, n, scale);
+  for (std::int64_t j = 0; j < n; ++j) {
+    scale[j] = w ? scale[j] * w[c + j] : scale[j];
+    shift[j] = b ? b[c + j] : T(0);
+  }
+}
+
+template <class T, class F>
+void apply(const ChannelNormArgs& a, std::int64_t item) {
+  const Chunk k = chunk_of(a, item);
+  const T p = static_cast<T>(a.below_zero);
   for (std::int64_t c = 0; c < a.columns; c += kWidth) {
     const std::int64_t n = lesser(kWidth, a.columns - c);
     T mean[kWidth], scale[kWidth], shift[kWidth];
-    spread(a.mean, k.outer, a.groups, a.columns, c, n, mean);
-    spread(a.rstd, k.outer, a.groups, a.columns, c, n, scale);
-    for (std::int64_t j = 0; j < n; ++j) {
-      scale[j] = w ? scale[j] * w[c + j] : scale[j];
-      shift[j] = b ? b[c + j] : T(0);
-    }
+    affine_tables(a, k.outer, c, n, mean, scale, shift);
     for (std::int64_t r = k.first; r < k.first + k.count; ++r) {
       const T* x = static_cast<const T*>(a.x) + r * a.columns + c;
       T* y = static_cast<T*>(a.y) + r * a.columns + c;
+      if (a.residual) {
+        const T* s = static_cast<const T*>(a.residual) + r * a.columns + c;
 #pragma omp simd
-      for (std::int64_t j = 0; j < n; ++j) y[j] = (x[j] - mean[j]) * scale[j] + shift[j];
+        for (std::int64_t j = 0; j < n; ++j) y[j] = F::f((x[j] - mean[j]) * scale[j] + shift[j] + s[j], p, T(0));
+      } else {
+#pragma omp simd
+        for (std::int64_t j = 0; j < n; ++j) y[j] = F::f((x[j] - mean[j]) * scale[j] + shift[j], p, T(0));
+      }
     }
   }
 }
 
+// dz of n columns from element `at` on, in a row of its own: what is summed is rounded as the composite's dz is.
 template <class T>
+inline const T* dz_row(Same, const ChannelNormBackwardArgs& a, std::int64_t at, std::int64_t, const T*, const T*, const T*, T*) {
+  return static_cast<const T*>(a.dy) + at;
+}
+template <class T, class F>
+inline const T* dz_row(F, const ChannelNormBackwardArgs& a, std::int64_t at, std::int64_t n, const T* mean, const T* scale,
+                       const T* shift, T* buffer) {
+  const T p = static_cast<T>(a.below_zero);
+  const T* dy = static_cast<const T*>(a.dy) + at;
+  T* dz = a.dz ? static_cast<T*>(a.dz) + at : buffer;
+  if (a.y) {
+    const T* y = static_cast<const T*>(a.y) + at;
+#pragma omp simd
+    for (std::int64_t j = 0; j < n; ++j) dz[j] = dy[j] * F::df(y[j], y[j], p, T(0));
+    return dz;
+  }
+  const T* x = static_cast<const T*>(a.x) + at;
+  if (a.residual) {
+    const T* s = static_cast<const T*>(a.residual) + at;
+#pragma omp simd
+    for (std::int64_t j = 0; j < n; ++j) {
+      const T z = (x[j] - mean[j]) * scale[j] + shift[j] + s[j];
+      dz[j] = dy[j] * F::df(z, z, p, T(0));
+    }
+  } else {
+#pragma omp simd
+    for (std::int64_t j = 0; j < n; ++j) {
+      const T z = (x[j] - mean[j]) * scale[j] + shift[j];
+      dz[j] = dy[j] * F::df(z, z, p, T(0));
+    }
+  }
+  return dz;
+}
+inline bool remakes_z(const ChannelNormBackwardArgs& a) { return a.activation != Activation::none && !a.y; }
+
+template <class T, class F>
 void dots(const ChannelNormBackwardArgs& a, std::int64_t item) {
   const Chunk k = chunk_of(a, item);
   for (std::int64_t c = 0; c < a.columns; c += kWidth) {
     const std::int64_t n = lesser(kWidth, a.columns - c);
-    T mean[kWidth], sum[kWidth], dot[kWidth];
+    T mean[kWidth], scale[kWidth], shift[kWidth], buffer[kWidth], sum[kWidth], dot[kWidth];
     for (std::int64_t j = 0; j < n; ++j) sum[j] = dot[j] = T(0);
-    if (a.part_dyx) spread(a.mean, k.outer, a.groups, a.columns, c, n, mean);
+    if (remakes_z(a))
+      affine_tables(a, k.outer, c, n, mean, scale, shift);
+    else if (a.part_dyx)
+      spread(a.mean, k.outer, a.groups, a.columns, c, n, mean);
     for (std::int64_t r = k.first; r < k.first + k.count; ++r) {
-      const T* dy = static_cast<const T*>(a.dy) + r * a.columns + c;
+      const T* dz = dz_row(F{}, a, r * a.columns + c, n, mean, scale, shift, buffer);
       if (a.part_dyx) {
         const T* x = static_cast<const T*>(a.x) + r * a.columns + c;
 #pragma omp simd
         for (std::int64_t j = 0; j < n; ++j) {
-          sum[j] += dy[j];
-          dot[j] += dy[j] * (x[j] - mean[j]);
+          sum[j] += dz[j];
+          dot[j] += dz[j] * (x[j] - mean[j]);
         }
       } else {
 #pragma omp simd
-        for (std::int64_t j = 0; j < n; ++j) sum[j] += dy[j];
+        for (std::int64_t j = 0; j < n; ++j) sum[j] += dz[j];
       }
     }
     T* out = static_cast<T*>(a.part_dy) + item * a.columns + c;
@@ -225,39 +294,49 @@ void sums(const ChannelNormBackwardArgs& a, std::int64_t begin, std::int64_t end
   }
 }
 
-template <class T>
+template <class T, class F>
 void dx_rows(const ChannelNormBackwardArgs& a, std::int64_t item) {
   const Chunk k = chunk_of(a, item);
   const T* w = static_cast<const T*>(a.weight);
   for (std::int64_t c = 0; c < a.columns; c += kWidth) {
     const std::int64_t n = lesser(kWidth, a.columns - c);
-    T mean[kWidth], rstd[kWidth], scale[kWidth], shift[kWidth], slope[kWidth];
-    spread(a.rstd, k.outer, a.groups, a.columns, c, n, rstd);
-    for (std::int64_t j = 0; j < n; ++j) scale[j] = w ? rstd[j] * w[c + j] : rstd[j];
-    if (!a.shift) {  // statistics are constants
-      for (std::int64_t r = k.first; r < k.first + k.count; ++r) {
-        const T* dy = static_cast<const T*>(a.dy) + r * a.columns + c;
-        T* dx = static_cast<T*>(a.dx) + r * a.columns + c;
-#pragma omp simd
-        for (std::int64_t j = 0; j < n; ++j) dx[j] = dy[j] * scale[j];
-      }
-      continue;
+    T mean[kWidth], rstd[kWidth], scale[kWidth], bias[kWidth], shift[kWidth], slope[kWidth], buffer[kWidth];
+    if (remakes_z(a)) affine_tables(a, k.outer, c, n, mean, scale, bias);
+    if (a.dx) {
+      spread(a.rstd, k.outer, a.groups, a.columns, c, n, rstd);
+      for (std::int64_t j = 0; j < n; ++j) scale[j] = w ? rstd[j] * w[c + j] : rstd[j];
     }
-    spread(a.mean, k.outer, a.groups, a.columns, c, n, mean);
-    spread(a.shift, k.outer, a.groups, a.columns, c, n, shift);
-    spread(a.slope, k.outer, a.groups, a.columns, c, n, slope);
-    for (std::int64_t j = 0; j < n; ++j) {
-      shift[j] *= rstd[j];
-      slope[j] *= rstd[j];
+    if (a.shift) {  // else the statistics are constants
+      spread(a.mean, k.outer, a.groups, a.columns, c, n, mean);
+      spread(a.shift, k.outer, a.groups, a.columns, c, n, shift);
+      spread(a.slope, k.outer, a.groups, a.columns, c, n, slope);
+      for (std::int64_t j = 0; j < n; ++j) {
+        shift[j] *= rstd[j];
+        slope[j] *= rstd[j];
+      }
     }
     for (std::int64_t r = k.first; r < k.first + k.count; ++r) {
-      const T* x = static_cast<const T*>(a.x) + r * a.columns + c;
-      const T* dy = static_cast<const T*>(a.dy) + r * a.columns + c;
+      const T* dz = dz_row(F{}, a, r * a.columns + c, n, mean, scale, bias, buffer);
+      if (!a.dx) continue;
       T* dx = static_cast<T*>(a.dx) + r * a.columns + c;
+      if (a.shift) {
+        const T* x = static_cast<const T*>(a.x) + r * a.columns + c;
 #pragma omp simd
-      for (std::int64_t j = 0; j < n; ++j) dx[j] = dy[j] * scale[j] - shift[j] - (x[j] - mean[j]) * slope[j];
+        for (std::int64_t j = 0; j < n; ++j) dx[j] = dz[j] * scale[j] - shift[j] - (x[j] - mean[j]) * slope[j];
+      } else {
+#pragma omp simd
+        for (std::int64_t j = 0; j < n; ++j) dx[j] = dz[j] * scale[j];
+      }
     }
   }
+}
+
+// Calls run(functor, T(), item) for items [begin, end) of a kernel whose loops hold the activation.
+template <class Args, class Run>
+inline void each(const Args& a, std::int64_t begin, std::int64_t end, const Run& run) {
+  with_activation(a.activation, a.below_zero, [&](auto f) {
+    for (std::int64_t i = begin; i < end; ++i) a.dtype == capo::DType::f32 ? run(f, 0.0f, i) : run(f, 0.0, i);
+  });
 }
 
 }  // namespace
@@ -269,14 +348,14 @@ CAPO_CPU_KERNEL(group_norm_moments, capo::ChannelNormArgs) {
   args.dtype == capo::DType::f32 ? moments<float>(args, begin, end) : moments<double>(args, begin, end);
 }
 CAPO_CPU_KERNEL(group_norm_apply, capo::ChannelNormArgs) {
-  for (std::int64_t i = begin; i < end; ++i) args.dtype == capo::DType::f32 ? apply<float>(args, i) : apply<double>(args, i);
+  each(args, begin, end, [&](auto f, auto t, std::int64_t i) { apply<decltype(t), decltype(f)>(args, i); });
 }
 CAPO_CPU_KERNEL(group_norm_dots, capo::ChannelNormBackwardArgs) {
-  for (std::int64_t i = begin; i < end; ++i) args.dtype == capo::DType::f32 ? dots<float>(args, i) : dots<double>(args, i);
+  each(args, begin, end, [&](auto f, auto t, std::int64_t i) { dots<decltype(t), decltype(f)>(args, i); });
 }
 CAPO_CPU_KERNEL(group_norm_sums, capo::ChannelNormBackwardArgs) {
   args.dtype == capo::DType::f32 ? sums<float>(args, begin, end) : sums<double>(args, begin, end);
 }
 CAPO_CPU_KERNEL(group_norm_dx, capo::ChannelNormBackwardArgs) {
-  for (std::int64_t i = begin; i < end; ++i) args.dtype == capo::DType::f32 ? dx_rows<float>(args, i) : dx_rows<double>(args, i);
+  each(args, begin, end, [&](auto f, auto t, std::int64_t i) { dx_rows<decltype(t), decltype(f)>(args, i); });
 }

@@ -15,6 +15,8 @@ struct Settings {
   bool training = true;
   double momentum = 0.1;
   bool update_running = true;
+  Activation activation = Activation::none;
+  double slope = 0;
 };
 
 // y and the running statistics after the call.
@@ -34,20 +36,25 @@ Tensors by_ops(const Tensors& in, const Settings& o) {
   Tensor y = reshape((v - m) / sqrt(var + kEps), x.shape());
   if (w.defined()) y = y * w;
   if (b.defined()) y = y + b;
+  if (in.size() > 5) y = y + in[5];
+  if (o.activation == Activation::silu) y = silu(y);
+  if (o.activation == Activation::relu) y = o.slope == 0 ? relu(y) : leaky_relu(y, o.slope);
   return {y, running_mean, running_var};
 }
 
-// inputs: x, weight, bias, running_mean, running_var
+// inputs: x, weight, bias, running_mean, running_var, and perhaps a residual
 Sample sample(const std::string& label, const Tensors& inputs, const Settings& o = {}) {
   Sample s;
   s.label = label;
   s.inputs = inputs;
   s.run = [o](const Tensors& in) -> Tensors {
     const Tensor m = in[3].defined() ? clone(in[3]) : in[3], v = in[4].defined() ? clone(in[4]) : in[4];
-    return {batch_norm(in[0], in[1], in[2], m, v, o.training, o.momentum, kEps, o.update_running), m, v};
+    return {batch_norm(in[0], in[1], in[2], m, v, o.training, o.momentum, kEps, o.update_running, o.activation,
+                       in.size() > 5 ? in[5] : Tensor(), o.slope), m, v};
   };
   s.reference = [o](const Tensors& in) { return by_ops(in, o); };
   s.wanted = {true, inputs[1].defined(), inputs[2].defined(), false, false};
+  if (inputs.size() > 5) s.wanted.push_back(true);
   s.second_order = true;
   return s;
 }
@@ -57,6 +64,10 @@ Tensors inputs_of(const Shape& shape, double mean = 0.3, double std = 1.5) {
   return {normal(shape, cat("x", shape), mean, std), normal({c}, "weight", 1, 0.3), normal({c}, "bias", -0.2, 0.5),
           normal({c}, "running mean", 0.1, 0.5), uniform({c}, "running var", 0.5, 2)};
 }
+Tensors with_residual(Tensors inputs) {
+  inputs.push_back(normal(inputs[0].shape(), "residual", 0.1, 0.8));
+  return inputs;
+}
 Tensors without(Tensors inputs, std::initializer_list<int> which) {
   for (int i : which) inputs[static_cast<std::size_t>(i)] = Tensor();
   return inputs;
@@ -65,7 +76,8 @@ Tensors without(Tensors inputs, std::initializer_list<int> which) {
 }  // namespace
 
 std::vector<OpCase> op_cases() {
-  const Settings evaluation{.training = false};
+  const Settings evaluation{.training = false}, with_relu{.activation = Activation::relu};
+  const Settings relu_evaluation{.training = false, .activation = Activation::relu};
   OpCase c{"batch_norm", {}, {}};
   c.samples = {
       sample("training", inputs_of({2, 3, 5, 4})),
@@ -82,6 +94,25 @@ std::vector<OpCase> op_cases() {
       sample("evaluation, one row", inputs_of({1, 1, 4}), evaluation),
       sample("evaluation, no weight, no bias", without(inputs_of({70, 9}), {1, 2}), evaluation),
       sample("evaluation, empty batch", inputs_of({0, 3, 4}), evaluation),
+      sample("training, relu", inputs_of({2, 3, 5, 4}), with_relu),
+      sample("training, relu, several chunks, odd", inputs_of({3, 11, 13, 67}), with_relu),
+      sample("training, relu, no weight, no bias", without(inputs_of({6, 5}), {1, 2}), with_relu),
+      sample("training, residual", with_residual(inputs_of({2, 3, 5, 4}))),
+      sample("training, residual, relu", with_residual(inputs_of({2, 3, 5, 4})), with_relu),
+      sample("training, residual, relu, several chunks", with_residual(inputs_of({3, 11, 13, 72})), with_relu),
+      sample("training, residual, relu, more columns than a block", with_residual(inputs_of({5, 1030})), with_relu),
+      sample("training, residual, leaky relu", with_residual(inputs_of({2, 3, 5, 4})),
+             {.activation = Activation::relu, .slope = 0.1}),
+      sample("training, silu", inputs_of({3, 7, 8}), {.activation = Activation::silu}),
+      sample("training, residual, silu", with_residual(inputs_of({3, 7, 8})), {.activation = Activation::silu}),
+      sample("training, residual, relu, empty batch", with_residual(inputs_of({0, 3, 4})), with_relu),
+      sample("evaluation, relu", inputs_of({2, 3, 5, 4}), relu_evaluation),
+      sample("evaluation, relu, no weight, no bias", without(inputs_of({70, 9}), {1, 2}), relu_evaluation),
+      sample("evaluation, residual", with_residual(inputs_of({2, 3, 4})), evaluation),
+      sample("evaluation, residual, relu", with_residual(inputs_of({2, 3, 5, 4})), relu_evaluation),
+      sample("evaluation, residual, relu, several chunks", with_residual(inputs_of({70, 2, 24})), relu_evaluation),
+      sample("evaluation, residual, silu", with_residual(inputs_of({9, 3})),
+             {.training = false, .activation = Activation::silu}),
   };
   Sample empty_batch = sample("training, empty batch", inputs_of({0, 3, 4}));
   Sample shifted = sample("training, mean 10,000", inputs_of({90, 5}, 1e4, 1));
@@ -111,6 +142,12 @@ std::vector<OpCase> op_cases() {
       {"eps", [=] { run(in, true, 0.1, 0); }, "eps must be > 0"},
       {"momentum", [=] { run(in, true, 1.5); }, "momentum must be in [0, 1]"},
       {"mixed dtypes", [=] { run(with(0, cast(in[0], f32))); }, "mixed dtypes"},
+      {"activation", [=] { batch_norm(in[0], in[1], in[2], in[3], in[4], true, 0.1, 1e-5, true, Activation::gelu_tanh); },
+       "activation must be none, relu or silu"},
+      {"residual shape", [=] { batch_norm(in[0], in[1], in[2], in[3], in[4], true, 0.1, 1e-5, true, Activation::relu,
+                                          normal({1, 3}, "r")); }, "residual must be"},
+      {"residual dtype", [=] { batch_norm(in[0], in[1], in[2], in[3], in[4], true, 0.1, 1e-5, true, Activation::relu,
+                                          cast(in[0], f32)); }, "residual must be"},
       {"mixed devices", [=] { run(with(0, empty({4, 3}, f64, kMeta))); }, "is on"},
   };
   return {c};
