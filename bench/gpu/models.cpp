@@ -7,6 +7,8 @@
 namespace capo::bench {
 namespace {
 
+constexpr double kRate = 1e-4;
+
 vit::VitConfig config_of(const Row& row, bool tiny) {
   vit::VitConfig c = vit::config(tiny ? "vit_ti" : row.size, tiny ? 32 : row.image, tiny ? 16 : row.patch, row.classes);
   c.checkpoint = row.checkpoint;
@@ -37,12 +39,34 @@ TrainStep::TrainStep(const Row& row, DType dtype, Device device, bool tiny, int 
   labels_ = to(from_vector(labels, {n}), device);
 }
 
+Tensor TrainStep::forward_backward() {
+  const Tensor loss = cross_entropy(cast(model_(images_), f32), labels_);
+  backward(loss);
+  return loss.detach();
+}
+
 void TrainStep::run() {
-  loss_ = cross_entropy(cast(model_(images_), f32), labels_);
-  backward(loss_);
-  optimizer_->step(1e-4);
+  if (graph_) {
+    optimizer_->next_replay(kRate);
+    graph_->replay();
+    optimizer_->count_step();
+    return;
+  }
+  loss_ = forward_backward();
+  optimizer_->step(kRate);
   optimizer_->zero_grad();
-  loss_ = loss_.detach();
+}
+
+void TrainStep::capture() {
+  loss_ = Tensor();
+  auto graph = std::make_unique<Graph>(images_.device());
+  graph->capture([&] {
+    loss_ = forward_backward();
+    verdict_ = optimizer_->grad_verdict({loss_}, 0);
+    optimizer_->capture_step(*graph, verdict_);
+    optimizer_->zero_grad();
+  });
+  graph_ = std::move(graph);
 }
 
 double TrainStep::loss() { return loss_.item(); }

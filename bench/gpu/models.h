@@ -2,6 +2,7 @@
 #pragma once
 
 #include <capo/bench/gpu/harness.h>
+#include <capo/engine/graph.h>
 #include <capo/models/train/optim.h>
 #include <capo/models/vit/vit.h>
 
@@ -32,6 +33,9 @@ class TrainStep {
   // tiny: two blocks of the smallest width, 32 px, batch 4.
   TrainStep(const Row& row, DType dtype, Device device, bool tiny, int batch = 0);
   void run();  // forward, loss, backward, AdamW; returns before the device is done
+  // From now on run() replays the step as one graph, as the Trainer's graph option does, but for reading the loss. CUDA only, after
+  // a first run().
+  void capture();
   double loss();  // of the newest step; waits
 
   std::int64_t batch() const { return images_.size(0); }
@@ -42,8 +46,11 @@ class TrainStep {
  private:
   vit::VitConfig config_;
   vit::Vit model_;
+  Tensor forward_backward();  // the loss
   std::unique_ptr<train::AdamW> optimizer_;
   Tensor images_, labels_, loss_;
+  std::unique_ptr<Graph> graph_;
+  GradVerdict verdict_;
 };
 
 }  // namespace capo::bench

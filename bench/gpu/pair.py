@@ -133,10 +133,11 @@ def main():
         if program:
             finish_capo(variant, program, args.rounds)
     capo = {}
-    for variant in args.capo_variants.split(","):
-        program = start_capo(variant)
-        if program:
-            capo[variant] = program
+    for variants in (args.capo_variants, args.alone):  # the second only if none of the first starts
+        for variant in filter(None, variants.split(",") if not capo else []):
+            program = start_capo(variant)
+            if program:
+                capo[variant] = program
     total = {name: [] for name in capo}
 
     for variant in filter(None, args.variants.split(",")):

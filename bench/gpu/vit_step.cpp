@@ -1,7 +1,8 @@
 // One row of models.h: training steps, wall clock around synchronised batches of them; peak memory from the allocator.
-//   bench_gpu_vit_step --row vit_b16 [--device cuda] [--dtype bf16] [--batch N] [--rounds 15] [--serve | --profile]
+//   bench_gpu_vit_step --row vit_b16 [--device cuda] [--dtype bf16] [--batch N] [--rounds 15] [--graph] [--serve | --profile]
 // --serve, for bench/gpu/pair.py: after the warm-up a line "READY {json}", then for every line "N" on the input N steps
-// and a line "ROUND {json}"; the RESULT line at the input's end. --profile: after the warm-up one step, shown to a profiler.
+// and a line "ROUND {json}"; the RESULT line at the input's end. --profile: after the warm-up one step, shown to a profiler. --graph: the
+// step as one captured graph.
 #include <capo/bench/gpu/models.h>
 #include <capo/bench/gpu/replay.h>
 #include <capo/engine/backend.h>
@@ -36,7 +37,7 @@ void body(Options o) {
   const Row& wanted = row(o.value("--row", "vit_b16"));
   const DType dtype = o.dtype();
   const int batch = std::atoi(o.value("--batch", "0").c_str());
-  const bool serve = o.has("--serve"), profile = o.has("--profile");
+  const bool serve = o.has("--serve"), profile = o.has("--profile"), graph = o.has("--graph");
   o.no_more();
 
   TrainStep step(wanted, dtype, o.device, o.tiny, batch);
@@ -52,8 +53,9 @@ void body(Options o) {
   // Live: weights, the optimiser's state, the batch. The rest of the peak is what a step needs.
   allocator(o.device).reset_peak();
   const std::int64_t live = allocator(o.device).stats().live_bytes;
+  if (graph) step.capture();  // a graph's memory is taken here: replays allocate nothing
   const double guess = timed(step, o.device, o.tiny ? 1 : 3);
-  nlohmann::json result{{"bench", "vit_step"}, {"engine", "capo"}, {"variant", "eager"}, {"row", wanted.name},
+  nlohmann::json result{{"bench", "vit_step"}, {"engine", "capo"}, {"variant", graph ? "graph" : "eager"}, {"row", wanted.name},
                         {"device", to_string(o.device)}, {"dtype", to_string(dtype)}, {"tiny", o.tiny}, {"batch", step.batch()},
                         {"parameters", step.parameters(false)}, {"trainable", step.parameters(true)},
                         {"flops_per_image", step.flops_per_image()}};
