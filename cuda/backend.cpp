@@ -1,4 +1,5 @@
 // The engine's CUDA devices through the CUDA runtime: memory, copies, streams.
+// Not on the shim: the CUDA runtime's own; tests/shim/backend.cpp takes its place.
 #include <capo/cuda/runtime.h>
 #include <capo/engine/backend.h>
 #include <capo/engine/caching_allocator.h>

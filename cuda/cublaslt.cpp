@@ -1,4 +1,5 @@
 // Matrix products by cuBLASLt: the main path of matmul and linear on a real device (cuda/gemm.cu has the choice).
+// Not on the shim: cuBLASLt runs on a card alone; gemm.cu's own kernels, on which every sample runs, take its place.
 //
 // cuBLASLt is column-major: our row-major c [m, n] is its [n, m], so it computes c^T = b^T a^T with b as its first
 // operand. Any of the four transpositions is read in place. What it refuses goes to our own kernel: an operand with no

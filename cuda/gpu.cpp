@@ -1,3 +1,5 @@
+// What launch() asks the CUDA runtime after every kernel.
+// Not on the shim: its own launch() checks what it runs.
 #include <capo/engine/error.h>
 
 #include <cuda_runtime_api.h>

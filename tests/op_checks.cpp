@@ -91,9 +91,9 @@ void check_nothing_kept(const Subject& s) {
   }
 }
 
-std::vector<std::string> check_case(const OpCase& c) {
+std::vector<std::string> check_case(const OpCase& c, const std::string& named) {
   const char* wanted = std::getenv("CAPO_TEST_CHECKS");
-  const std::string only = wanted ? wanted : "";
+  const std::string only = !named.empty() ? named : wanted ? wanted : "";
   if (!only.empty() && std::none_of(std::begin(kChecks), std::end(kChecks), [&](const NamedCheck& known) { return only == known.name; }))
     return {cat("CAPO_TEST_CHECKS: there is no check \"", only, "\"")};
   if (only == "device" && device_count() == 0) return {"CAPO_TEST_CHECKS=device, and this build or machine has no CUDA device"};
@@ -116,6 +116,7 @@ std::vector<std::string> check_case(const OpCase& c) {
     });
     attempt("guards", [] { DebugAllocator::instance().check(); });
   }
+  if (!only.empty()) return failures;
   for (const auto& sample : c.errors) {
     const std::string text = check_error(c.name, sample);
     if (!text.empty()) failures.push_back(cat(c.name, " \"", sample.label, "\" [error]: ", text));

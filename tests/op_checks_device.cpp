@@ -1,8 +1,13 @@
-// Check (i): the device's kernels against the f64 result on the CPU, in every precision; the same bits twice.
+// Check (i): the device's kernels against the f64 result on the CPU, in every precision; the same bits twice, on the
+// host shim in every order of threads.
 #include <capo/engine/backend.h>
 #include <capo/tests/op_checks.h>
 
 #include <algorithm>
+
+#if defined(CAPO_TEST_SHIM)
+#include <capo/tests/shim/control.h>
+#endif
 
 namespace capo::test {
 namespace {
@@ -31,31 +36,91 @@ bool run_there(const Subject& s, const Tensors& inputs, Result& result) {
   }
 }
 
+#if defined(CAPO_TEST_SHIM)
+// Runs again under all orders but the first; the shim is back in the first one afterwards, whatever happens.
+struct FirstOrder {
+  FirstOrder() { shim::config() = shim::orders().front(); }
+  ~FirstOrder() { shim::config() = shim::orders().front(); }
+};
+template <class Run>
+void rerun(const Run& run) {
+  for (std::size_t i = 1; i < shim::orders().size(); ++i) {
+    shim::config() = shim::orders()[i];
+    run(cat(shim::kOrderNames[static_cast<int>(shim::config().order)], " order"));
+  }
+}
+#else
+struct FirstOrder {
+  FirstOrder() {}
+};
+template <class Run>
+void rerun(const Run& run) {
+  run("second run");
+}
+#endif
+
 }  // namespace
 
 std::vector<std::string> missing_kernels() { return missing(); }
 
+Device& creation_device() {
+  static Device device = kCpu;
+  return device;
+}
+
+namespace {
+
+// Back on the CPU afterwards.
+struct CreateThere {
+  CreateThere() { creation_device() = kDevice; }
+  ~CreateThere() { creation_device() = kCpu; }
+};
+
+// The sample again under every other order, against the bits of `got`.
+void again(const Subject& s, const Tensors& inputs, const std::string& what, const Result& got) {
+  rerun([&](const std::string& how) {
+    Result result;
+    run_there(s, inputs, result);
+    compare_bits(cat(what, ", ", how), result, got);
+  });
+}
+
+void run_as_is(const Subject& s) {
+  const Result exact = run_all(s, s.inputs);
+  const FirstOrder restore;
+  const CreateThere there;
+  Result got;
+  if (!run_there(s, s.inputs, got)) return;
+  compare("output", got.outputs, exact.outputs, s.sample.tol);
+  compare("gradient", got.gradients, exact.gradients, s.sample.tol);
+  again(s, s.inputs, "as it is", got);
+}
+
+// False when a kernel is missing.
+bool run_in(DType t, const Subject& s) {
+  const Tensors there = has_floating(s.inputs) ? in_dtype(s.inputs, t) : s.inputs, rounded = in_dtype(there, f64);
+  if (is_half(t) && !all_finite_values(rounded)) return true;  // out of f16's range
+  const Result exact = run_all(s, rounded);
+  if (is_half(t) && (!all_finite_values(in_dtype(exact.outputs, t)) || !all_finite_values(in_dtype(exact.gradients, t)))) return true;
+  const FirstOrder restore;
+  Result got;
+  if (!run_there(s, there, got)) return false;
+  const double unit = t == bf16 ? 0x1p-8 : t == f16 ? 0x1p-11 : 0;  // rounding of the storage, a few of them in a row
+  compare(cat(t, " output"), got.outputs, exact.outputs, 6 * unit + s.sample.tol_f32);
+  compare(cat(t, " gradient"), got.gradients, exact.gradients, 24 * unit + gradient_tolerance(s.sample));
+  again(s, there, to_string(t), got);
+  return true;
+}
+
+}  // namespace
+
 void check_device(const Subject& s) {
-  if (device_count() == 0 || s.inputs.empty()) return;
-  const Sample& sample = s.sample;
-  const auto attempt = [&](DType t) {
-    const Tensors there = has_floating(s.inputs) ? in_dtype(s.inputs, t) : s.inputs, rounded = in_dtype(there, f64);
-    if (is_half(t) && !all_finite_values(rounded)) return true;  // out of f16's range
-    const Result exact = run_all(s, rounded);
-    if (is_half(t) && (!all_finite_values(in_dtype(exact.outputs, t)) || !all_finite_values(in_dtype(exact.gradients, t)))) return true;
-    Result got, again;
-    if (!run_there(s, there, got)) return false;
-    const double unit = t == bf16 ? 0x1p-8 : t == f16 ? 0x1p-11 : 0;  // rounding of the storage, a few of them in a row
-    compare(cat(t, " output"), got.outputs, exact.outputs, 6 * unit + sample.tol_f32);
-    compare(cat(t, " gradient"), got.gradients, exact.gradients, 24 * unit + gradient_tolerance(sample));
-    run_there(s, there, again);
-    compare_bits(cat(t, " second run"), again, got);
-    return true;
-  };
-  if (!sample.f32) return;
-  if (!attempt(f32) || !sample.half || !has_floating(s.inputs)) return;
-  attempt(bf16);
-  attempt(f16);
+  if (device_count() == 0) return;
+  if (s.sample.as_is) return run_as_is(s);
+  if (!s.sample.f32 || s.inputs.empty()) return;
+  if (!run_in(f32, s) || !s.sample.half || !has_floating(s.inputs)) return;
+  run_in(bf16, s);
+  run_in(f16, s);
 }
 
 }  // namespace capo::test

@@ -30,6 +30,7 @@ struct Sample {
   double tol_f32 = 2e-6;       // f32 against the f64 reference, likewise
   double grad_tol = 1e-6;      // gradcheck, relative to max(1, |directional derivative|)
   bool f32 = true;             // false: the op has no f32 form
+  bool as_is = false;          // true, with f32 = false: check "device" runs it in its own dtypes, to within tol
   bool strided = true;         // false: the op's contract demands contiguous inputs
   bool random = false;         // result depends on a Generator: `run` must make its own, seeded
   bool half = true;            // false: not all floating inputs may be bf16 or f16 (statistics that stay f32)
@@ -51,6 +52,9 @@ struct OpCase {
 // Defined once per tests/ops/<stem>.cpp: the cases of every op of the stem (a missing one fails the test).
 std::vector<OpCase> op_cases();
 
+// Where a sample without inputs makes its result: the CPU, but in check "device" the device.
+Device& creation_device();
+
 // Helpers for making inputs; all seeded by the text, f64, contiguous.
 Tensor normal(const Shape& shape, const std::string& seed, double mean = 0, double std = 1);
 Tensor uniform(const Shape& shape, const std::string& seed, double low, double high);
@@ -65,7 +69,8 @@ bool same_bits(const Tensor& a, const Tensor& b);
 // cotangents and directions (the full Jacobian when small). Returns "" or a text saying what failed.
 std::string gradcheck(const Fn& run, const Tensors& inputs, const std::vector<bool>& wanted = {}, double tol = 1e-6);
 
-// Runs every check on one case and returns the failures as texts (empty = passed). The planted-bug test calls it too.
-std::vector<std::string> check_case(const OpCase& c);
+// Runs every check, or the one named, on one case and returns the failures as texts (empty = passed). The planted-bug
+// tests call it too.
+std::vector<std::string> check_case(const OpCase& c, const std::string& only = "");
 
 }  // namespace capo::test

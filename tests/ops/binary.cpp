@@ -74,6 +74,15 @@ std::vector<ErrorSample> pair_errors(Op op) {
           {"bytes", [op] { op(ones({2}, u8), ones({2}, u8)); }, "got u8"}};
 }
 
+// i32 and i64, in whole packs and not.
+void add_integers(OpCase& c, Op op, Scalar f) {
+  for (const Shape& shape : {Shape{3, 4}, Shape{3, 5}}) {
+    const Tensor a = integers(shape, "a", -9, 9), b = integers({shape[1]}, "b", -9, 9);
+    c.samples.push_back(sample(cat("i64 ", shape), a, b, op, f));
+    c.samples.push_back(sample(cat("i32 ", shape), cast(a, i32), cast(b, i32), op, f));
+  }
+}
+
 // Both operands are kept `gap` apart, so that no difference crosses a tie.
 OpCase arithmetic(const std::string& name, Op op, Scalar f, bool integers_too, double gap = 0) {
   OpCase c{name, {}, pair_errors(op)};
@@ -89,7 +98,7 @@ OpCase arithmetic(const std::string& name, Op op, Scalar f, bool integers_too, d
       c.samples.push_back(sample(cat(a, " and ", b), x, y, op, f));
     }
   }
-  if (integers_too) c.samples.push_back(sample("i64", integers({3, 4}, "a", -9, 9), integers({4}, "b", -9, 9), op, f));
+  if (integers_too) add_integers(c, op, f);
   c.samples.push_back(sample("special values", values({0.0, -0.0, kInf, -kInf, kNan, 1}, {6, 1}),
                              values({0.0, -0.0, kInf, -kInf, kNan, 1}, {6}), op, f));
   c.samples.back().gradient = false;
@@ -104,7 +113,7 @@ OpCase comparison(const std::string& name, Op op, Scalar f) {
       for (auto& e : *list) e = std::round(2 * e) / 2;  // many ties
     c.samples.push_back(sample(cat(a, " and ", b), from_vector<double>(u, a), from_vector<double>(v, b), op, f));
   }
-  c.samples.push_back(sample("i64", integers({3, 4}, "a", -3, 3), integers({4}, "b", -3, 3), op, f));
+  add_integers(c, op, f);
   c.samples.push_back(sample("special values", values({0.0, -0.0, kInf, -kInf, kNan, 1}, {6, 1}),
                              values({0.0, -0.0, kInf, -kInf, kNan, 1}, {6}), op, f));
   for (auto& s : c.samples) s.gradient = false;

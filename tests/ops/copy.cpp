@@ -34,6 +34,7 @@ double stored(double v, DType t) {
 Sample create(const std::string& label, std::function<Tensor()> run, std::function<Tensor()> reference) {
   Sample s{label, {}, [run](const Tensors&) { return Tensors{run()}; }, [reference](const Tensors&) { return Tensors{reference()}; }};
   s.gradient = s.f32 = false;
+  s.as_is = true;
   return s;
 }
 
@@ -41,7 +42,7 @@ OpCase full_case() {
   OpCase c{"full", {}, {}};
   for (const DType t : {f32, f64, bf16, f16, i32, i64, u8, i8, boolean})
     for (const Shape& shape : {Shape{3, 7}, Shape{}, Shape{0, 4}, Shape{20000}})
-      c.samples.push_back(create(cat(t, " ", shape), [=] { return full(shape, 2.7, t); },
+      c.samples.push_back(create(cat(t, " ", shape), [=] { return full(shape, 2.7, t, creation_device()); },
                                  [=] { return generate(shape, [=](auto) { return stored(2.7, t); }); }));
   c.errors = {{"negative size", [] { full({2, -1}, 0); }, "shape: sizes must not be negative"},
               {"too many elements", [] { full({std::int64_t{1} << 40, std::int64_t{1} << 40}, 0); }, "shape: "}};
@@ -52,9 +53,9 @@ OpCase arange_case() {
   OpCase c{"arange", {}, {}};
   for (const DType t : {i64, i32, f32, f64, u8})
     for (const std::int64_t n : {0, 1, 113})
-      c.samples.push_back(create(cat(t, " ", n), [=] { return arange(n, t); },
+      c.samples.push_back(create(cat(t, " ", n), [=] { return arange(n, t, creation_device()); },
                                  [=] { return generate({n}, [](auto i) { return static_cast<double>(i); }); }));
-  c.samples.push_back(create("many chunks", [] { return arange(40001, f32); },
+  c.samples.push_back(create("many chunks", [] { return arange(40001, f32, creation_device()); },
                              [] { return generate({40001}, [](auto i) { return static_cast<double>(i); }); }));
   c.errors = {{"negative", [] { arange(-1); }, "shape: sizes must not be negative"},
               {"too many", [] { arange(std::int64_t{1} << 62); }, "shape: "}};
@@ -85,7 +86,8 @@ OpCase random_case(bool normal_draws) {
   const auto draw = [=](const Shape& shape, DType t) {
     Generator rng(7, 9);
     rng.reserve(5);
-    return normal_draws ? rand_normal(shape, rng, -1, 2.5, t) : rand_uniform(shape, rng, -1, 2.5, t);
+    return normal_draws ? rand_normal(shape, rng, -1, 2.5, t, creation_device())
+                        : rand_uniform(shape, rng, -1, 2.5, t, creation_device());
   };
   const auto expected = [=](const Shape& shape) {
     return normal_draws ? normal_reference(shape, -1, 2.5) : uniform_reference(shape, -1, 2.5);
@@ -110,20 +112,28 @@ Sample identity(const std::string& label, const Tensor& x, Tensor (*op)(const Te
   return s;
 }
 
+Tensor make(DType t, const std::vector<double>& v, const Shape& shape) {
+  const NoGrad off;
+  return cast(values(v, shape), t);
+}
+
+// Columns first.
+Tensor turned(const Tensor& x) { return strided_view(x, {x.shape()[1], x.shape()[0]}, Dims{1, x.shape()[1]}, x.offset()); }
+
 OpCase identity_case(const std::string& name, Tensor (*op)(const Tensor&)) {
   OpCase c{name, {}, {}};
   for (const Shape& shape : {Shape{2, 3, 5}, Shape{}, Shape{1, 7, 1}, Shape{0, 4}, Shape{33, 501}})
     c.samples.push_back(identity(to_string(shape), normal(shape, name), op));
   c.samples.push_back(identity("i64", integers({3, 4}, name, -9, 9), op));
+  c.samples.push_back(identity("u8", make(u8, {1, 2, 3, 250, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18}, {18}), op));
+  c.samples.push_back({"bool, turned", {make(boolean, {1, 0, 0, 1, 1, 0}, {2, 3})},
+                       [op](const Tensors& in) { return Tensors{op(turned(in[0]))}; },
+                       [](const Tensors&) { return Tensors{values({1, 1, 0, 1, 0, 0}, {3, 2})}; }});
+  c.samples.back().strided = false;
   c.samples.push_back(identity("special values", values({0.0, -0.0, kInf, -kInf, std::nan("")}, {5}), op));
   c.samples.back().gradient = false;
   c.errors = {{"undefined", [op] { op(Tensor()); }, "tensor: used while undefined"}};
   return c;
-}
-
-Tensor make(DType t, const std::vector<double>& v, const Shape& shape) {
-  const NoGrad off;
-  return cast(values(v, shape), t);
 }
 
 OpCase cast_case() {
@@ -140,6 +150,7 @@ OpCase cast_case() {
                }};
       s.tol = 0;
       s.f32 = false;
+      s.as_is = true;
       s.gradient = from == f64 && to == f64;  // narrower storage has no differences to compare with; see the test below
       c.samples.push_back(s);
     }
@@ -156,6 +167,7 @@ OpCase cast_case() {
                  }};
   special.tol = 0;
   special.gradient = special.f32 = false;
+  special.as_is = true;
   c.samples.push_back(special);
   Sample many{"many chunks", {normal({2, 8209}, "cast")}, [](const Tensors& in) { return Tensors{cast(cast(in[0], bf16), f64)}; },
               [](const Tensors& in) {
@@ -164,6 +176,7 @@ OpCase cast_case() {
                 return Tensors{from_vector<double>(v, in[0].shape())};
               }};
   many.gradient = many.f32 = false;
+  many.as_is = true;
   many.tol = 0;
   c.samples.push_back(many);
   c.errors = {{"undefined", [] { cast(Tensor(), f32); }, "tensor: used while undefined"},

@@ -1,4 +1,5 @@
 #include <capo/ops/dropout.h>
+#include <capo/ops/view.h>
 #include <capo/tests/op_test.h>
 
 namespace capo::test {
@@ -44,10 +45,17 @@ OpCase case_of(const std::string& name, bool path) {
       sample("later in the stream", path, {11, 5}, 0.3, true, (std::uint64_t{1} << 32) - 2),
       sample("one element", path, {1}, 0.5),
       sample("many", path, {300, 71}, 0.25),
+      sample("whole packs", path, {3, 32}, 0.3),
       sample("empty", path, {0, 4}, 0.5),
       sample("evaluation", path, {3, 4}, 0.5, false),
       sample("p = 0", path, {3, 4}, 0),
   };
+  Sample odd = sample("one element further", path, {41}, 0.5);  // nothing is aligned
+  const Fn drop = odd.run, expected = odd.reference;
+  odd.inputs = {normal({42}, "odd")};
+  odd.run = [drop](const Tensors& in) { return drop({slice(in[0], 0, 1, 42)}); };
+  odd.reference = [expected](const Tensors& in) { return expected({slice(in[0], 0, 1, 42)}); };
+  c.samples.push_back(odd);
   const auto run = [path](const Tensor& x, double p) {
     Generator rng(1);
     path ? drop_path(x, p, rng, true) : dropout(x, p, rng, true);

@@ -75,7 +75,13 @@ OpCase make_case(const std::string& name, bool mean_of) {
   add("huge row, outer axis too ", normal({2, 8, 4096}, name, 1), {0, 2, 1}, false);
   Sample& special = add("special values ", values({HUGE_VAL, 1, -HUGE_VAL, 2, HUGE_VAL, -HUGE_VAL, std::nan(""), 3, 1, 2}, {5, 2}), {1}, false);
   special.gradient = false;
-  if (!mean_of) add("i64 ", integers({5, 7}, name, -1000000, 1000000), {1}, false);
+  for (const Shape& shape : {Shape{5, 7}, Shape{3, 41}, Shape{3, 40}, Shape{40, 8}})
+    for (const int axis : {0, 1})
+      if (!mean_of) {
+        const Tensor x = integers(shape, name, -1000000, 1000000);
+        add("i64 ", x, {axis}, false);
+        add("i32 ", cast(x, i32), {axis}, false);
+      }
   c.errors = {{"axis", [=] { op(ones({2, 3}), {2}, false); }, "axis must be in [-2, 2), got 2"},
               {"axis twice", [=] { op(ones({2, 3}), {1, -1}, false); }, "name one twice"},
               {"bool", [=] { op(full({2}, 1, boolean), {}, false); }, "got bool [2] cpu"}};

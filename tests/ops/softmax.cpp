@@ -48,6 +48,7 @@ OpCase case_of(const std::string& name, bool log) {
       sample("rows of one element", normal({4, 1}, "e"), -1),
       sample("rows of 197", normal({61, 197}, "f", 0, 3), -1),
       sample("rows of 16, by eights", normal({9, 16}, "l", 0, 2), -1),
+      sample("rows of 301", normal({3, 301}, "o", 0, 2), -1),
       sample("rows of 1,000", normal({3, 1000}, "m", 0, 2), -1),
       sample("rows of 2,064", normal({2, 2064}, "n", 0, 2), -1),
       sample("empty", normal({0, 5}, "g"), -1),

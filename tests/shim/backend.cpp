@@ -105,6 +105,7 @@ class ShimBackend final : public DeviceBackend {
   }
   void copy(void* dst, Device to, const void* src, Device from, std::size_t bytes) override {
     if (to.is_cuda() && from.is_cuda()) return shim::copy(dst, src, bytes);
+    if (to.is_cpu()) shim::check_written(src, bytes);
     std::memcpy(dst, src, bytes);
     shim::mark_initialised(dst, bytes);
   }

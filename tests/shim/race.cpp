@@ -15,7 +15,7 @@
 namespace capo::shim::race {
 namespace {
 
-constexpr std::size_t kRegion = std::size_t{32} << 20, kGap = 256;
+constexpr std::size_t kRegion = std::size_t{128} << 20, kGap = 256;
 
 struct Stamp {
   std::uint32_t launch, block, epoch, clock;  // block: within the launch; epoch: barriers so far; clock: the thread's in its warp
@@ -156,7 +156,17 @@ void shared_end(void* p, std::size_t bytes) { forget(p, bytes); }
 
 void mark_initialised(const void* p, std::size_t bytes) {
   Region& r = region();
+  if (p < r.base || p >= r.base + kRegion) return;  // the host's
   for (std::size_t i = 0; i < bytes; ++i) r.cells[static_cast<const unsigned char*>(p) - r.base + static_cast<std::ptrdiff_t>(i)].initialised = 1;
+}
+
+std::string unwritten(const void* address, std::size_t bytes) {
+  Region& r = region();
+  const auto* const p = static_cast<const unsigned char*>(address);
+  if (p < r.base || p >= r.base + kRegion) return "";
+  for (std::size_t i = 0; i < bytes; ++i)
+    if (!r.cells[p - r.base + static_cast<std::ptrdiff_t>(i)].initialised) return name_of(p + i);
+  return "";
 }
 
 void begin_launch() {

@@ -14,6 +14,7 @@ void* arena(std::size_t bytes);
 void shared_part(void* p, std::size_t bytes, const char* name);  // fresh, uninitialised
 void shared_end(void* p, std::size_t bytes);
 void mark_initialised(const void* p, std::size_t bytes);
+std::string unwritten(const void* p, std::size_t bytes);  // "" or the first byte that nothing has written
 void begin_launch();
 void begin_block(int block, int threads);
 void run_thread(int thread);  // -1: the host
@@ -26,6 +27,7 @@ void async_end(const void* p, std::size_t bytes);    // and has written them now
 std::string take_failure();  // "" or the first failure since the last call
 #else
 inline constexpr bool kOn = false;
+inline std::string unwritten(const void*, std::size_t) { return {}; }
 inline void begin_launch() {}
 inline void begin_block(int, int) {}
 inline void run_thread(int) {}

@@ -131,6 +131,7 @@ struct State {
 
   bool recording = false, capturing = false;
   std::vector<Launch> recorded;
+  std::map<const void*, unsigned> launched;
 };
 
 State& state() {
@@ -410,6 +411,14 @@ void run_block() {
 
 Config& config() { return state().config; }
 
+const std::vector<Config>& orders() {
+  static const std::vector<Config> all = {{Order::forward, 0}, {Order::reverse, 0}, {Order::warp_ahead, 1}, {Order::warp_ahead, 2}};
+  static const std::vector<Config> one(all.begin(), all.begin() + 1);
+  return race::kOn ? one : all;
+}
+
+const std::map<const void*, unsigned>& launched_kernels() { return state().launched; }
+
 void fail(const std::string& what, const char* file, int line) {
   State& s = state();
   throw Error(cat(s.launch ? s.launch->name : "shim", ": block ", s.block, ", ", thread_name(s.current), ": ", what,
@@ -566,6 +575,7 @@ void run(const Launch& launch) {
   CAPO_CHECK(launch.shared <= kMaxShared, launch.name, ": at most ", kMaxShared, " bytes of shared memory, got ", launch.shared);
   if (s.recording) s.recorded.push_back(launch);
   if (s.capturing) return;
+  s.launched[launch.kernel] |= 1u << static_cast<int>(s.config.order);
   if (!s.main.base) {
     pthread_attr_t attributes;
     void* base = nullptr;
@@ -674,6 +684,11 @@ void mark_initialised([[maybe_unused]] const void* p, [[maybe_unused]] std::size
 #if defined(CAPO_SHIM_RACE)
   race::mark_initialised(p, bytes);
 #endif
+}
+
+void check_written(const void* p, std::size_t bytes) {
+  const std::string text = race::unwritten(p, bytes);
+  CAPO_CHECK(text.empty(), "shim: the host reads ", text, ": never written");
 }
 
 }  // namespace capo::shim

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <capo/engine/error.h>
+#include <capo/tests/shim/control.h>
 
 #include <bit>
 #include <cmath>
@@ -33,14 +34,6 @@
 #define CAPO_SHARED_DYNAMIC(name) capo::gpu::Carve name
 
 namespace capo::shim {
-
-enum class Order { forward, reverse, random, warp_ahead };
-
-struct Config {
-  Order order = Order::forward;
-  std::uint64_t seed = 0;  // of random and warp_ahead, and of the order of the blocks there
-};
-Config& config();
 
 struct Coordinate {
   unsigned x, y, z;
@@ -92,6 +85,8 @@ std::vector<std::string> frozen_arguments(const std::vector<Launch>& a, const st
 void* allocate(std::size_t bytes, const char* name);
 void release(void* p);
 void mark_initialised(const void* p, std::size_t bytes);
+// The host takes these bytes: in the race build an error when a kernel left one of them unwritten.
+void check_written(const void* p, std::size_t bytes);
 
 template <class T>
 class Buffer {

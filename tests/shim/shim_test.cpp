@@ -1,6 +1,5 @@
 // The CUDA kernels on the host shim against plain loops in double, under every order of threads; planted bugs; record and
-// replay. Built twice: with ASan and UBSan (shim_test), and with the race checker (shim_race_test).
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
+// replay. Linked twice: with ASan and UBSan (shim_test), and with the race checker (shim_race_test).
 #include <doctest/doctest.h>
 
 #include <capo/cuda/kernels.h>
@@ -11,13 +10,10 @@
 #include <capo/tests/support.h>
 
 #include <cstdio>
-#include <ctime>
 #include <random>
 
-#if !defined(CAPO_SHIM_RACE)
 #include <sys/wait.h>
 #include <unistd.h>
-#endif
 
 namespace capo::kernels {  // as CAPO_KERNEL_CUDA declares them
 void unary_cuda(const UnaryArgs& args, std::int64_t items, void* stream);
@@ -35,11 +31,13 @@ using planted::Bug;
 
 namespace {
 
-#if defined(CAPO_SHIM_RACE)
-const std::vector<Config> kOrders = {{Order::forward, 0}};  // the race checker needs one order only
-#else
-const std::vector<Config> kOrders = {{Order::forward, 0}, {Order::reverse, 0}, {Order::warp_ahead, 1}, {Order::warp_ahead, 2}, {Order::random, 3}};
-#endif
+const bool kRace = shim::orders().size() == 1;  // the race checker needs one order only
+
+const std::vector<Config> kOrders = [] {
+  std::vector<Config> all = shim::orders();
+  if (!kRace) all.push_back({Order::random, 3});
+  return all;
+}();
 
 std::mt19937 g_random(7);
 
@@ -65,21 +63,9 @@ void check_all(const std::vector<float>& got, const std::vector<double>& want, d
     }
 }
 
-struct Seconds {
-  const char* what;
-  std::clock_t begin = std::clock();
-  ~Seconds() {
-    static double total = 0;
-    const double s = static_cast<double>(std::clock() - begin) / CLOCKS_PER_SEC;
-    total += s;
-    std::printf("%-12s %.3f s, three kernels so far %.3f s, for 40 stems %.1f s\n", what, s, total, total / 3 * 40);
-  }
-};
-
 }  // namespace
 
 TEST_CASE("layer_norm forward and backward") {
-  const Seconds timer{"layer_norm"};
   const std::int64_t sizes[][2] = {{1, 1}, {3, 5}, {7, 33}, {65, 129}, {130, 300}, {67, 264}, {2, 1544}};
   for (const auto& [rows, columns] : sizes)
     for (const bool rms : {false, true}) {
@@ -113,8 +99,7 @@ TEST_CASE("layer_norm forward and backward") {
         const Buffer<float> xd(x, "x"), dyd(dy, "dy"), wd(w, "weight"), bd(bias, "bias"), yd(n, "y"), md(nr, "mean"), rd(nr, "rstd"),
             dxd(n, "dx"), wpart(np, "dweight_part"), bpart(np, "dbias_part"), dwd(nc, "dweight"), dbd(nc, "dbias");
         kernels::layer_norm_cuda({f32, f32, rms, xd.get(), wd.get(), bd.get(), yd.get(), rms ? nullptr : md.get(), rd.get(), rows, columns, eps}, rows, nullptr);
-        kernels::layer_norm_backward_cuda({f32, f32, rms, xd.get(), dyd.get(), wd.get(), rms ? nullptr : md.get(), rd.get(), dxd.get(), wpart.get(), bpart.get(), rows, columns, dwd.get()}, chunks, nullptr);
-        kernels::column_sum_cuda({bpart.get(), dbd.get(), chunks, columns}, nullptr);
+        kernels::layer_norm_backward_cuda({f32, f32, rms, xd.get(), dyd.get(), wd.get(), rms ? nullptr : md.get(), rd.get(), dxd.get(), wpart.get(), bpart.get(), rows, columns, dwd.get(), dbd.get()}, chunks, nullptr);
         check_all(yd.read(), y, columns == 1 ? 2e-2 : 2e-4);
         if (columns > 1) check_all(dxd.read(), dx, 2e-3);
         if (columns > 1) check_all(dwd.read(), dw, 2e-3);
@@ -124,7 +109,6 @@ TEST_CASE("layer_norm forward and backward") {
 }
 
 TEST_CASE("attention forward on mma") {
-  const Seconds timer{"attention"};
   struct Case {
     std::int64_t b, h, nq, nk;
     bool causal, bias;
@@ -299,24 +283,6 @@ TEST_CASE("gelu forward and backward") {
   }
 }
 
-TEST_CASE("sum: two stages, the same bits in every order") {
-  const Seconds timer{"sum"};
-  for (const std::int64_t n : {std::int64_t{0}, std::int64_t{1}, std::int64_t{31}, std::int64_t{257}, kSumChunk, kSumChunk + 1, 3 * kSumChunk + 77}) {
-    const auto x = normals(static_cast<std::size_t>(n), 1);
-    double want = 0;
-    for (const float v : x) want += v;
-    std::vector<float> first;
-    for (const Config& order : kOrders) {
-      shim::config() = order;
-      const Buffer<float> xd(x, "x"), part(static_cast<std::size_t>(sum_chunks(n)), "part"), y(1, "y");
-      kernels::sum_cuda({xd.get(), part.get(), y.get(), n}, nullptr);
-      check_all(y.read(), {want}, 1e-5);
-      if (first.empty()) first = y.read();
-      CHECK(first == y.read());
-    }
-  }
-}
-
 namespace {
 
 // "" or how the shim, or the comparison, tells that mirror has this bug.
@@ -336,7 +302,6 @@ std::string found(Bug bug, const Config& order) {
   return "";
 }
 
-#if !defined(CAPO_SHIM_RACE)
 // What a process that runs f writes to stderr until AddressSanitizer ends it.
 template <class F>
 std::string report_of(F f) {
@@ -358,7 +323,6 @@ std::string report_of(F f) {
   waitpid(child, &status, 0);
   return WIFEXITED(status) && WEXITSTATUS(status) == 0 ? "" : text;
 }
-#endif
 
 }  // namespace
 
@@ -378,14 +342,15 @@ TEST_CASE("planted bugs are found") {
   CHECK(contains(found(Bug::divergent_shuffle, forward), "no thread can run"));
   CHECK(contains(found(Bug::early_exit, forward), "leaves while thread 0"));
   CHECK(found(Bug::unwritten, forward) != "");
-#if defined(CAPO_SHIM_RACE)
-  names(Bug::no_barrier, "tile");
-  names(Bug::no_syncwarp, "tile");
-  names(Bug::shared_word, "tile");
-  names(Bug::other_block, "another block");
-  names(Bug::no_wait, "dynamic part");
-  names(Bug::global_index, "outside");
-#else
+  if (kRace) {
+    names(Bug::no_barrier, "tile");
+    names(Bug::no_syncwarp, "tile");
+    names(Bug::shared_word, "tile");
+    names(Bug::other_block, "another block");
+    names(Bug::no_wait, "dynamic part");
+    names(Bug::global_index, "outside");
+    return;
+  }
   int barrier = 0, wait = 0;
   for (const Config& order : kOrders) {
     barrier += found(Bug::no_barrier, order) != "";
@@ -399,7 +364,6 @@ TEST_CASE("planted bugs are found") {
     CHECK((contains(text, "AddressSanitizer") || contains(text, "out of bounds")));
     CHECK(contains(text, "planted.cu"));
   }
-#endif
 }
 
 TEST_CASE("many failures in one process") {
