@@ -5,7 +5,8 @@ if(NOT CMAKE_CXX_COMPILER_ID STREQUAL "GNU" OR NOT CMAKE_SYSTEM_NAME STREQUAL "L
 endif()
 file(GLOB capo_shim_sources CONFIGURE_DEPENDS cuda/*.cu)
 set_source_files_properties(${capo_shim_sources} PROPERTIES LANGUAGE CXX)
-add_library(capo_cuda_shim OBJECT ${capo_shim_sources} tests/shim/shim.cpp tests/shim/backend.cpp)
+add_library(capo_cuda_shim OBJECT ${capo_shim_sources} tests/shim/shim.cpp tests/shim/backend.cpp
+            tests/shim/streams.cpp)
 target_compile_definitions(capo_cuda_shim PRIVATE CAPO_WITH_CUDA "CAPO_HOST_SHIM=<capo/tests/shim/shim.hpp>")
 target_compile_options(capo_cuda_shim PRIVATE -fno-strict-aliasing -Wno-unknown-pragmas)
 target_include_directories(capo_cuda_shim PRIVATE ${CMAKE_CURRENT_BINARY_DIR}/include)
