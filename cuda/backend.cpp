@@ -210,6 +210,16 @@ class CudaWork final : public CapturedWork {
   cudaGraphExec_t graph_;
 };
 
+// Why the runtime counts no devices.
+std::string driver_problem(cudaError_t error) {
+  int driver = 0, ours = 0;
+  const bool versions = cudaDriverGetVersion(&driver) == cudaSuccess && cudaRuntimeGetVersion(&ours) == cudaSuccess;
+  if (error != cudaErrorInsufficientDriver || !versions) return cudaGetErrorString(error);
+  if (driver == 0) return "no NVIDIA driver is installed";
+  const auto text = [](int v) { return cat(v / 1000, ".", v % 1000 / 10); };
+  return cat("the NVIDIA driver serves CUDA ", text(driver), " at most, this build needs ", text(ours));
+}
+
 class CudaBackend final : public DeviceBackend {
  public:
   CudaBackend() {
@@ -217,7 +227,7 @@ class CudaBackend final : public DeviceBackend {
     const cudaError_t error = cudaGetDeviceCount(&n);
     if (error != cudaSuccess) {
       cudaGetLastError();
-      why_ = cudaGetErrorString(error);
+      why_ = driver_problem(error);
       return;
     }
     if (n == 0) why_ = "the driver sees no device";

