@@ -32,6 +32,7 @@
 #include <capo/engine/safetensors.h>
 #include <capo/engine/sha256.h>
 #include <capo/engine/shape.h>
+#include <capo/engine/stream.h>
 #include <capo/engine/tensor.h>
 #include <capo/engine/threads.h>
 #include <capo/models/nn/attention.h>
@@ -48,6 +49,7 @@
 #include <capo/models/train/schedule.h>
 #include <capo/models/train/tensor_source.h>
 #include <capo/models/train/tensorboard.h>
+#include <capo/models/train/to_device.h>
 #include <capo/models/train/trainer.h>
 #include <capo/models/vit/load.h>
 #include <capo/models/vit/vit.h>

@@ -1,6 +1,10 @@
 // Who keeps how many bytes for the backward pass; which module runs; an observer of ops.
 #include <capo/autograd/autograd.h>
 
+#include <capo/engine/caching_allocator.h>
+
+#include <algorithm>
+#include <cstdio>
 #include <map>
 #include <unordered_set>
 #include <utility>
@@ -19,12 +23,30 @@ thread_local SavedBytes* current = nullptr;
 thread_local const std::string* module_path = nullptr;
 thread_local OpObserver* observer = nullptr;
 const std::string kNoModule;
+
+// For an OutOfMemory while a SavedBytes watches this thread: who keeps most for the backward pass.
+void name_holders(std::string& text) {
+  if (!current) return;
+  std::map<std::string, std::int64_t> modules;
+  for (const auto& row : current->rows()) modules[row.module] += row.bytes;
+  std::vector<std::pair<std::int64_t, std::string>> most;
+  for (const auto& [path, bytes] : modules) most.emplace_back(-bytes, path.empty() ? "the model itself" : path);
+  std::sort(most.begin(), most.end());
+  char line[64];
+  std::snprintf(line, sizeof line, "%.1f", static_cast<double>(current->total()) / 1048576.0);
+  text += cat("; kept for the backward pass so far: ", line, " MiB");
+  for (std::size_t i = 0; i < most.size() && i < 5; ++i) {
+    std::snprintf(line, sizeof line, "%.1f", static_cast<double>(-most[i].first) / 1048576.0);
+    text += cat(", ", line, " in ", most[i].second);
+  }
+}
 }  // namespace
 
 SavedBytes::SavedBytes(const std::vector<Tensor>& ignore) : state_(new State), outer_(current) {
   for (const auto& t : ignore)
     if (t.defined() && state_->seen.insert(t.storage().get()).second) state_->alive.push_back(t.storage());
   current = this;
+  set_memory_note(name_holders);
 }
 SavedBytes::~SavedBytes() {
   current = outer_;

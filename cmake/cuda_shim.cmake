@@ -30,7 +30,7 @@ function(capo_shim_objects name defines flags)
   target_link_libraries(${name} PRIVATE capo_options)
 endfunction()
 
-set(capo_shim_files tests/shim/shim.cpp tests/shim/backend.cpp tests/shim/coverage.cpp)
+set(capo_shim_files tests/shim/shim.cpp tests/shim/backend.cpp tests/shim/streams.cpp tests/shim/coverage.cpp)
 capo_shim_objects(capo_shim_a "" "${capo_shim_asan}" ${capo_shim_sources} ${capo_shim_files})
 target_sources(capo PRIVATE $<TARGET_OBJECTS:capo_shim_a>)
 target_compile_definitions(capo PUBLIC CAPO_WITH_CUDA)

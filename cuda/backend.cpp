@@ -7,8 +7,10 @@
 #include <cuda_runtime_api.h>
 
 #include <array>
+#include <atomic>
 #include <cstdlib>
-#include <memory>
+#include <mutex>
+#include <vector>
 
 namespace capo {
 namespace gpu {
@@ -56,9 +58,46 @@ class RelaxedCapture {
   cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
 };
 
+// Events of one device, made once and used again.
+class Events {
+ public:
+  explicit Events(int index) : index_(index) {}
+  cudaEvent_t take() {
+    {
+      const std::lock_guard lock(mutex_);
+      if (!spare_.empty()) {
+        const cudaEvent_t e = spare_.back();
+        spare_.pop_back();
+        return e;
+      }
+    }
+    const UseDevice use(index_);
+    cudaEvent_t e;
+    check_cuda(cudaEventCreateWithFlags(&e, cudaEventDisableTiming), "cuda: making an event");
+    return e;
+  }
+  void give_back(cudaEvent_t e) {
+    const std::lock_guard lock(mutex_);
+    spare_.push_back(e);
+  }
+  void* mark(cudaStream_t stream) {
+    const UseDevice use(index_);
+    const cudaEvent_t e = take();
+    const cudaError_t error = cudaEventRecord(e, stream);
+    if (error != cudaSuccess) give_back(e);
+    check_cuda(error, "cuda: marking a stream");
+    return e;
+  }
+
+ private:
+  int index_;
+  std::mutex mutex_;
+  std::vector<cudaEvent_t> spare_;
+};
+
 class CudaMemory final : public MemorySource {
  public:
-  explicit CudaMemory(int index) : index_(index), name_(cat("cuda:", index)) {}
+  explicit CudaMemory(int index) : events(index), index_(index), name_(cat("cuda:", index)) {}
   const char* name() const override { return name_.c_str(); }
   void* take(std::size_t bytes) override {
     const UseDevice use(index_);
@@ -74,12 +113,55 @@ class CudaMemory final : public MemorySource {
   }
   void give_back(void* p) override {
     const UseDevice use(index_);
-    cudaFree(p);  // at process exit the driver may be gone already: nothing to do about it
+    cudaFree(p);  // waits for the device; at process exit the driver may be gone already: nothing to do about it
   }
+  std::string room() const override {
+    const UseDevice use(index_);
+    std::size_t free = 0, total = 0;
+    if (cudaMemGetInfo(&free, &total) != cudaSuccess) return "";
+    return cat("; ", free >> 20, " of the device's ", total >> 20, " MiB are free");
+  }
+  void* stream() override { return chosen[static_cast<std::size_t>(index_)]; }
+  // Called while memory is released, where nothing may throw: a stream that cannot be marked is waited for.
+  void* mark(void* stream) override {
+    const auto s = static_cast<cudaStream_t>(stream ? stream : own);
+    try {
+      return events.mark(s);
+    } catch (const Error&) {
+      cudaStreamSynchronize(s);
+      return nullptr;
+    }
+  }
+  void wait_and_drop(void* stream, void* mark) override {
+    const auto e = static_cast<cudaEvent_t>(mark);
+    if (cudaStreamWaitEvent(static_cast<cudaStream_t>(stream ? stream : own), e, 0) != cudaSuccess) cudaEventSynchronize(e);
+    events.give_back(e);
+  }
+
+  Events events;
+  void* own = nullptr;  // the device's own stream: the nameless one
+  static thread_local std::array<void*, kMaxDevices> chosen;  // this thread's, by device; null: the device's own
 
  private:
   int index_;
   std::string name_;
+};
+thread_local std::array<void*, kMaxDevices> CudaMemory::chosen{};
+
+class PinnedMemory final : public MemorySource {
+ public:
+  const char* name() const override { return "pinned host memory"; }
+  void* take(std::size_t bytes) override {
+    void* p = nullptr;
+    const cudaError_t error = cudaHostAlloc(&p, bytes, cudaHostAllocPortable);
+    if (error == cudaErrorMemoryAllocation) {
+      cudaGetLastError();
+      return nullptr;
+    }
+    check_cuda(error, "cuda: allocating pinned memory");
+    return p;
+  }
+  void give_back(void* p) override { cudaFreeHost(p); }
 };
 
 // CAPO_CACHE=0 in the environment: every tensor is a cudaMalloc of its own, for compute-sanitizer.
@@ -97,13 +179,18 @@ struct CudaDevice {
     const UseDevice use(i);
     cudaStream_t s;
     check_cuda(cudaStreamCreateWithFlags(&s, cudaStreamNonBlocking), "cuda: making a stream");
-    own = s;
+    memory.own = s;
+    check_cuda(cudaStreamCreateWithFlags(&s, cudaStreamNonBlocking), "cuda: making a stream");
+    copies = s;
   }
+  cudaStream_t stream_of(void* stream) const { return static_cast<cudaStream_t>(stream ? stream : memory.own); }
+  // As the allocator names it: null is the device's own.
+  void* name_of(void* stream) const { return stream == memory.own ? nullptr : stream; }
   int index;
   CudaMemory memory;
   CachingAllocator allocator;
   PlainAllocator plain;
-  void* own = nullptr;
+  void* copies = nullptr;
 };
 
 // A graph of one device, with the memory that its kernels use.
@@ -124,6 +211,16 @@ class CudaWork final : public CapturedWork {
   cudaGraphExec_t graph_;
 };
 
+// Why the runtime counts no devices.
+std::string driver_problem(cudaError_t error) {
+  int driver = 0, ours = 0;
+  const bool versions = cudaDriverGetVersion(&driver) == cudaSuccess && cudaRuntimeGetVersion(&ours) == cudaSuccess;
+  if (error != cudaErrorInsufficientDriver || !versions) return cudaGetErrorString(error);
+  if (driver == 0) return "no NVIDIA driver is installed";
+  const auto text = [](int v) { return cat(v / 1000, ".", v % 1000 / 10); };
+  return cat("the NVIDIA driver serves CUDA ", text(driver), " at most, this build needs ", text(ours));
+}
+
 class CudaBackend final : public DeviceBackend {
  public:
   CudaBackend() {
@@ -131,18 +228,17 @@ class CudaBackend final : public DeviceBackend {
     const cudaError_t error = cudaGetDeviceCount(&n);
     if (error != cudaSuccess) {
       cudaGetLastError();
-      why_ = cudaGetErrorString(error);
+      why_ = driver_problem(error);
       return;
     }
     if (n == 0) why_ = "the driver sees no device";
+    several_ = n > 1;
     for (int i = 0; i < n && i < kMaxDevices; ++i) {
       int major = 0, minor = 0;
       check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, i), "cuda: asking for the architecture");
       check_cuda(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, i), "cuda: asking for the architecture");
-      if (major < 8) {
-        why_ = cat("cuda:", i, " is sm_", major, minor, ", this build needs sm_80 or newer");
-        break;
-      }
+      why_ = architecture_problem(i, major, minor);
+      if (!why_.empty()) break;
       count_ = i + 1;
     }
   }
@@ -159,15 +255,21 @@ class CudaBackend final : public DeviceBackend {
     const int index = to.is_cuda() ? to.index : from.index;
     const UseDevice use(index);
     const auto s = static_cast<cudaStream_t>(stream(index));
+    const bool two = to.is_cuda() && from.is_cuda() && to.index != from.index;
+    if (two) order(device(from.index), stream(from.index), device(index), s);
     check_cuda(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDefault, s), "cuda: copying");
+    if (two) order(device(index), s, device(from.index), stream(from.index));  // src may be released now
     if (to.is_cpu() || from.is_cpu()) check_cuda(cudaStreamSynchronize(s), "cuda: copying");
   }
 
   void* stream(int index) override {
-    void* s = chosen_[static_cast<std::size_t>(index)];
-    return s ? s : device(index).own;
+    if (several_) make_current(index);
+    void* s = CudaMemory::chosen[static_cast<std::size_t>(index)];
+    return s ? s : device(index).memory.own;
   }
-  void set_stream(int index, void* stream) override { chosen_[static_cast<std::size_t>(index)] = stream; }
+  void set_stream(int index, void* stream) override {
+    CudaMemory::chosen[static_cast<std::size_t>(index)] = device(index).name_of(stream);
+  }
 
   void synchronize(int index) override {
     const UseDevice use(index);
@@ -217,21 +319,86 @@ class CudaBackend final : public DeviceBackend {
                "cuda: uploading");
   }
 
+  void* copy_stream(int index) override { return device(index).copies; }
+  void* mark(int index, void* stream) override {
+    CudaDevice& d = device(index);
+    return d.memory.events.mark(d.stream_of(stream));
+  }
+  void wait(int index, void* stream, void* mark) override {
+    const UseDevice use(index);
+    check_cuda(cudaStreamWaitEvent(device(index).stream_of(stream), static_cast<cudaEvent_t>(mark), 0), "cuda: ordering streams");
+  }
+  void wait_here(int, void* mark) override {
+    check_cuda(cudaEventSynchronize(static_cast<cudaEvent_t>(mark)), "cuda: waiting for a mark");
+  }
+  void drop_mark(int index, void* mark) noexcept override { device(index).memory.events.give_back(static_cast<cudaEvent_t>(mark)); }
+
+  Allocator& pinned() override { return pinned_; }
+  void copy_async(int index, void* stream, void* dst, const void* src, std::size_t bytes) override {
+    const UseDevice use(index);
+    check_cuda(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyHostToDevice, device(index).stream_of(stream)), "cuda: uploading");
+  }
+  void hand_over(int index, void* from, void* to, bool live) override {
+    CudaDevice& d = device(index);
+    d.allocator.hand_over(d.name_of(from), d.name_of(to), live);
+  }
+
+  void* workspace(int index, void* stream, std::size_t bytes) override {
+    CudaDevice& d = device(index);
+    return d.allocator.workspace(d.name_of(stream), bytes);
+  }
+  DeviceMemory memory(int index) override {
+    CudaDevice& d = device(index);
+    DeviceMemory m;
+    m.blocks = allocator(index).stats();
+    m.workspace = d.allocator.workspace_bytes();
+    const MemoryStats pinned = pinned_.stats();
+    m.pinned = pinned.live_bytes + pinned.cached_bytes;
+    const UseDevice use(index);
+    std::size_t free = 0, total = 0;
+    check_cuda(cudaMemGetInfo(&free, &total), "cuda: asking for free memory");
+    m.free = static_cast<std::int64_t>(free);
+    m.total = static_cast<std::int64_t>(total);
+    return m;
+  }
+  void release_all(int index) override {
+    const UseDevice use(index);
+    check_cuda(cudaDeviceSynchronize(), "cuda: waiting for the device");
+    device(index).allocator.release_all();
+    pinned_.release_all();
+  }
+
  private:
   CudaDevice& device(int index) {
+    auto& slot = devices_[static_cast<std::size_t>(index)];
+    if (CudaDevice* d = slot.load(std::memory_order_acquire)) return *d;
     const std::lock_guard lock(mutex_);
-    auto& d = devices_[static_cast<std::size_t>(index)];
-    if (!d) d = new CudaDevice(index);
-    return *d;
+    if (!slot.load(std::memory_order_relaxed)) slot.store(new CudaDevice(index), std::memory_order_release);
+    return *slot.load(std::memory_order_relaxed);
+  }
+  // The runtime knows this thread's device without a call to the driver.
+  static void make_current(int index) {
+    int now = -1;
+    check_cuda(cudaGetDevice(&now), "cuda: asking for the current device");
+    if (now != index) check_cuda(cudaSetDevice(index), "cuda: choosing a device");
+  }
+  // What stream `later` of device b is given from now on comes behind what `first` of device a was given.
+  static void order(CudaDevice& a, void* first, CudaDevice& b, void* later) {
+    void* const mark = a.memory.events.mark(static_cast<cudaStream_t>(first));
+    const UseDevice use(b.index);
+    const cudaError_t error = cudaStreamWaitEvent(static_cast<cudaStream_t>(later), static_cast<cudaEvent_t>(mark), 0);
+    a.memory.events.give_back(static_cast<cudaEvent_t>(mark));
+    check_cuda(error, "cuda: ordering streams");
   }
 
   int count_ = 0;
+  bool several_ = false;  // devices that the process sees, usable or not
   std::string why_;
   std::mutex mutex_;
-  std::array<CudaDevice*, kMaxDevices> devices_{};
-  static thread_local std::array<void*, kMaxDevices> chosen_;
+  std::array<std::atomic<CudaDevice*>, kMaxDevices> devices_{};
+  PinnedMemory pinned_memory_;
+  CachingAllocator pinned_{pinned_memory_};
 };
-thread_local std::array<void*, kMaxDevices> CudaBackend::chosen_{};
 
 void CudaWork::launch() {
   const UseDevice use(device_.index);

@@ -10,6 +10,7 @@
 // split-k only reductions in f32 through the workspace are allowed: the same bits every time on one kind of device.
 #include <capo/cuda/gemm.h>
 #include <capo/cuda/runtime.h>
+#include <capo/engine/backend.h>
 #include <capo/engine/error.h>
 
 #include <cublasLt.h>
@@ -19,7 +20,6 @@
 #include <map>
 #include <mutex>
 #include <optional>
-#include <utility>
 
 namespace capo {
 namespace {
@@ -122,14 +122,15 @@ struct Descriptors {
   }
 };
 
-constexpr std::size_t kWorkspace = std::size_t{32} << 20;  // what cuBLAS recommends for Hopper
+// Of each stream: what cuBLAS recommends for Hopper. One product at a time runs on a stream, so one workspace serves it. It is
+// made at a stream's first product, by the caching allocator, and counted as DeviceMemory::workspace.
+constexpr std::size_t kWorkspace = std::size_t{32} << 20;
 
 struct Library {
   using Key = std::array<std::int64_t, 21>;
 
   std::mutex mutex;
   std::map<int, cublasLtHandle_t> handles;                  // by device
-  std::map<std::pair<int, void*>, void*> workspaces;        // by device and stream
   std::map<Key, std::optional<cublasLtMatmulAlgo_t>> algorithms;
 
   static Library& get() {
@@ -146,14 +147,6 @@ struct Library {
     cublasLtHandle_t& h = handles[device];
     if (!h) check(cublasLtCreate(&h), "to start");
     return h;
-  }
-  // One product at a time runs on a stream, so one workspace serves it. Made on a stream's first product: not while the
-  // stream is captured, so a captured step must have run once before.
-  void* workspace(int device, void* stream) {
-    const std::lock_guard lock(mutex);
-    void*& w = workspaces[{device, stream}];
-    if (!w) gpu::check_cuda(cudaMalloc(&w, kWorkspace), "matmul: allocating cuBLASLt's workspace");
-    return w;
   }
 };
 
@@ -209,7 +202,7 @@ bool product(const GemmArgs& p, bool run, void* stream) {
     if (!run) return true;
     const float one = 1, zero = 0;
     check(cublasLtMatmul(handle, &desc.product, &one, p.b, &desc.first, p.a, &desc.second, &zero, q->d, &desc.d, q->d, &desc.d,
-                         &*algo, library.workspace(device, stream), kWorkspace, static_cast<cudaStream_t>(stream)),
+                         &*algo, backend()->workspace(device, stream, kWorkspace), kWorkspace, static_cast<cudaStream_t>(stream)),
           "multiplying");
     if (q->finish)
       kernels::gemm_finish_cuda({p.dtype, p.dtype, q->d, nullptr, nullptr, p.c, p.activation, 1, p.matrices * p.m, p.n}, stream);

@@ -22,12 +22,38 @@ DeviceBackend& backend_for(Device device) {
   return *b;
 }
 
+Device usable_device(std::string_view text) {
+  const Device device = parse_device(text);
+  CAPO_CHECK(!device.is_meta(), "device: must be cpu, cuda or cuda:N to compute on, got ", device);
+  if (device.is_cuda()) backend_for(device);
+  return device;
+}
+
 int device_count() { return backend() ? backend()->count() : 0; }
 
 void synchronize(Device device) {
   if (!device.is_cuda()) return;
   refuse_capture("synchronize");
   backend_for(device).synchronize(device.index);
+}
+
+DeviceMemory device_memory(Device device) {
+  if (device.is_cuda()) return backend_for(device).memory(device.index);
+  DeviceMemory m;
+  m.blocks = allocator(device).stats();
+  return m;
+}
+
+void release_memory(Device device) {
+  if (device.is_cuda())
+    backend_for(device).release_all(device.index);
+  else
+    allocator(device).release_all();
+}
+
+std::string architecture_problem(int index, int major, int minor) {
+  if (major >= 8) return "";
+  return cat("cuda:", index, " is sm_", major, minor, ", this build needs sm_80 or newer");
 }
 
 void copy_bytes(void* dst, Device to, const void* src, Device from, std::size_t bytes) {

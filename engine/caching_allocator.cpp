@@ -1,43 +1,85 @@
 #include <capo/engine/caching_allocator.h>
 #include <capo/engine/error.h>
 
+#include <atomic>
+#include <cstdio>
 #include <utility>
 
 namespace capo {
+namespace {
 
-void fail_no_room(const MemorySource& source, std::size_t bytes, const MemoryStats& held) {
-  throw OutOfMemory(cat(source.name(), " allocator: ", bytes, " bytes asked, the system has no room, ", held.live_bytes,
-                        " bytes are in use and ", held.cached_bytes, " cached"));
+std::atomic<MemoryNote> memory_note{nullptr};
+
+std::string mib(std::int64_t bytes) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%.1f MiB", static_cast<double>(bytes) / 1048576.0);
+  return text;
 }
 
-// free: for the pool's own use again. kept: released by others while it was open.
+}  // namespace
+
+void set_memory_note(MemoryNote note) { memory_note.store(note); }
+
+void fail_no_room(const MemorySource& source, std::size_t bytes, const MemoryStats& held, std::int64_t given_back) {
+  std::string text = cat(source.name(), " allocator: ", bytes, " bytes asked (", mib(static_cast<std::int64_t>(bytes)),
+                         "), the system has no room, ", held.live_bytes, " bytes are in use (", mib(held.live_bytes), ") and ",
+                         held.cached_bytes, " cached");
+  if (given_back > 0) text += cat(", after ", given_back, " cached bytes were given back");
+  text += source.room();
+  if (const MemoryNote note = memory_note.load()) note(text);
+  throw OutOfMemory(text);
+}
+
+// free: for the pool's own use again. kept: released by others while it was open, with their streams.
 struct CachingAllocator::Pool {
-  Blocks free, kept;
+  struct Kept {
+    void *p, *home;
+    std::size_t size;
+  };
+  Blocks free;
+  std::vector<Kept> kept;
 };
 
-// A block of this rounded size, or null.
-void* CachingAllocator::reuse(Blocks& blocks, std::size_t size) {
+// The pool that the calling thread is to allocate from, or null.
+CachingAllocator::Pool* CachingAllocator::pool_of_caller() const {
+  return open_ && open_thread_ == std::this_thread::get_id() ? open_ : nullptr;
+}
+
+// A block of this rounded size for use on `stream`, or null.
+void* CachingAllocator::reuse(Blocks& blocks, void* stream, std::size_t size, bool may_wait) {
   const auto it = blocks.find(size);
-  if (it == blocks.end() || it->second.empty()) return nullptr;
-  void* const p = it->second.back();
+  if (it == blocks.end() || it->second.empty() || (it->second.back().mark && !may_wait)) return nullptr;
+  const Block block = it->second.back();
   it->second.pop_back();
   stats_.cached_bytes -= static_cast<std::int64_t>(size);
   ++stats_.cache_hits;
+  if (block.mark) source_.wait_and_drop(stream, block.mark);
+  return block.p;
+}
+
+// From the source, `size` being the rounded bytes; once more without the cache where it has no room, unless a graph is captured:
+// then nothing may go back.
+void* CachingAllocator::take(std::size_t bytes, std::size_t size) {
+  void* p = source_.take(size);
+  if (p) return p;
+  const std::int64_t cached = stats_.cached_bytes;
+  if (cached > 0 && !open_) {
+    drop_cache();
+    p = source_.take(size);
+  }
+  if (!p) fail_no_room(source_, bytes, stats_, open_ ? 0 : cached);
   return p;
 }
 
 void* CachingAllocator::allocate(std::size_t bytes) {
   const std::size_t size = rounded_bytes(bytes);
+  void* const stream = source_.stream();
   const std::lock_guard lock(mutex_);
-  Pool* const pool = open_ && open_thread_ == std::this_thread::get_id() ? open_ : nullptr;
-  void* p = pool ? reuse(pool->free, size) : nullptr;
-  if (!p) p = reuse(free_, size);
-  if (!p) p = source_.take(size);
-  if (!p && !open_) {  // while a graph is captured nothing may go back
-    drop_cache();
-    p = source_.take(size);
-  }
-  if (!p) fail_no_room(source_, bytes, stats_);
+  Pool* const pool = pool_of_caller();
+  void* p = pool ? reuse(pool->free, stream, size, false) : nullptr;
+  if (!p) p = reuse(free_[stream], stream, size, !pool);  // what is captured cannot wait for what was not
+  if (!p) p = take(bytes, size);
+  if (stream) home_[p] = stream;
   if (pool) owner_.emplace(p, pool);
   count_allocation(stats_, size);
   return p;
@@ -45,26 +87,74 @@ void* CachingAllocator::allocate(std::size_t bytes) {
 
 void CachingAllocator::release(void* p, std::size_t bytes) {
   const std::size_t size = rounded_bytes(bytes);
+  void* const stream = source_.stream();
   const std::lock_guard lock(mutex_);
   stats_.live_bytes -= static_cast<std::int64_t>(size);
+  void* home = nullptr;
+  if (const auto it = home_.find(p); it != home_.end()) {
+    home = it->second;
+    home_.erase(it);
+  }
   if (const auto it = owner_.find(p); it != owner_.end()) {
-    it->second->free[size].push_back(p);
+    it->second->free[size].push_back({p, nullptr});
     owner_.erase(it);
-  } else if (open_ && open_thread_ == std::this_thread::get_id()) {
-    open_->kept[size].push_back(p);
+  } else if (Pool* const pool = pool_of_caller()) {
+    pool->kept.push_back({p, home, size});
   } else {
-    return put_back(p, size);
+    return keep(home, {p, home == stream ? nullptr : source_.mark(stream)}, size);
   }
   stats_.cached_bytes += static_cast<std::int64_t>(size);
 }
 
-void CachingAllocator::put_back(void* p, std::size_t size) {
+void CachingAllocator::keep(void* home, Block block, std::size_t size) {
   if (!open_ && stats_.cached_bytes + static_cast<std::int64_t>(size) > 2 * stats_.peak_bytes + (64 << 20)) {
-    source_.give_back(p);
+    if (block.mark) source_.wait_and_drop(home, block.mark);
+    source_.give_back(block.p);
     return;
   }
-  free_[size].push_back(p);
+  free_[home][size].push_back(block);
   stats_.cached_bytes += static_cast<std::int64_t>(size);
+}
+
+void* CachingAllocator::workspace(void* stream, std::size_t bytes) {
+  const std::lock_guard lock(mutex_);
+  Scratch& s = scratch_[stream];
+  if (s.bytes >= bytes) return s.p;
+  const std::size_t size = rounded_bytes(bytes);
+  void* p = reuse(free_[stream], stream, size, !pool_of_caller());
+  if (!p) p = take(bytes, size);
+  if (s.p) {
+    scratch_bytes_ -= static_cast<std::int64_t>(s.bytes);
+    keep(stream, {s.p, nullptr}, s.bytes);
+  }
+  s = {p, size};
+  scratch_bytes_ += static_cast<std::int64_t>(size);
+  return p;
+}
+
+std::int64_t CachingAllocator::workspace_bytes() const {
+  const std::lock_guard lock(mutex_);
+  return scratch_bytes_;
+}
+
+void CachingAllocator::hand_over(void* from, void* to, bool live) {
+  if (from == to) return;
+  const std::lock_guard lock(mutex_);
+  if (live) {
+    for (auto& [p, stream] : home_)
+      if (stream == from) stream = to;
+    std::erase_if(home_, [](const auto& entry) { return entry.second == nullptr; });
+    if (const auto it = scratch_.find(from); it != scratch_.end()) {
+      scratch_bytes_ -= static_cast<std::int64_t>(it->second.bytes);
+      keep(to, {it->second.p, nullptr}, it->second.bytes);
+      scratch_.erase(it);
+    }
+  }
+  if (const auto pool = free_.find(from); pool != free_.end()) {
+    const Blocks blocks = std::move(pool->second);
+    free_.erase(pool);
+    for (const auto& [size, list] : blocks) free_[to][size].insert(free_[to][size].end(), list.begin(), list.end());
+  }
 }
 
 void CachingAllocator::begin_pool() {
@@ -79,14 +169,17 @@ CachingAllocator::Pool* CachingAllocator::end_pool() {
   return std::exchange(open_, nullptr);
 }
 
+// The work may still run on the caller's stream.
 void CachingAllocator::drop_pool(Pool* pool) {
+  void* const stream = source_.stream();
   const std::lock_guard lock(mutex_);
-  for (const Blocks* blocks : {&pool->free, &pool->kept})
-    for (const auto& [size, list] : *blocks)
-      for (void* p : list) {
-        stats_.cached_bytes -= static_cast<std::int64_t>(size);
-        put_back(p, size);
-      }
+  const auto put_back = [&](void* home, void* p, std::size_t size) {
+    stats_.cached_bytes -= static_cast<std::int64_t>(size);
+    keep(home, {p, home == stream ? nullptr : source_.mark(stream)}, size);
+  };
+  for (const auto& [size, list] : pool->free)
+    for (const Block& b : list) put_back(nullptr, b.p, size);
+  for (const Pool::Kept& k : pool->kept) put_back(k.home, k.p, k.size);
   std::erase_if(owner_, [pool](const auto& entry) { return entry.second == pool; });
   delete pool;
 }
@@ -104,6 +197,9 @@ void CachingAllocator::reset_peak() {
 void CachingAllocator::release_all() {
   const std::lock_guard lock(mutex_);
   drop_cache();
+  for (const auto& [stream, s] : scratch_) source_.give_back(s.p);
+  scratch_.clear();
+  scratch_bytes_ = 0;
 }
 
 void* PlainAllocator::allocate(std::size_t bytes) {
@@ -131,11 +227,13 @@ void PlainAllocator::reset_peak() {
 }
 
 void CachingAllocator::drop_cache() {
-  for (auto& [size, blocks] : free_)
-    for (void* p : blocks) {
-      source_.give_back(p);
-      stats_.cached_bytes -= static_cast<std::int64_t>(size);
-    }
+  for (const auto& [stream, blocks] : free_)
+    for (const auto& [size, list] : blocks)
+      for (const Block& b : list) {
+        if (b.mark) source_.wait_and_drop(stream, b.mark);
+        source_.give_back(b.p);
+        stats_.cached_bytes -= static_cast<std::int64_t>(size);
+      }
   free_.clear();
 }
 

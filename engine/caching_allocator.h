@@ -4,28 +4,39 @@
 #include <capo/engine/allocator.h>
 
 #include <mutex>
+#include <string>
 #include <thread>
 #include <unordered_map>
 #include <vector>
 
 namespace capo {
 
-// Where blocks come from.
+// Where blocks come from, and the streams that they are used on.
 class MemorySource {
  public:
   virtual ~MemorySource() = default;
   virtual const char* name() const = 0;       // "cpu", "cuda:0": starts the error's text
   virtual void* take(std::size_t bytes) = 0;  // 64-byte aligned; nullptr when there is no room
-  virtual void give_back(void* p) = 0;
+  virtual void give_back(void* p) = 0;        // at once: must wait itself for what still uses p
+  // "; 1 of 80 GiB are free": ends the error's text.
+  virtual std::string room() const { return ""; }
+
+  // The calling thread's stream; null: the one that needs no name. See DeviceBackend::mark.
+  virtual void* stream() { return nullptr; }
+  virtual void* mark(void*) { return nullptr; }
+  virtual void wait_and_drop(void* /*stream*/, void* /*mark*/) {}
 };
 
 // Blocks of one rounded size are kept and reused. A block that would bring the cache above twice the peak and 64 MiB goes
-// back to the source; when the source has no room the whole cache goes back and it is asked once more. A released block may be handed out at once: memory of a
-// device must be used in the order of one stream.
+// back to the source; when the source has no room the whole cache goes back and it is asked once more.
 //
-// Pools are for captured graphs, which use the same memory at every replay: what a thread allocates between
-// begin_pool() and end_pool() is the pool's, whoever releases it and whenever; what the thread releases there that is
-// not the pool's is kept from use. All of it returns to everybody with drop_pool(), or when it is released after that.
+// A block belongs to the stream on which it was allocated, and may be handed out there again at once: kernels run in that order.
+// Released while another stream is current it carries a mark of that stream, for which the next owner's work waits
+// (engine/stream.h states the rule).
+//
+// Pools are for captured graphs, which use the same memory at every replay: what a thread allocates between begin_pool()
+// and end_pool() is the pool's, whoever releases it and whenever; what the thread releases there that is not the pool's is kept
+// from use. All of it returns to everybody with drop_pool(), or when it is released after that.
 class CachingAllocator final : public Allocator {
  public:
   explicit CachingAllocator(MemorySource& source) : source_(source) {}
@@ -33,7 +44,13 @@ class CachingAllocator final : public Allocator {
   void release(void* p, std::size_t bytes) override;
   MemoryStats stats() const override;
   void reset_peak() override;
-  void release_all() override;
+  void release_all() override;  // workspaces too
+
+  // At least `bytes` of scratch for one stream, the same block until release_all() or a call for more. Counted apart.
+  void* workspace(void* stream, std::size_t bytes);
+  std::int64_t workspace_bytes() const;
+  // See DeviceBackend::hand_over.
+  void hand_over(void* from, void* to, bool live);
 
   struct Pool;
   void begin_pool();  // one at a time
@@ -41,14 +58,28 @@ class CachingAllocator final : public Allocator {
   void drop_pool(Pool* pool);
 
  private:
-  using Blocks = std::unordered_map<std::size_t, std::vector<void*>>;
-  void* reuse(Blocks& blocks, std::size_t size);
-  void put_back(void* p, std::size_t size);
+  struct Block {
+    void* p;
+    void* mark;  // null: nothing to wait for
+  };
+  using Blocks = std::unordered_map<std::size_t, std::vector<Block>>;  // by rounded size
+  struct Scratch {
+    void* p = nullptr;
+    std::size_t bytes = 0;
+  };
+
+  Pool* pool_of_caller() const;
+  void* reuse(Blocks& blocks, void* stream, std::size_t size, bool may_wait);
+  void* take(std::size_t bytes, std::size_t size);
+  void keep(void* home, Block block, std::size_t size);
   void drop_cache();
 
   MemorySource& source_;
   mutable std::mutex mutex_;
-  Blocks free_;
+  std::unordered_map<void*, Blocks> free_;     // by stream
+  std::unordered_map<void*, void*> home_;      // streams of live blocks, of those that were not allocated on the nameless one
+  std::unordered_map<void*, Scratch> scratch_;  // by stream
+  std::int64_t scratch_bytes_ = 0;
   MemoryStats stats_;
   Pool* open_ = nullptr;  // the pool that open_thread_ allocates from
   std::thread::id open_thread_;
@@ -71,8 +102,13 @@ class PlainAllocator final : public Allocator {
   MemoryStats stats_;
 };
 
-// Throws OutOfMemory: the source, what was asked and what is held.
-[[noreturn]] void fail_no_room(const MemorySource& source, std::size_t bytes, const MemoryStats& held);
+// Throws OutOfMemory: the source, what was asked and what is held. given_back: cached bytes that did not help.
+[[noreturn]] void fail_no_room(const MemorySource& source, std::size_t bytes, const MemoryStats& held, std::int64_t given_back = 0);
+
+// What else an OutOfMemory says, appended to its text on the thread that fails: autograd names who holds memory for the
+// backward pass. It must not allocate tensors. Null: nothing.
+using MemoryNote = void (*)(std::string& text);
+void set_memory_note(MemoryNote note);
 
 // Bookkeeping that every allocator does alike.
 inline void count_allocation(MemoryStats& s, std::size_t rounded) {

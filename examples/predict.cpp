@@ -1,8 +1,10 @@
 // Names what is in a picture, with a tuner that `tune` saved:
 //   predict --tuner out/tune/tuner image.jpg
 #include <capo/datasets/augment.h>
+#include <capo/engine/backend.h>
 #include <capo/examples/show_log.h>
 #include <capo/models/vit/load.h>
+#include <capo/ops/copy.h>
 #include <capo/ops/softmax.h>
 #include <capo/tuners/artifact.h>
 
@@ -14,20 +16,22 @@
 using namespace capo;
 
 int main(int argc, char** argv) try {
-  std::string folder, picture, weights;
+  std::string folder, picture, weights, device_name = "cpu";
   int top = 5;
   CLI::App app("Top classes of a picture under a saved tuner");
   app.add_option("--tuner", folder, "folder that tune wrote")->required();
   app.add_option("image", picture, "PNG or JPEG file")->required();
   app.add_option("--weights", weights, "base weights; default: the file that the tuner was trained on");
   app.add_option("--top", top, "how many classes to print")->check(CLI::Range(1, 1000));
+  app.add_option("--device", device_name, "cpu, cuda or cuda:N");
   CLI11_PARSE(app, argc, argv);
   examples::show_log();
+  const Device device = usable_device(device_name);
 
   const tuners::TunerCard card = tuners::read_tuner_card(folder);
   if (weights.empty() && card.notes.count("weights")) weights = card.notes.at("weights");
   const vit::VitConfig config = vit::config_from_json(card.model, folder);
-  vit::LoadedVit loaded = vit::load_vit(weights, {.classes = config.classes, .image = config.image});
+  vit::LoadedVit loaded = vit::load_vit(weights, {.classes = config.classes, .image = config.image}, {.device = device});
   tuners::load_tuner(folder, *loaded.model);
 
   const Preprocess preprocess = preprocess_from_json(card.preprocess, folder);
@@ -36,7 +40,7 @@ int main(int argc, char** argv) try {
   normalize_into(x.data<float>(), image, preprocess);
 
   const NoGrad off;
-  const std::vector<float> p = to_vector<float>(softmax((*loaded.model)(x)));
+  const std::vector<float> p = to_vector<float>(softmax((*loaded.model)(to(x, device))));
   std::vector<std::size_t> order(p.size());
   for (std::size_t i = 0; i < order.size(); ++i) order[i] = i;
   std::sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return p[a] > p[b]; });

@@ -6,10 +6,12 @@
 #include <capo/datasets/batch_source.h>
 #include <capo/datasets/open.h>
 #include <capo/datasets/png.h>
+#include <capo/engine/backend.h>
 #include <capo/engine/threads.h>
 #include <capo/examples/curve.h>
 #include <capo/examples/progress.h>
 #include <capo/examples/show_log.h>
+#include <capo/models/train/to_device.h>
 #include <capo/models/train/trainer.h>
 #include <capo/models/vit/load.h>
 #include <capo/ops/matmul.h>
@@ -22,7 +24,7 @@
 using namespace capo;
 
 int main(int argc, char** argv) try {
-  std::string dataset = "tinyimagenet32", size = "vit_ti", out = "out/train", weights, optimizer = "adamw", precision = "f32";
+  std::string dataset = "tinyimagenet32", size = "vit_ti", out = "out/train", weights, optimizer = "adamw", precision = "f32", device_name = "cpu";
   int patch = 8, image = 32, epochs = 30, batch = 128, threads = 0, workers = 1, stop_after = 0, rand_ops = 0;
   double lr = 1e-3, decay = 0.05, warmup = 1, smoothing = 0.1, drop_path = 0, patch_drop = 0, ema = 0;
   float mixup = 0, cutmix = 0, strength = 0.3f;
@@ -50,11 +52,13 @@ int main(int argc, char** argv) try {
   app.add_option("--rand-strength", strength);
   app.add_option("--seed", seed);
   app.add_option("--precision", precision, "of the matrix products: f32, or bf16 (operands rounded, sums f32)")->check(CLI::IsMember({"f32", "bf16"}));
+  app.add_option("--device", device_name, "cpu, cuda or cuda:N");
   app.add_option("--threads", threads, "0: all processors, or CAPO_THREADS")->check(CLI::NonNegativeNumber);
   app.add_option("--workers", workers, "loader threads");
   app.add_option("--out", out);
   CLI11_PARSE(app, argc, argv);
   examples::show_log();
+  const Device device = usable_device(device_name);
   const train::OptimizerKind kind = train::optimizer_kind(optimizer);
   if (kind == train::OptimizerKind::sgd && decay_given->count() == 0) decay = 1e-4;  // its decay is L2
   if (threads > 0) set_num_threads(threads);
@@ -69,10 +73,11 @@ int main(int argc, char** argv) try {
   std::unique_ptr<vit::Vit> model;
   std::string stored;
   if (weights.empty()) {
-    model = std::make_unique<vit::Vit>(config, nn::Build{.seed = seed});
+    model = std::make_unique<vit::Vit>(config, nn::Build{.seed = seed, .device = device});
   } else {
     vit::LoadedVit loaded =
-        vit::load_vit(weights, {.image = image, .patch = patch, .drop_path = drop_path, .patch_drop = patch_drop}, {.seed = seed});
+        vit::load_vit(weights, {.image = image, .patch = patch, .drop_path = drop_path, .patch_drop = patch_drop},
+                      {.seed = seed, .device = device});
     const vit::VitConfig& c = loaded.model->config;
     CAPO_CHECK(c.dim == config.dim && c.depth == config.depth && c.classes == config.classes, weights, ": must be a ", size, " with ",
                config.classes, " classes, got width ", c.dim, ", ", c.depth, " blocks and ", c.classes, " classes");
@@ -88,8 +93,8 @@ int main(int argc, char** argv) try {
   LoaderOptions loading{.batch_size = batch, .shuffle = true, .drop_last = true, .seed = seed, .workers = workers};
   loading.augment = Augment{.crop = Augment::Crop::pad, .pad = image / 8, .rand_ops = rand_ops, .rand_strength = strength};
   loading.mixing = {.mixup_alpha = mixup, .cutmix_alpha = cutmix};
-  LoaderSource train_source(train_set, preprocess, loading);
-  LoaderSource test_source(test_set, preprocess, {.batch_size = 250, .workers = workers});
+  LoaderSource train_images(train_set, preprocess, loading), test_images(test_set, preprocess, {.batch_size = 250, .workers = workers});
+  train::ToDevice train_source(train_images, device), test_source(test_images, device);
 
   train::ClassifierOf classifier(*model);
   train::ClassificationTask task(classifier, smoothing);
@@ -128,7 +133,7 @@ int main(int argc, char** argv) try {
     vit::save_vit(*model, out + "/model.safetensors", f16, to_json(preprocess), classes,
                   {{"dataset", dataset}, {"top1_percent", cat(top1)}, {"epochs", cat(result.position.epoch)}});
   }
-  const nlohmann::json line{{"example", "train"}, {"dataset", dataset}, {"model", name}, {"precision", precision},
+  const nlohmann::json line{{"example", "train"}, {"dataset", dataset}, {"model", name}, {"precision", precision}, {"device", to_string(device)},
                             {"epochs", result.position.epoch}, {"stopped", result.stopped}, {"top1_percent", top1}};
   std::printf("RESULT %s\n", line.dump().c_str());
 } catch (const std::exception& e) {

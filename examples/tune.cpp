@@ -5,6 +5,7 @@
 //   tune --data my_photos --weights vit_base_patch16_224.safetensors       (my_photos/{train,test}/<class>/*.jpg)
 // Prints the memory plan, then accuracy, parameters, peak bytes and images/s; writes curves, a sheet of predictions and an
 // attention map as PNG, and the tuner alone, for `predict`.
+#include <capo/engine/backend.h>
 #include <capo/engine/threads.h>
 #include <capo/examples/show_log.h>
 #include <capo/examples/tune_method.h>
@@ -17,6 +18,7 @@ using namespace capo;
 
 int main(int argc, char** argv) try {
   examples::TuneOptions o;
+  std::string device_name = "cpu";
   CLI::App app("Tunes a pre-trained vision transformer on a few images");
   app.add_option("--dataset", o.dataset, "cifar10, cifar100, flowers64, fashion-mnist, ...");
   app.add_option("--data", o.data, "an image folder: FOLDER/train/<class>/*.jpg and FOLDER/test/...");
@@ -33,13 +35,13 @@ int main(int argc, char** argv) try {
   app.add_option("--seed", o.seed);
   app.add_option("--precision", o.precision, "of the matrix products: f32, or bf16 (operands rounded, sums f32)")->check(CLI::IsMember({"f32", "bf16"}));
   app.add_option("--threads", o.threads, "0: all processors, or CAPO_THREADS")->check(CLI::NonNegativeNumber);
-  app.add_option("--device", o.device);
+  app.add_option("--device", device_name, "cpu, cuda or cuda:N");
   app.add_option("--out", o.out);
   CLI11_PARSE(app, argc, argv);
   examples::show_log();
   if (o.threads > 0) set_num_threads(o.threads);
   set_matmul_precision(o.precision == "bf16" ? bf16 : f32);
-  CAPO_CHECK(parse_device(o.device).is_cpu(), "--device ", o.device, ": this build has no kernels for it");
+  o.device = usable_device(device_name);
   std::filesystem::create_directories(o.out);
 
   const std::string source = o.data.empty() ? o.dataset : o.data;
@@ -68,7 +70,7 @@ int main(int argc, char** argv) try {
   }
   write_png(o.out + "/accuracy.png", plot(curves, {.title = "accuracy on held-out training images", .x_label = "epoch", .y_label = "%"}));
   std::printf("accuracy.png, predictions.png, attention.png and the tuner are in %s\n", o.out.c_str());
-  std::printf("RESULT %s\n", nlohmann::json{{"example", "tune"}, {"dataset", source}, {"precision", o.precision}, {"methods", results}}.dump().c_str());
+  std::printf("RESULT %s\n", nlohmann::json{{"example", "tune"}, {"dataset", source}, {"precision", o.precision}, {"device", to_string(o.device)}, {"methods", results}}.dump().c_str());
 } catch (const std::exception& e) {
   std::fprintf(stderr, "tune: %s\n", e.what());
   return 1;

@@ -8,6 +8,7 @@
 #include <capo/models/nn/state.h>
 #include <capo/models/train/memory_plan.h>
 #include <capo/models/train/tensor_source.h>
+#include <capo/models/train/to_device.h>
 #include <capo/tuners/artifact.h>
 #include <capo/tuners/presets.h>
 
@@ -19,7 +20,8 @@ namespace capo::examples {
 
 struct TuneOptions {
   std::string dataset = "fashion-mnist", data, weights = CAPO_SHIPPED_WEIGHTS, preprocess, method = "u-tuning", out = "out/tune",
-              device = "cpu", precision = "f32";
+              precision = "f32";
+  Device device = kCpu;
   int train_images = 1000, test_images = 0, epochs = 8, batch = 16, image = 0, threads = 0;
   double lr = 0;
   std::uint64_t seed = 0;
@@ -116,7 +118,7 @@ inline TuneResult tune_with(const TuneOptions& o, const std::string& name, const
   const std::string spec = method ? method->spec : name;
   const auto& [train_set, validation_set, test_set] = data;
   const int classes = train_set->num_classes();
-  vit::LoadedVit loaded = vit::load_vit(o.weights, {.classes = classes, .image = o.image}, {.seed = o.seed});
+  vit::LoadedVit loaded = vit::load_vit(o.weights, {.classes = classes, .image = o.image}, {.seed = o.seed, .device = o.device});
   vit::Vit& model = *loaded.model;
   const Preprocess preprocess = preprocess_of(o, loaded);
   const std::string base = nn::base_hash(model);
@@ -130,7 +132,8 @@ inline TuneResult tune_with(const TuneOptions& o, const std::string& name, const
   loading.augment = Augment{};  // flips only: a few epochs on a few images leave no room for more
   // Where nothing is trained: 250 images of 32 x 32 pixels at once, fewer of larger ones.
   const LoaderOptions plain{.batch_size = std::clamp(250 * 1024 / (preprocess.size * preprocess.size), 8, 250)};
-  LoaderSource held_out(validation_set, preprocess, plain), test_source(test_set, preprocess, plain);
+  LoaderSource held_images(validation_set, preprocess, plain), test_images(test_set, preprocess, plain);
+  train::ToDevice held_out(held_images, o.device), test_source(test_images, o.device);
   train::TrainOptions options;
   options.epochs = o.epochs;
   options.adamw.weight_decay = method ? method->weight_decay : 1e-4;
@@ -145,12 +148,13 @@ inline TuneResult tune_with(const TuneOptions& o, const std::string& name, const
 
   const std::int64_t largest = std::max({train_set->size(), validation_set->size(), test_set->size()});
   const train::MemoryPlan plan = plan_tuning(model.config, spec, heads_alone, o.batch, std::min(plain.batch_size, largest), data);
+  options.memory_plan = to_string(plan);
   const auto mib = [](std::int64_t bytes) { return static_cast<double>(bytes) / 1048576.0; };
   std::printf("%s: will hold at most %.1f MiB: weights %.1f, gradients %.1f, optimizer %.1f, activations %.1f, %s %.1f; in evaluation %.1f\n", name.c_str(), mib(plan.peak),
               mib(plan.weights), mib(plan.gradients), mib(plan.optimizer), mib(plan.activations), heads_alone ? "features" : "images", mib(plan.input), mib(plan.evaluation));
 
   TuneResult r{.method = name, .trainable = nn::parameter_count(model, true), .total = nn::parameter_count(model)};
-  allocator(kCpu).reset_peak();
+  allocator(o.device).reset_peak();
   const auto start = std::chrono::steady_clock::now();
   train::TrainResult trained;
   train::Metrics tested;
@@ -163,20 +167,22 @@ inline TuneResult tune_with(const TuneOptions& o, const std::string& name, const
   };
   if (heads_alone) {  // the backbone never changes: one pass over the images, then epochs of nothing but the heads
     options.epochs = o.epochs * 5;
-    LoaderSource train_source(train_set, preprocess, plain);
+    LoaderSource train_images(train_set, preprocess, plain);
+    train::ToDevice train_source(train_images, o.device);
     train::TensorSource train_features = cached_features(model, train_source, kFeatureBatch, o.seed + 1);
     train::TensorSource held_features = cached_features(model, held_out, kFeatureEvaluation, 0);
     train::TensorSource test_features = cached_features(model, test_source, kFeatureEvaluation, 0);
     Heads heads(model);
     fit(heads, train_features, held_features, test_features);
   } else {
-    LoaderSource train_source(train_set, preprocess, loading);
+    LoaderSource train_images(train_set, preprocess, loading);
+    train::ToDevice train_source(train_images, o.device);
     train::ClassifierOf whole(model);
     fit(whole, train_source, held_out, test_source);
   }
   r.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   r.accuracy = tested.top1;
-  r.peak_bytes = allocator(kCpu).stats().peak_bytes;
+  r.peak_bytes = allocator(o.device).stats().peak_bytes;
   double epoch_seconds = 0;
   for (const auto& e : trained.epochs) {
     r.epoch.push_back(static_cast<double>(e.epoch + 1));

@@ -9,6 +9,7 @@
 #include <capo/datasets/subset.h>
 #include <capo/models/vit/load.h>
 #include <capo/ops/binary.h>
+#include <capo/ops/copy.h>
 #include <capo/ops/index.h>
 #include <capo/ops/join.h>
 #include <capo/ops/reduce.h>
@@ -20,22 +21,22 @@
 
 namespace capo::examples {
 
-// The first n images as the model sees them: pixels for the eye, tensor for the model.
-inline std::pair<std::vector<Image>, Tensor> model_inputs(const ImageDataset& set, const Preprocess& p, std::int64_t n) {
+// The first n images as the model sees them: pixels for the eye, tensor for the model, where it is.
+inline std::pair<std::vector<Image>, Tensor> model_inputs(const vit::Vit& model, const ImageDataset& set, const Preprocess& p, std::int64_t n) {
   std::vector<Image> images;
   const Tensor x = empty({n, p.size, p.size, 3});
   for (std::int64_t i = 0; i < n; ++i) {
     images.push_back(eval_image(set.image(i * (set.size() / n)), p));
     normalize_into(x.data<float>() + i * p.size * p.size * 3, images.back(), p);
   }
-  return {images, x};
+  return {images, to(x, model.build().device)};
 }
 
 // 40 test images; green: right, red: wrong, with the true class below.
 inline void prediction_sheet(vit::Vit& model, const ImageDataset& set, const Preprocess& p, const std::string& path) {
   const NoGrad off;
   const std::int64_t n = std::min<std::int64_t>(40, set.size());
-  const auto [images, x] = model_inputs(set, p, n);
+  const auto [images, x] = model_inputs(model, set, p, n);
   const auto predicted = to_vector<std::int64_t>(argmax(model(x), -1, false));
   std::vector<Caption> captions;
   for (std::int64_t i = 0; i < n; ++i) {
@@ -63,7 +64,7 @@ class CoreObserver : public nn::Tap {
 inline void attention_picture(vit::Vit& model, const ImageDataset& set, const Preprocess& p, const std::string& path) {
   const NoGrad off;
   const std::int64_t n = std::min<std::int64_t>(8, set.size());
-  const auto [images, x] = model_inputs(set, p, n);
+  const auto [images, x] = model_inputs(model, set, p, n);
   CoreObserver observer;
   nn::AttentionCore& core = model.blocks[model.blocks.size() - 1].attn.core;
   core.attach_observer(&observer);

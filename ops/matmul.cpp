@@ -114,6 +114,7 @@ Tensor product_cuda(const Tensor& a, const Tensor& b, const Shape& batch, const 
   p.a = data_of(a), p.b = data_of(b), p.bias = data_of(bias);
   p.c = c.data(), p.z = z ? z->data() : nullptr;
   p.k_chunk = p.k, p.k_chunks = 1;
+  detail::current_stream(c.device());  // makes the device current, which cuBLASLt asks
   Tensor parts;
   if (!kernels::gemm_in_library(p)) {
     constexpr std::int64_t kTile = 64, kBlocks = 256, kMinChunk = 512, kMaxChunks = 64;

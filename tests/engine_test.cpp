@@ -377,7 +377,8 @@ TEST_CASE("the plain allocator asks for each block's exact size and keeps none")
   CHECK(a.stats().live_bytes == 64);
   CHECK(a.stats().cached_bytes == 0);
   CHECK(a.stats().peak_bytes == 1216);
-  CHECK(error_of([&] { a.allocate(2 << 20); }) == "here allocator: 2097152 bytes asked, the system has no room, 64 bytes are in use and 0 cached");
+  CHECK(error_of([&] { a.allocate(2 << 20); }) == 
+        "here allocator: 2097152 bytes asked (2.0 MiB), the system has no room, 64 bytes are in use (0.0 MiB) and 0 cached");
   a.release(empty, 0);
   a.reset_peak();
   CHECK(a.stats().peak_bytes == 0);

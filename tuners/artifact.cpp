@@ -128,7 +128,7 @@ TunerCard load_tuner(const std::string& folder, nn::Module& model) {
     for (const auto& [name, value] : given) wrong += cat(" unexpected ", name, ";");
     CAPO_CHECK(wrong.empty(), path, ": tensors must be exactly the spec's:", wrong);
     const NoGrad off;
-    for (auto& [p, t] : pairs) copy_into(p->value(), nn::from_file_layout(t, p->layout()));
+    for (auto& [p, t] : pairs) copy_into(p->value(), to(nn::from_file_layout(t, p->layout()), p->value().device()));
   } catch (...) {
     detach_tuners(model);
     model.set_trainable(false);

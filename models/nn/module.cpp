@@ -19,15 +19,17 @@ Tensor initial(const Shape& shape, const Init& init, const Build& build, const s
   double fan_in = 1, fan_out = shape.empty() ? 1 : static_cast<double>(shape[0]);
   for (int i = 1; i < shape.size(); ++i) fan_in *= static_cast<double>(shape[i]);
   Generator rng(build.seed, stream_of(path));
-  const auto drawn = [&](const Tensor& t) { return cast(t, build.dtype); };
-  const auto uniform = [&](double bound) { return drawn(rand_uniform(shape, rng, -bound, bound, f32, build.device)); };
+  // Drawn on the host whatever the device: a seed gives the same bits everywhere.
+  const Device here = build.device.is_meta() ? kMeta : kCpu;
+  const auto drawn = [&](const Tensor& t) { return to(cast(t, build.dtype), build.device); };
+  const auto uniform = [&](double bound) { return drawn(rand_uniform(shape, rng, -bound, bound, f32, here)); };
   switch (init.rule) {
     case Rule::zeros: return filled(0);
     case Rule::ones: return filled(1);
     case Rule::constant: return filled(init.a);
     case Rule::uniform: return uniform(init.a);
-    case Rule::normal: return drawn(rand_normal(shape, rng, 0, init.a, f32, build.device));
-    case Rule::trunc_normal: return drawn(clamp(rand_normal(shape, rng, 0, init.a, f32, build.device), -2, 2));
+    case Rule::normal: return drawn(rand_normal(shape, rng, 0, init.a, f32, here));
+    case Rule::trunc_normal: return drawn(clamp(rand_normal(shape, rng, 0, init.a, f32, here), -2, 2));
     case Rule::xavier_uniform: return uniform(std::sqrt(6.0 / (fan_in + fan_out)));
     case Rule::kaiming_uniform: return uniform(std::sqrt(6.0 / ((1 + init.a * init.a) * fan_in)));
   }
@@ -88,7 +90,7 @@ std::string Parameter::path() const { return join(up_->path(), name_); }
 Kind Parameter::kind() const { return up_->kind(); }
 
 void Parameter::set(const Tensor& t) {
-  CAPO_CHECK(t.shape() == value_.shape() && t.dtype() == value_.dtype(), path(), ": a new value must be ",
+  CAPO_CHECK(t.shape() == value_.shape() && t.dtype() == value_.dtype() && t.device() == value_.device(), path(), ": a new value must be ",
              describe(value_), ", got ", describe(t));
   const bool on = requires_grad(value_);
   value_ = t.grad_slot() ? t.detach() : t;
@@ -138,6 +140,19 @@ std::vector<Parameter*> Module::parameters(bool buffers) {
 
 void Module::train(bool on) {
   for (Module* m : modules()) m->training_ = on;
+}
+
+void Module::move_to(Device device) {
+  CAPO_CHECK(!up_, path_, ": only a whole model moves to another device");
+  const NoGrad off;
+  for (Module* m : modules()) {
+    m->build_.device = device;
+    for (Parameter* p : m->parameters_) {
+      const bool on = requires_grad(p->value_);
+      p->value_ = to(p->value_.detach(), device);
+      if (!p->buffer_) set_requires_grad(p->value_, on);
+    }
+  }
 }
 
 void Module::set_trainable(bool on) {

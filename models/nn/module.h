@@ -35,7 +35,7 @@ enum class Layout {
 // base: the model's own; tuner: added by a tuner; head: the task's classifier.
 enum class Kind { base, tuner, head };
 
-// Initial values; drawn from (seed, full path), so that adding a module changes nothing else.
+// Initial values; drawn from (seed, full path), so that adding a module changes nothing else, and the same on every device.
 struct Init {
   enum class Rule {
     zeros,
@@ -74,7 +74,7 @@ class Parameter {
 
   const Tensor& value() const { return value_; }
   operator const Tensor&() const { return value_; }
-  // Replaces the tensor (same shape and dtype); keeps requires_grad.
+  // Replaces the tensor (same shape, dtype and device); keeps requires_grad.
   void set(const Tensor& t);
 
   const std::string& name() const { return name_; }
@@ -87,6 +87,7 @@ class Parameter {
   void set_trainable(bool on);
 
  private:
+  friend class Module;
   Module* up_;
   std::string name_;
   Tensor value_;
@@ -150,6 +151,9 @@ class Module {
 
   bool training() const { return training_; }
   void train(bool on = true);  // the subtree
+  // Moves a whole model, tuners included, to another device; gradients are dropped. Throws on a child. Before optimisers
+  // and averages are made, and with no tuner merged: those keep the tensors that were there.
+  void move_to(Device device);
   // Frozen: no parameter of the subtree is trainable; a frozen batch_norm never updates its statistics.
   void set_trainable(bool on);
 

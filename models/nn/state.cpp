@@ -112,7 +112,10 @@ void check_state(Module& m, const StateDict& dict, const LoadOptions& options) {
 std::vector<std::string> load_state(Module& m, const StateDict& dict, const LoadOptions& options) {
   const NoGrad off;
   Matched matched = match(m, dict, options);
-  for (auto& [p, t] : matched.pairs) copy_into(p->value(), from_file_layout(*t, p->layout()));
+  for (auto& [p, t] : matched.pairs) {
+    const Tensor ours = cast(from_file_layout(*t, p->layout()), p->value().dtype());  // on the host, where every dtype is
+    copy_into(p->value(), to(ours, p->value().device()));
+  }
   return std::move(matched.left_out);
 }
 
@@ -122,7 +125,7 @@ void save_tensors(const std::string& path, const StateDict& dict, const Metadata
   std::vector<Tensor> keep;
   for (const auto& t : dict) {
     specs.push_back({t.name, t.value.dtype(), t.value.shape()});
-    keep.push_back(contiguous(t.value.detach()));
+    keep.push_back(contiguous(to(t.value.detach(), kCpu)));
     data.push_back(keep.back().data());
   }
   write_safetensors(path, specs, data, metadata);
@@ -163,7 +166,7 @@ std::string base_hash(Module& m) {
   std::sort(parameters.begin(), parameters.end(), [](auto* a, auto* b) { return a->path() < b->path(); });
   Sha256 hash;
   for (Parameter* p : parameters) {
-    const Tensor t = to_file_layout(p->value().detach(), p->layout());
+    const Tensor t = to_file_layout(to(p->value().detach(), kCpu), p->layout());
     const std::string head = cat(p->path(), '\n', t.dtype(), '\n', t.shape(), '\n');
     hash.update(head.data(), head.size());
     hash.update(t.data(), t.nbytes());

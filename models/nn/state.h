@@ -23,7 +23,7 @@ enum class Part {
   all,
 };
 
-// Parameters and buffers of the subtree, declaration order, copied.
+// Parameters and buffers of the subtree, declaration order, copied; on the device where they are.
 StateDict state_dict(Module& m, Part part = Part::model);
 
 struct LoadOptions {
@@ -32,7 +32,7 @@ struct LoadOptions {
   // in matches(). Everything else must agree exactly.
   std::vector<std::string> skip = {};
 };
-// Copies values in, cast to each parameter's dtype (f16/bf16 files into f32 models). Throws once, listing every
+// Copies values in, cast to each parameter's dtype (f16/bf16 files into f32 models) and brought to its device. Throws once, listing every
 // missing, unexpected and misshapen name; then nothing was changed. Returns the skipped names.
 std::vector<std::string> load_state(Module& m, const StateDict& dict, const LoadOptions& options = {});
 // Throws where load_state would and changes nothing; the module may be on the meta device.
@@ -43,7 +43,7 @@ Shape file_shape(const Shape& shape, Layout layout);
 Tensor to_file_layout(const Tensor& t, Layout layout);
 Tensor from_file_layout(const Tensor& t, Layout layout);
 
-// Safetensors files. dtype: what floating tensors are stored as (non-floating ones stay).
+// Safetensors files; tensors of any device are written, read_tensors leaves them on the CPU. dtype: what floating tensors are stored as (non-floating ones stay).
 void save_tensors(const std::string& path, const StateDict& dict, const Metadata& metadata = {});
 StateDict read_tensors(const std::string& path);
 void save_weights(Module& m, const std::string& path, DType dtype, const Metadata& metadata = {});

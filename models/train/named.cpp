@@ -5,9 +5,12 @@
 
 namespace capo::train {
 
-Tensor to_host(const Tensor& t) { return to(t, kCpu); }
+Tensor to_host(const Tensor& t) { return to_device(t, kCpu); }
 
-Tensor to_device(const Tensor& host, Device device) { return to(host, device); }
+Tensor to_device(const Tensor& t, Device device) {
+  const NoGrad off;
+  return to(t, device);
+}
 
 nn::StateDict copy_out(const StateList& list) {
   const NoGrad off;

@@ -24,8 +24,8 @@ void check_names(const std::string& who, const StateList& list, const nn::StateD
 // check_names, then copies every value in.
 void copy_in(const std::string& who, const StateList& list, const nn::StateDict& dict);
 
-// Between the host and a tensor's device. On the CPU to_host is the tensor itself.
+// to(t, device) without a graph: the tensor itself where it is there already. Copies wait for the device.
 Tensor to_host(const Tensor& t);
-Tensor to_device(const Tensor& host, Device device);
+Tensor to_device(const Tensor& t, Device device);
 
 }  // namespace capo::train

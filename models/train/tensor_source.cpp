@@ -1,6 +1,7 @@
 #include <capo/autograd/autograd.h>
 #include <capo/engine/rng.h>
 #include <capo/models/train/tensor_source.h>
+#include <capo/ops/copy.h>
 #include <capo/ops/index.h>
 #include <capo/ops/view.h>
 
@@ -12,8 +13,9 @@ namespace capo::train {
 
 TensorSource::TensorSource(const Tensor& x, const Tensor& labels, std::int64_t batch_size, std::uint64_t shuffle_seed)
     : x_(x), labels_(labels), batch_size_(batch_size), seed_(shuffle_seed) {
-  CAPO_CHECK(x.rank() >= 1 && labels.rank() == 1 && labels.dtype() == i64 && labels.size(0) == x.size(0) && x.size(0) > 0,
-             "tensor_source: needs x [N, ...] and labels i64 [N], got ", describe(x), " and ", describe(labels));
+  CAPO_CHECK(x.rank() >= 1 && labels.rank() == 1 && labels.dtype() == i64 && labels.size(0) == x.size(0) && x.size(0) > 0 &&
+                 labels.device() == x.device(),
+             "tensor_source: needs x [N, ...] and labels i64 [N] on one device, got ", describe(x), " and ", describe(labels));
   CAPO_CHECK(batch_size > 0, "tensor_source: batch_size must be positive, got ", batch_size);
   order_epoch();
 }
@@ -29,7 +31,7 @@ void TensorSource::order_epoch() {
   std::sort(keyed.begin(), keyed.end());
   std::vector<std::int64_t> order;
   for (const auto& k : keyed) order.push_back(k.second);
-  order_ = from_vector(order, {x_.size(0)});
+  order_ = to(from_vector(order, {x_.size(0)}), x_.device());
 }
 
 Batch TensorSource::next() {

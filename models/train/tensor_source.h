@@ -5,7 +5,8 @@
 
 namespace capo::train {
 
-// Rows of x [N, ...] and labels i64 [N] in batches, shuffled anew each epoch from (seed, epoch) unless seed is 0.
+// Rows of x [N, ...] and labels i64 [N] in batches, shuffled anew each epoch from (seed, epoch) unless seed is 0;
+// on the device that holds them.
 class TensorSource final : public BatchSource {
  public:
   TensorSource(const Tensor& x, const Tensor& labels, std::int64_t batch_size, std::uint64_t shuffle_seed = 0);

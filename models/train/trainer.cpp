@@ -1,4 +1,5 @@
 #include <capo/engine/graph.h>
+#include <capo/models/train/out_of_memory_internal.h>
 #include <capo/models/train/tensorboard.h>
 #include <capo/models/train/trainer.h>
 #include <capo/ops/copy.h>
@@ -256,6 +257,20 @@ void Trainer::fail_not_finite(const char* what, double value, const Batch& batch
                "); first not finite: ", finding);
 }
 
+void Trainer::fail_out_of_memory(const OutOfMemory& error) {
+  captured_.reset();
+  optimizer_->zero_grad();
+  Batch batch;
+  try {
+    train_.seek(at_.epoch, at_.batch);
+    batch = train_.next();
+  } catch (const Error&) {  // no room for the batch alone
+  }
+  const std::string held = what_is_held(task_, *optimizer_, ema_.get(), batch);
+  throw OutOfMemory(cat(error.what(), "\ntrain: no memory in step ", at_.step, " (epoch ", at_.epoch, ", batch ", at_.batch, ")", held,
+                        options_.memory_plan.empty() ? "" : "\nplanned:\n", options_.memory_plan));
+}
+
 Batch Trainer::next_batch(double& waited) {
   const auto wait = Clock::now();
   Batch batch = train_.next();
@@ -487,7 +502,12 @@ TrainResult Trainer::run() {
     }
     while (at_.batch < batches) {
       const auto start = Clock::now();
-      const double loss = step(std::min(options_.accumulate, batches - at_.batch));
+      double loss = 0;
+      try {
+        loss = step(std::min(options_.accumulate, batches - at_.batch));
+      } catch (const OutOfMemory& error) {
+        fail_out_of_memory(error);
+      }
       epoch_seconds_ += since(start);
       const double rate = images_ / std::max(step_seconds_, 1e-9);
       if (at_.step % options_.log_every == 0) logs_->train(at_.step, at_.epoch, lr_, loss, grad_norm_, rate);

@@ -123,6 +123,7 @@ struct TrainOptions {
   // host and read nothing from the device; parameters must not be frozen, replaced or moved between steps.
   bool graph = false;
   std::uint64_t seed = 0;    // recorded; a checkpoint of another seed is refused
+  std::string memory_plan = "";  // to_string(MemoryPlan): stands beside what is held when a step finds no memory
   std::string settings = ""; // likewise: any text that names the data, the batch size, the model, ...
 
   std::string checkpoint_dir = "";   // empty: none
@@ -152,7 +153,7 @@ class Trainer {
   Trainer(Task& task, BatchSource& train, BatchSource* validation, const TrainOptions& options);
   ~Trainer();
 
-  // To the end, or until stopped; then saved. May be called once. A loss or gradient that is not finite throws before
+  // To the end, or until stopped; then saved. May be called once. An OutOfMemory names what the step holds, by module. A loss or gradient that is not finite throws before
   // the step is taken, naming the step and the first op (and its module) whose output is not finite, or the first
   // parameter whose gradient is not.
   TrainResult run();
@@ -182,6 +183,7 @@ class Trainer {
   void capture(const std::vector<Batch>& batches);
   double replay(const std::vector<Batch>& batches);  // returns the sum of the losses
   void end_epoch(TrainResult& result);
+  [[noreturn]] void fail_out_of_memory(const OutOfMemory& error);
   [[noreturn]] void fail_not_finite(const char* what, double value, const Batch& batch, const std::vector<std::uint64_t>& offsets);
 
   Task& task_;

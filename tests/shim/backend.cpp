@@ -1,13 +1,75 @@
-// One "CUDA device" in host memory: builds with -DCAPO_CUDA_SHIM=ON run every kernel of cuda/ on the host shim, so that
-// the op tests drive them through the library's own path. Every block has its exact size and starts as NaN.
+// "CUDA devices" in host memory: builds with -DCAPO_CUDA_SHIM=ON run every kernel of cuda/ on the host shim, so that the op
+// tests drive them through the library's own path. Every block has its exact size and starts as NaN. Kernels run when they
+// are launched; copies beside them as late as the rules allow (streams.h).
+#include <capo/engine/backend.h>
 #include <capo/engine/caching_allocator.h>
 #include <capo/tests/shim/backend.h>
+#include <capo/tests/shim/device.h>
+#include <capo/tests/shim/streams.h>
 
-#include <mutex>
+#include <algorithm>
+#include <array>
+#include <cstdlib>
+#include <memory>
+#include <unordered_map>
 #include <unordered_set>
+#include <utility>
+#include <vector>
 
 namespace capo {
 namespace {
+
+constexpr int kDevices = 2;
+
+shim::Streams& streams() {
+  static auto* s = new shim::Streams;  // immortal, as all here: tensors in static storage give memory back late
+  return *s;
+}
+
+thread_local std::array<void*, kDevices> chosen{};  // null: the device's own stream
+thread_local int current = 0;
+
+class ShimMemory final : public MemorySource {
+ public:
+  explicit ShimMemory(int index) : index_(index), name_(cat("cuda:", index)) {}
+  const char* name() const override { return name_.c_str(); }
+  void* take(std::size_t bytes) override {
+    const std::lock_guard lock(mutex_);
+    const std::size_t limit = shim::device_settings().limit;
+    if (bytes > limit || used_ > limit - bytes) return nullptr;
+    void* const p = shim::allocate(bytes, "tensor");
+    size_[p] = bytes;
+    used_ += bytes;
+    return p;
+  }
+  void give_back(void* p) override {
+    const std::lock_guard lock(mutex_);
+    const auto it = size_.find(p);
+    streams().run_into(p, it->second);
+    used_ -= it->second;
+    size_.erase(it);
+    shim::release(p);
+  }
+  std::string room() const override { return cat("; ", shim::device_settings().limit - used(), " bytes of the device are free"); }
+  std::size_t used() const {
+    const std::lock_guard lock(mutex_);
+    return used_;
+  }
+  void* stream() override { return chosen[static_cast<std::size_t>(index_)]; }
+  void* mark(void* stream) override { return new shim::Streams::Mark(streams().mark(stream ? stream : this)); }
+  void wait_and_drop(void*, void* mark) override {
+    const auto* m = static_cast<shim::Streams::Mark*>(mark);
+    streams().run(*m);
+    delete m;
+  }
+
+ private:
+  int index_;
+  std::string name_;
+  mutable std::mutex mutex_;
+  std::unordered_map<void*, std::size_t> size_;
+  std::size_t used_ = 0;
+};
 
 // Blocks of exact size that nobody reuses. Those of a capture stay allocated until its work is gone.
 class ExactAllocator final : public Allocator {
@@ -17,10 +79,12 @@ class ExactAllocator final : public Allocator {
     std::vector<void*> released;
   };
 
+  explicit ExactAllocator(ShimMemory& memory) : memory_(memory) {}
   void* allocate(std::size_t bytes) override {
     const std::lock_guard lock(mutex_);
+    void* const p = memory_.take(bytes);
+    if (!p) fail_no_room(memory_, bytes, stats_);
     count_allocation(stats_, rounded_bytes(bytes));
-    void* const p = shim::allocate(bytes, "tensor");
     if (open_) open_->in_use.insert(p);
     return p;
   }
@@ -29,7 +93,7 @@ class ExactAllocator final : public Allocator {
     stats_.live_bytes -= static_cast<std::int64_t>(rounded_bytes(bytes));
     for (Pool* pool : pools_)
       if (pool->in_use.erase(p) || pool == open_) return pool->released.push_back(p);
-    shim::release(p);
+    memory_.give_back(p);
   }
   MemoryStats stats() const override {
     const std::lock_guard lock(mutex_);
@@ -50,94 +114,152 @@ class ExactAllocator final : public Allocator {
   }
   void drop_pool(Pool* pool) {
     const std::lock_guard lock(mutex_);
-    for (void* p : pool->released) shim::release(p);
+    for (void* p : pool->released) memory_.give_back(p);
     std::erase(pools_, pool);
     delete pool;
   }
 
  private:
+  ShimMemory& memory_;
   mutable std::mutex mutex_;
   MemoryStats stats_;
   Pool* open_ = nullptr;
   std::vector<Pool*> pools_;
 };
 
-class ShimMemory final : public MemorySource {
+class PinnedMemory final : public MemorySource {
  public:
-  const char* name() const override { return "cuda:0"; }
-  void* take(std::size_t bytes) override { return shim::allocate(bytes, "tensor"); }
-  void give_back(void* p) override { shim::release(p); }
+  const char* name() const override { return "pinned host memory"; }
+  void* take(std::size_t bytes) override { return std::aligned_alloc(64, (bytes + 63) & ~std::size_t{63}); }
+  void give_back(void* p) override { std::free(p); }
 };
 
-struct Memory {
-  ExactAllocator exact;
-  ShimMemory source;
-  CachingAllocator caching{source};
-  bool cached = false;
+struct ShimDevice {
+  explicit ShimDevice(int index) : memory(index) {}
+  ShimMemory memory;  // its address is the device's own stream
+  ExactAllocator exact{memory};
+  CachingAllocator caching{memory};
+  char copies = 0;    // likewise
 };
-Memory& memory() {
-  static auto* m = new Memory;  // immortal: tensors in static storage give memory back late
-  return *m;
+ShimDevice& device(int index) {
+  static std::array<ShimDevice*, kDevices> all{new ShimDevice(0), new ShimDevice(1)};
+  return *all[static_cast<std::size_t>(index)];
 }
+void* stream_of(int index, void* stream) { return stream ? stream : &device(index).memory; }
+void* name_of(int index, void* stream) { return stream == &device(index).memory ? nullptr : stream; }
 
 class ShimWork final : public CapturedWork {
  public:
-  ShimWork() : launches(shim::stop_recording()), exact_(memory().exact.end_pool()), caching_(memory().caching.end_pool()) {}
+  explicit ShimWork(ShimDevice& d)
+      : launches(shim::stop_recording()), device_(d), exact_(d.exact.end_pool()), caching_(d.caching.end_pool()) {}
   ~ShimWork() override {
-    memory().exact.drop_pool(exact_);
-    memory().caching.drop_pool(caching_);
+    device_.exact.drop_pool(exact_);
+    device_.caching.drop_pool(caching_);
   }
   void launch() override { shim::replay(launches); }
   const std::vector<shim::Launch> launches;
 
  private:
+  ShimDevice& device_;
   ExactAllocator::Pool* exact_;
   CachingAllocator::Pool* caching_;
 };
 
 class ShimBackend final : public DeviceBackend {
  public:
-  int count() override { return 1; }
-  std::string why_none() override { return ""; }
-  Allocator& allocator(int) override {
-    if (memory().cached) return memory().caching;
-    return memory().exact;
+  int count() override { return shim::device_settings().devices; }
+  std::string why_none() override { return shim::device_settings().why_none; }
+  Allocator& allocator(int index) override {
+    if (shim::device_settings().caching) return device(index).caching;
+    return device(index).exact;
   }
   void copy(void* dst, Device to, const void* src, Device from, std::size_t bytes) override {
+    for (const Device d : {to, from})
+      if (d.is_cuda()) streams().run_all(stream(d.index));
     if (to.is_cuda() && from.is_cuda()) return shim::copy(dst, src, bytes);
     if (to.is_cpu()) shim::check_written(src, bytes);
     std::memcpy(dst, src, bytes);
     shim::mark_initialised(dst, bytes);
   }
-  void* stream(int) override { return stream_; }
-  void set_stream(int, void* stream) override { stream_ = stream; }
-  void synchronize(int) override {}
 
-  void begin_capture(int) override {
-    memory().caching.begin_pool();
-    memory().exact.begin_pool();
+  // What it is asked for is to be given work: copies that the stream was given before come first.
+  void* stream(int index) override {
+    current = index;
+    void* const s = stream_of(index, chosen[static_cast<std::size_t>(index)]);
+    streams().run_all(s);
+    return s;
+  }
+  void set_stream(int index, void* stream) override { chosen[static_cast<std::size_t>(index)] = name_of(index, stream); }
+  void synchronize(int index) override { stream(index); }
+
+  void* copy_stream(int index) override { return &device(index).copies; }
+  void* mark(int index, void* stream) override { return new shim::Streams::Mark(streams().mark(stream_of(index, stream))); }
+  void wait(int, void*, void* mark) override { streams().run(*static_cast<shim::Streams::Mark*>(mark)); }
+  void wait_here(int, void* mark) override { streams().run(*static_cast<shim::Streams::Mark*>(mark)); }
+  void drop_mark(int, void* mark) noexcept override { delete static_cast<shim::Streams::Mark*>(mark); }
+  Allocator& pinned() override { return pinned_; }
+  void copy_async(int index, void* stream, void* dst, const void* src, std::size_t bytes) override {
+    streams().copy(stream_of(index, stream), dst, src, bytes);
+  }
+  void hand_over(int index, void* from, void* to, bool live) override {
+    device(index).caching.hand_over(name_of(index, from), name_of(index, to), live);
+  }
+
+  void begin_capture(int index) override {
+    device(index).caching.begin_pool();
+    device(index).exact.begin_pool();
     shim::start_capture();
   }
-  std::unique_ptr<CapturedWork> end_capture(int) override { return std::make_unique<ShimWork>(); }
-  void abandon_capture(int) noexcept override { ShimWork(); }
-  void upload(int, void* dst, const void* src, std::size_t bytes) override {
+  std::unique_ptr<CapturedWork> end_capture(int index) override { return std::make_unique<ShimWork>(device(index)); }
+  void abandon_capture(int index) noexcept override { ShimWork(device(index)); }
+  void upload(int index, void* dst, const void* src, std::size_t bytes) override {
+    stream(index);
     std::memcpy(dst, src, bytes);
     shim::mark_initialised(dst, bytes);
   }
 
+  void* workspace(int index, void* stream, std::size_t bytes) override {
+    return device(index).caching.workspace(name_of(index, stream), bytes);
+  }
+  DeviceMemory memory(int index) override {
+    DeviceMemory m;
+    m.blocks = allocator(index).stats();
+    m.workspace = device(index).caching.workspace_bytes();
+    const MemoryStats pinned = pinned_.stats();
+    m.pinned = pinned.live_bytes + pinned.cached_bytes;
+    m.total = static_cast<std::int64_t>(std::min<std::size_t>(shim::device_settings().limit, INT64_MAX));
+    m.free = m.total - static_cast<std::int64_t>(device(index).memory.used());
+    return m;
+  }
+  void release_all(int index) override {
+    streams().run_all();
+    device(index).caching.release_all();
+    pinned_.release_all();
+  }
+
  private:
-  void* stream_ = nullptr;
+  PinnedMemory pinned_memory_;
+  CachingAllocator pinned_{pinned_memory_};
 };
 
 }  // namespace
 
 namespace shim {
-bool use_caching_allocator(bool on) { return std::exchange(memory().cached, on); }
+
+DeviceSettings& device_settings() {
+  static auto* s = new DeviceSettings;
+  return *s;
+}
+int current_device() { return current; }
+std::size_t used_bytes(int index) { return device(index).memory.used(); }
+std::size_t waiting_copies() { return streams().waiting(); }
+bool use_caching_allocator(bool on) { return std::exchange(device_settings().caching, on); }
 const std::vector<Launch>& launches_of(const CapturedWork& work) { return static_cast<const ShimWork&>(work).launches; }
+
 }  // namespace shim
 
 DeviceBackend& linked_backend() {
-  static auto* b = new ShimBackend;  // immortal: tensors in static storage give memory back late
+  static auto* b = new ShimBackend;
   return *b;
 }
 
