@@ -2,6 +2,7 @@
 #include <capo/cuda/block_sum.cuh>
 #include <capo/cuda/element.cuh>
 #include <capo/cuda/kernels.h>
+#include <capo/ops/integer_functors.h>
 #include <capo/ops/reduce.h>
 
 namespace {
@@ -35,7 +36,7 @@ __global__ void __launch_bounds__(kThreads) column_sum(const float* x, float* y,
 
 struct SumOf {
   template <class T> __device__ static T start() { return T(0); }
-  template <class T> __device__ static T join(T a, T b) { return a + b; }
+  template <class T> __device__ static T join(T a, T b) { return wrap_add(a, b); }
 };
 // NaN in the set wins.
 struct MaxOf {
