@@ -1,6 +1,7 @@
 // Names what is in a picture, with a tuner that `tune` saved:
 //   predict --tuner out/tune/tuner image.jpg
 #include <capo/datasets/augment.h>
+#include <capo/examples/command_line.h>
 #include <capo/examples/show_log.h>
 #include <capo/models/vit/load.h>
 #include <capo/ops/softmax.h>
@@ -17,11 +18,12 @@ int main(int argc, char** argv) try {
   std::string folder, picture, weights;
   int top = 5;
   CLI::App app("Top classes of a picture under a saved tuner");
+  app.option_defaults()->always_capture_default();
   app.add_option("--tuner", folder, "folder that tune wrote")->required();
   app.add_option("image", picture, "PNG or JPEG file")->required();
   app.add_option("--weights", weights, "base weights; default: the file that the tuner was trained on");
   app.add_option("--top", top, "how many classes to print")->check(CLI::Range(1, 1000));
-  CLI11_PARSE(app, argc, argv);
+  if (const int code = examples::read_command_line(app, argc, argv); code >= 0) return code;
   examples::show_log();
 
   const tuners::TunerCard card = tuners::read_tuner_card(folder);
