@@ -1,6 +1,7 @@
 // y = f(a, b) over broadcast operands, and the in-place a += scale b.
 #include <capo/cuda/element.cuh>
 #include <capo/ops/binary.h>
+#include <capo/ops/integer_functors.h>
 
 namespace {
 
@@ -9,13 +10,14 @@ using capo::BFloat16;
 using capo::BinaryArgs;
 using capo::DType;
 using capo::Half;
+using capo::WhereArgs;
 namespace gpu = capo::gpu;
 
 constexpr int kThreads = 256;
 
-struct Add { template <class T> __device__ static T f(T a, T b) { return static_cast<T>(a + b); } };
-struct Sub { template <class T> __device__ static T f(T a, T b) { return static_cast<T>(a - b); } };
-struct Mul { template <class T> __device__ static T f(T a, T b) { return static_cast<T>(a * b); } };
+struct Add { template <class T> __device__ static T f(T a, T b) { return wrap_add(a, b); } };
+struct Sub { template <class T> __device__ static T f(T a, T b) { return wrap_sub(a, b); } };
+struct Mul { template <class T> __device__ static T f(T a, T b) { return wrap_mul(a, b); } };
 struct Div { template <class T> __device__ static T f(T a, T b) { return static_cast<T>(a / b); } };
 // NaN in either wins, as in PyTorch.
 struct Maximum {
@@ -127,6 +129,27 @@ void number(const BinaryArgs& p, std::int64_t n, void* stream) {
   floating<F>(p, n, stream);
 }
 
+// One element a thread and step, moved as a word of its size.
+template <class W>
+__global__ void __launch_bounds__(kThreads) where_nest(WhereArgs p, std::int64_t n) {
+  const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * kThreads;
+  for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < n; i += step) {
+    std::int64_t index = i, oc = 0, oa = 0, ob = 0;
+    for (int d = p.rank - 1; d > 0; --d) {
+      const std::int64_t rest = index / p.shape[d], k = index - rest * p.shape[d];
+      oc += k * p.sc[d], oa += k * p.sa[d], ob += k * p.sb[d];
+      index = rest;
+    }
+    oc += index * p.sc[0], oa += index * p.sa[0], ob += index * p.sb[0];
+    static_cast<W*>(p.y)[i] = p.condition[oc] ? static_cast<const W*>(p.a)[oa] : static_cast<const W*>(p.b)[ob];
+  }
+}
+
+template <class W>
+void run_where(const WhereArgs& p, std::int64_t n, void* stream) {
+  gpu::launch("where", where_nest<W>, gpu::blocks_for(n, kThreads), kThreads, 0, stream, p, n);
+}
+
 // a += scale b, or a *= scale where b is null.
 __global__ void __launch_bounds__(kThreads) axpy_packed(float* a, const float* b, float scale, std::int64_t packs,
                                                         std::int64_t n) {
@@ -167,6 +190,15 @@ void binary_cuda(const BinaryArgs& p, std::int64_t n, void* stream) {
     case K::ge: return number<Ge>(p, n, stream);
     case K::logical_and: return run<And, bool>(p, n, stream);
     case K::logical_or: return run<Or, bool>(p, n, stream);
+  }
+}
+
+void where_cuda(const WhereArgs& p, std::int64_t n, void* stream) {
+  switch (p.element_bytes) {
+    case 8: return run_where<std::uint64_t>(p, n, stream);
+    case 4: return run_where<std::uint32_t>(p, n, stream);
+    case 2: return run_where<std::uint16_t>(p, n, stream);
+    default: return run_where<std::uint8_t>(p, n, stream);
   }
 }
 

@@ -3,6 +3,7 @@
 #include <capo/cuda/math.cuh>
 #include <capo/cuda/philox.cuh>
 #include <capo/ops/copy.h>
+#include <capo/ops/integer_functors.h>
 
 namespace {
 
@@ -59,10 +60,10 @@ __device__ inline void store_as(const CopyArgs& p, std::int64_t at, S v) {
     case DType::f64: static_cast<double*>(p.dst)[at] = gpu::Store<double>::from(v); return;
     case DType::bf16: static_cast<BFloat16*>(p.dst)[at] = gpu::Store<BFloat16>::from(v); return;
     case DType::f16: static_cast<Half*>(p.dst)[at] = gpu::Store<Half>::from(v); return;
-    case DType::i32: static_cast<std::int32_t*>(p.dst)[at] = gpu::Store<std::int32_t>::from(v); return;
-    case DType::i64: static_cast<std::int64_t*>(p.dst)[at] = gpu::Store<std::int64_t>::from(v); return;
-    case DType::u8: static_cast<std::uint8_t*>(p.dst)[at] = gpu::Store<std::uint8_t>::from(v); return;
-    case DType::i8: static_cast<std::int8_t*>(p.dst)[at] = gpu::Store<std::int8_t>::from(v); return;
+    case DType::i32: static_cast<std::int32_t*>(p.dst)[at] = convert_to<std::int32_t>(v); return;
+    case DType::i64: static_cast<std::int64_t*>(p.dst)[at] = convert_to<std::int64_t>(v); return;
+    case DType::u8: static_cast<std::uint8_t*>(p.dst)[at] = convert_to<std::uint8_t>(v); return;
+    case DType::i8: static_cast<std::int8_t*>(p.dst)[at] = convert_to<std::int8_t>(v); return;
     case DType::boolean: static_cast<bool*>(p.dst)[at] = gpu::Store<bool>::from(v); return;
   }
 }
@@ -117,12 +118,20 @@ void run_convert(const CopyArgs& p, std::int64_t n, void* stream) {
   gpu::launch("cast", convert<S>, gpu::blocks_for(n, kThreads), kThreads, 0, stream, p, n);
 }
 
+template <class T, class S>
+__device__ inline T element_of(S v) {
+  if constexpr (capo::is_integer(capo::dtype_of<T>::value))
+    return convert_to<T>(v);
+  else
+    return gpu::Store<T>::from(v);
+}
+
 template <class T>
 __global__ void __launch_bounds__(kThreads) fill(T* dst, double value, bool iota, std::int64_t n) {
-  const T v = gpu::Store<T>::from(value);
+  const T v = element_of<T>(value);
   const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * kThreads;
   for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < n; i += step)
-    dst[i] = iota ? gpu::Store<T>::from(static_cast<double>(i)) : v;
+    dst[i] = iota ? element_of<T>(i) : v;
 }
 
 template <class T>

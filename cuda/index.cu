@@ -3,6 +3,7 @@
 #include <capo/cuda/pack.cuh>
 #include <capo/cuda/row_lanes.cuh>
 #include <capo/ops/index.h>
+#include <capo/ops/integer_functors.h>
 
 namespace {
 
@@ -185,7 +186,7 @@ __global__ void __launch_bounds__(kRowThreads) add_rows(capo::IndexAddArgs p, Ro
     gpu::load_many<N>(y + c, sum);
     for (int64_t k = place; k < p.count && p.index[order[k]] == target; ++k) {
       gpu::load_many<N>(src + order[k] * p.inner + c, v);
-      for (int j = 0; j < N; ++j) sum[j] += v[j];
+      for (int j = 0; j < N; ++j) sum[j] = wrap_add(sum[j], v[j]);
     }
     gpu::store_many<N>(y + c, sum);
   }
@@ -211,7 +212,7 @@ __global__ void __launch_bounds__(kThreads) scatter_columns(capo::ScatterAddArgs
     for (int64_t k = 0; k < p.count; ++k) {
       const int64_t at = from + k * p.src_step;
       T& sum = y[to + p.index[at] * p.y_step];
-      sum = gpu::Store<T>::from(gpu::load(sum) + gpu::load(src[at]));
+      sum = gpu::Store<T>::from(wrap_add(gpu::load(sum), gpu::load(src[at])));
     }
   }
 }

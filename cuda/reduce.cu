@@ -1,5 +1,6 @@
 // Reductions over any axes. ops/reduce.cpp plans: rows or columns, in parts or at once.
 #include <capo/cuda/element.cuh>
+#include <capo/ops/integer_functors.h>
 #include <capo/ops/reduce.h>
 
 namespace {
@@ -15,7 +16,7 @@ constexpr int kThreads = 256;
 
 struct SumOf {
   template <class T> __device__ static T start() { return T(0); }
-  template <class T> __device__ static T join(T a, T b) { return a + b; }
+  template <class T> __device__ static T join(T a, T b) { return wrap_add(a, b); }
 };
 // NaN in the set wins.
 struct MaxOf {

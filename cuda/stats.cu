@@ -1,5 +1,6 @@
 // Running sums along one axis of [outer, size, inner]. Floating values are summed in f64, as on the CPU.
 #include <capo/cuda/element.cuh>
+#include <capo/ops/integer_functors.h>
 #include <capo/ops/stats.h>
 
 namespace {
@@ -34,7 +35,7 @@ __global__ void __launch_bounds__(kThreads) cumsum_columns(CumsumArgs p, std::in
   Sum total = 0;
 #pragma unroll 4
   for (std::int64_t k = 0; k < p.size; ++k) {
-    total += static_cast<Sum>(gpu::load(x[k * l.step]));
+    total = wrap_add(total, static_cast<Sum>(gpu::load(x[k * l.step])));
     y[k * l.step] = gpu::Store<T>::from(total);
   }
 }
@@ -53,16 +54,16 @@ __global__ void __launch_bounds__(kThreads) cumsum_line(CumsumArgs p) {
     Sum v = k < p.size ? static_cast<Sum>(gpu::load(x[k * l.step])) : Sum(0);
     for (int by = 1; by < kWarp; by *= 2) {
       const Sum left = __shfl_up_sync(kFullMask, v, by);
-      if (lane >= by) v += left;
+      if (lane >= by) v = wrap_add(v, left);
     }
     if (lane == kWarp - 1) totals[warp] = v;
     __syncthreads();
     Sum left = before;
     for (int w = 0; w < kWarps; ++w) {
-      if (w < warp) left += totals[w];
-      before += totals[w];
+      if (w < warp) left = wrap_add(left, totals[w]);
+      before = wrap_add(before, totals[w]);
     }
-    if (k < p.size) y[k * l.step] = gpu::Store<T>::from(left + v);
+    if (k < p.size) y[k * l.step] = gpu::Store<T>::from(wrap_add(left, v));
     __syncthreads();  // totals are free for the next steps
   }
 }

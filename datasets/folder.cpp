@@ -45,7 +45,8 @@ std::vector<fs::path> sorted_entries(const fs::path& folder) {
   for (; !code && it != fs::directory_iterator(); it.increment(code)) {
     if (it->path().filename().string()[0] != '.') out.push_back(it->path());
   }
-  CAPO_CHECK(!code, folder.string(), ": cannot list the folder, ", code.message());
+  CAPO_CHECK(!code, folder.string(), ": cannot list the folder, ", code.message(),
+             "; an image folder is FOLDER/train/<class>/*.jpg and FOLDER/test/<class>/*.jpg, PNG or JPEG");
   std::sort(out.begin(), out.end(), [](const fs::path& a, const fs::path& b) { return a.native() < b.native(); });
   return out;
 }

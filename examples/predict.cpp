@@ -2,6 +2,7 @@
 //   predict --tuner out/tune/tuner image.jpg
 #include <capo/datasets/augment.h>
 #include <capo/engine/backend.h>
+#include <capo/examples/command_line.h>
 #include <capo/examples/show_log.h>
 #include <capo/models/vit/load.h>
 #include <capo/ops/copy.h>
@@ -19,12 +20,13 @@ int main(int argc, char** argv) try {
   std::string folder, picture, weights, device_name = "cpu";
   int top = 5;
   CLI::App app("Top classes of a picture under a saved tuner");
+  app.option_defaults()->always_capture_default();
   app.add_option("--tuner", folder, "folder that tune wrote")->required();
   app.add_option("image", picture, "PNG or JPEG file")->required();
   app.add_option("--weights", weights, "base weights; default: the file that the tuner was trained on");
   app.add_option("--top", top, "how many classes to print")->check(CLI::Range(1, 1000));
   app.add_option("--device", device_name, "cpu, cuda or cuda:N");
-  CLI11_PARSE(app, argc, argv);
+  if (const int code = examples::read_command_line(app, argc, argv); code >= 0) return code;
   examples::show_log();
   const Device device = usable_device(device_name);
 

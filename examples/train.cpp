@@ -8,6 +8,7 @@
 #include <capo/datasets/png.h>
 #include <capo/engine/backend.h>
 #include <capo/engine/threads.h>
+#include <capo/examples/command_line.h>
 #include <capo/examples/curve.h>
 #include <capo/examples/progress.h>
 #include <capo/examples/show_log.h>
@@ -30,24 +31,25 @@ int main(int argc, char** argv) try {
   float mixup = 0, cutmix = 0, strength = 0.3f;
   std::uint64_t seed = 0;
   CLI::App app("Trains a ViT from scratch");
+  app.option_defaults()->always_capture_default();
   app.add_option("--dataset", dataset, "cifar10, cifar100, tinyimagenet32, flowers64, fashion-mnist or an image folder");
   app.add_option("--size", size, "vit_ti, vit_s, vit_b, vit_l, vit_h");
   app.add_option("--weights", weights, "start from this file, which has --size and the data set's classes; its patch size may differ");
-  app.add_option("--patch", patch);
-  app.add_option("--image", image, "input size in pixels");
-  app.add_option("--epochs", epochs);
+  app.add_option("--patch", patch, "side of a patch in pixels")->check(examples::at_least_one());
+  app.add_option("--image", image, "input size in pixels")->check(examples::at_least_one());
+  app.add_option("--epochs", epochs)->check(examples::at_least_one());
   app.add_option("--stop-after", stop_after, "end the run cleanly after this many optimiser steps in all (0: never)")->check(CLI::NonNegativeNumber);
-  app.add_option("--batch", batch);
-  app.add_option("--lr", lr);
+  app.add_option("--batch", batch, "images per step")->check(examples::at_least_one());
+  app.add_option("--lr", lr, "highest learning rate")->check(CLI::NonNegativeNumber);
   app.add_option("--optimizer", optimizer, "adamw, muon or sgd");
   const CLI::Option* decay_given = app.add_option("--weight-decay", decay, "0.05, with sgd 1e-4");
   app.add_option("--warmup", warmup, "epochs");
-  app.add_option("--label-smoothing", smoothing);
-  app.add_option("--drop-path", drop_path);
-  app.add_option("--patch-drop", patch_drop, "share of the patches left out in training");
+  app.add_option("--label-smoothing", smoothing)->check(CLI::Range(0.0, 0.99));
+  app.add_option("--drop-path", drop_path, "of the last block, rising from 0")->check(CLI::Range(0.0, 0.99));
+  app.add_option("--patch-drop", patch_drop, "share of the patches left out in training")->check(CLI::Range(0.0, 0.99));
   app.add_option("--ema", ema, "decay of the averaged weights (0: off)");
-  app.add_option("--mixup", mixup, "alpha (0: off)");
-  app.add_option("--cutmix", cutmix, "alpha (0: off)");
+  app.add_option("--mixup", mixup, "alpha (0: off)")->check(CLI::Range(0.0, 100.0));
+  app.add_option("--cutmix", cutmix, "alpha (0: off)")->check(CLI::Range(0.0, 100.0));
   app.add_option("--rand-ops", rand_ops, "RandAugment operations per image");
   app.add_option("--rand-strength", strength);
   app.add_option("--seed", seed);
@@ -55,8 +57,8 @@ int main(int argc, char** argv) try {
   app.add_option("--device", device_name, "cpu, cuda or cuda:N");
   app.add_option("--threads", threads, "0: all processors, or CAPO_THREADS")->check(CLI::NonNegativeNumber);
   app.add_option("--workers", workers, "loader threads");
-  app.add_option("--out", out);
-  CLI11_PARSE(app, argc, argv);
+  app.add_option("--out", out, "folder for the model, curve, log and checkpoint");
+  if (const int code = examples::read_command_line(app, argc, argv); code >= 0) return code;
   examples::show_log();
   const Device device = usable_device(device_name);
   const train::OptimizerKind kind = train::optimizer_kind(optimizer);

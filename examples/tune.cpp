@@ -7,6 +7,7 @@
 // attention map as PNG, and the tuner alone, for `predict`.
 #include <capo/engine/backend.h>
 #include <capo/engine/threads.h>
+#include <capo/examples/command_line.h>
 #include <capo/examples/show_log.h>
 #include <capo/examples/tune_method.h>
 #include <capo/ops/matmul.h>
@@ -20,6 +21,7 @@ int main(int argc, char** argv) try {
   examples::TuneOptions o;
   std::string device_name = "cpu";
   CLI::App app("Tunes a pre-trained vision transformer on a few images");
+  app.option_defaults()->always_capture_default();
   app.add_option("--dataset", o.dataset, "cifar10, cifar100, flowers64, fashion-mnist, ...");
   app.add_option("--data", o.data, "an image folder: FOLDER/train/<class>/*.jpg and FOLDER/test/...");
   app.add_option("--weights", o.weights, "a ViT in safetensors: ours or timm's");
@@ -28,16 +30,16 @@ int main(int argc, char** argv) try {
   app.add_flag("--compare", o.compare, "linear probe, U-Tuning and full fine-tuning, one after another");
   app.add_option("--train-images", o.train_images, "class-balanced, drawn by seed; 0: all")->check(CLI::NonNegativeNumber);
   app.add_option("--test-images", o.test_images, "0: all")->check(CLI::NonNegativeNumber);
-  app.add_option("--epochs", o.epochs)->check(CLI::PositiveNumber);
-  app.add_option("--batch", o.batch)->check(CLI::PositiveNumber);
+  app.add_option("--epochs", o.epochs)->check(examples::at_least_one());
+  app.add_option("--batch", o.batch)->check(examples::at_least_one());
   app.add_option("--lr", o.lr, "0: the method's")->check(CLI::NonNegativeNumber);
   app.add_option("--image", o.image, "input size in pixels; 0: the weights' own")->check(CLI::NonNegativeNumber);
   app.add_option("--seed", o.seed);
   app.add_option("--precision", o.precision, "of the matrix products: f32, or bf16 (operands rounded, sums f32)")->check(CLI::IsMember({"f32", "bf16"}));
   app.add_option("--threads", o.threads, "0: all processors, or CAPO_THREADS")->check(CLI::NonNegativeNumber);
   app.add_option("--device", device_name, "cpu, cuda or cuda:N");
-  app.add_option("--out", o.out);
-  CLI11_PARSE(app, argc, argv);
+  app.add_option("--out", o.out, "folder for pictures and the tuner");
+  if (const int code = examples::read_command_line(app, argc, argv); code >= 0) return code;
   examples::show_log();
   if (o.threads > 0) set_num_threads(o.threads);
   set_matmul_precision(o.precision == "bf16" ? bf16 : f32);

@@ -12,6 +12,7 @@
 namespace capo {
 
 CAPO_KERNEL_CUDA(binary, BinaryArgs)
+CAPO_KERNEL_CUDA(where, WhereArgs)
 CAPO_KERNEL_CUDA(axpy, AxpyArgs)
 
 const char* name_of(BinaryKind kind) {
@@ -27,28 +28,24 @@ constexpr std::int64_t kGrain = 16384;
 bool is_comparison(BinaryKind k) { return k >= BinaryKind::eq; }
 bool is_logic(BinaryKind k) { return k >= BinaryKind::logical_and; }
 
-// Drops size-1 axes and merges axes that are contiguous in both operands.
-void collapse(BinaryArgs& p, const Shape& shape, const Dims& sa, const Dims& sb) {
+// Drops size-1 axes and merges axes that are contiguous in all N operands; returns the rank, >= 1.
+template <int N>
+int collapse(const Shape& shape, const Dims (&in)[N], std::int64_t* sizes, std::int64_t* const (&strides)[N]) {
   int r = 0;
   for (int i = 0; i < shape.size(); ++i) {
     if (shape[i] == 1) continue;
-    if (r > 0 && p.sa[r - 1] == sa[i] * shape[i] && p.sb[r - 1] == sb[i] * shape[i]) {
-      p.shape[r - 1] *= shape[i];
-      p.sa[r - 1] = sa[i];
-      p.sb[r - 1] = sb[i];
-      continue;
-    }
-    p.shape[r] = shape[i];
-    p.sa[r] = sa[i];
-    p.sb[r] = sb[i];
-    ++r;
+    bool merge = r > 0;
+    for (int j = 0; j < N; ++j) merge = merge && strides[j][r - 1] == in[j][i] * shape[i];
+    if (merge)
+      sizes[r - 1] *= shape[i];
+    else
+      sizes[r++] = shape[i];
+    for (int j = 0; j < N; ++j) strides[j][r - 1] = in[j][i];
   }
-  if (r == 0) {
-    p.shape[0] = 1;
-    p.sa[0] = p.sb[0] = 0;
-    r = 1;
-  }
-  p.rank = r;
+  if (r > 0) return r;
+  sizes[0] = 1;
+  for (int j = 0; j < N; ++j) strides[j][0] = 0;
+  return 1;
 }
 
 Dims broadcast_strides(const Tensor& t, const Shape& shape) {
@@ -79,10 +76,13 @@ Tensor binary(BinaryKind kind, const Tensor& a, const Tensor& b) {
   const Tensor y = empty(shape, is_comparison(kind) ? boolean : t, a.device());
   if (!a.device().is_meta()) {
     BinaryArgs p{kind, t, a.data(), b.data(), y.data(), 0, {}, {}, {}};
-    collapse(p, shape, broadcast_strides(a, shape), broadcast_strides(b, shape));
+    p.rank = collapse(shape, {broadcast_strides(a, shape), broadcast_strides(b, shape)}, p.shape, {p.sa, p.sb});
     launch(kernels::binary, a.device(), p, y.numel(), kGrain);
   }
-  if (is_comparison(kind)) return y;  // bool results have no gradient by nature
+  if (is_comparison(kind)) {  // bool results have no gradient by nature
+    detail::observe(name, y);
+    return y;
+  }
   const Needs need = needs_of({a, b});
   const Shape ashape = a.shape(), bshape = b.shape();
   switch (kind) {
@@ -119,6 +119,8 @@ namespace {
 Tensor scalar_like(const Tensor& t, double v) {
   CAPO_CHECK(is_floating(t.dtype()) || v == std::trunc(v), "scalar: beside a tensor of ", t.dtype(),
              " it must be whole, got ", v);
+  CAPO_CHECK(t.dtype() != i32 || std::abs(v) <= 0x7fffffff, "scalar: beside a tensor of i32 it must be in i32, got ", v);
+  CAPO_CHECK(t.dtype() != i64 || std::abs(v) < 0x1p63, "scalar: beside a tensor of i64 it must be in i64, got ", v);
   return full({}, v, t.dtype(), t.device());
 }
 bool fits_affine(const Tensor& t) { return is_floating(t.dtype()); }
@@ -143,9 +145,11 @@ Tensor where(const Tensor& condition, const Tensor& a, const Tensor& b) {
              condition.device(), ", ", a.device(), " and ", b.device());
   const Shape shape = broadcast_shapes("where", broadcast_shapes("where", condition.shape(), a.shape()), b.shape());
   const Tensor y = empty(shape, a.dtype(), a.device());
-  {  // b everywhere, then a under the mask; both are strided copies
-    copy_into(y, expand(b.detach(), shape));
-    copy_into(y, expand(a.detach(), shape), expand(condition, shape));
+  if (!y.device().is_meta()) {
+    WhereArgs p{static_cast<int>(size_of(a.dtype())), condition.data<bool>(), a.data(), b.data(), y.data(), 0, {}, {}, {}, {}};
+    p.rank = collapse(shape, {broadcast_strides(condition, shape), broadcast_strides(a, shape), broadcast_strides(b, shape)},
+                      p.shape, {p.sc, p.sa, p.sb});
+    launch(kernels::where, y.device(), p, y.numel(), kGrain);
   }
   const Shape ashape = a.shape(), bshape = b.shape();
   return record("where", y, {a, b}, Saved({condition}), [ashape, bshape](const Saved& s, const Tensor& dy, Needs n) -> Grads {

@@ -68,6 +68,14 @@ struct BinaryArgs {
   int rank;  // of the collapsed loop nest, >= 1
   std::int64_t shape[kMaxDims], sa[kMaxDims], sb[kMaxDims];
 };
+struct WhereArgs {
+  int element_bytes;  // of a, b and y: 1, 2, 4 or 8; values are moved as they are
+  const bool* condition;
+  const void *a, *b;
+  void* y;
+  int rank;  // as above
+  std::int64_t shape[kMaxDims], sc[kMaxDims], sa[kMaxDims], sb[kMaxDims];
+};
 struct AxpyArgs {
   DType dtype;
   void* a;

@@ -13,7 +13,7 @@ Tensor full(const Shape& shape, double value, DType dtype = f32, Device device =
 inline Tensor zeros(const Shape& shape, DType dtype = f32, Device device = kCpu) { return full(shape, 0, dtype, device); }
 inline Tensor ones(const Shape& shape, DType dtype = f32, Device device = kCpu) { return full(shape, 1, dtype, device); }
 inline Tensor zeros_like(const Tensor& t) { return full(t.shape(), 0, t.dtype(), t.device()); }
-Tensor arange(std::int64_t n, DType dtype = i64, Device device = kCpu);  // 0 .. n-1
+Tensor arange(std::int64_t n, DType dtype = i64, Device device = kCpu);  // 0 .. n-1, cast from i64
 
 // f32 or f64. uniform in [low, high), low <= high; normal by Box-Muller. Element i depends on its number and the
 // generator's state only (engine/rng.h).
@@ -24,8 +24,8 @@ Tensor rand_normal(const Shape& shape, Generator& rng, double mean = 0, double s
 Tensor contiguous(const Tensor& x);
 // A fresh contiguous copy. grad: identity.
 Tensor clone(const Tensor& x);
-// Any dtype to any other; floating to integer truncates toward zero (a value outside the integer's range gives any), to
-// bool tests != 0. x itself when equal.
+// Any dtype to any other; floating to integer truncates toward zero (a value outside the integer's range gives its
+// nearest end, NaN 0), integer to a narrower one wraps around, to bool tests != 0. x itself when equal.
 // grad (floating to floating): cast back.
 Tensor cast(const Tensor& x, DType dtype);
 

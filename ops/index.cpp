@@ -214,11 +214,13 @@ Tensor arg_extreme(const char* op, const Tensor& x0, std::int64_t axis0, bool ke
   else
     shape.erase(axis);
   const Tensor y = empty(shape, i64, x.device());
-  if (x.device().is_meta()) return y;
-  const Split s = around(x.shape(), axis);
-  const ArgExtremeArgs p{x.dtype(), x.data(), y.data<std::int64_t>(), x.shape()[axis], s.inner, largest};
-  launch(kernels::arg_extreme, x.device(), p, s.outer * ((s.inner + 63) / 64),
-         grain(p.size * (s.inner < 64 ? s.inner : 64)));
+  if (!x.device().is_meta()) {
+    const Split s = around(x.shape(), axis);
+    const ArgExtremeArgs p{x.dtype(), x.data(), y.data<std::int64_t>(), x.shape()[axis], s.inner, largest};
+    launch(kernels::arg_extreme, x.device(), p, s.outer * ((s.inner + 63) / 64),
+           grain(p.size * (s.inner < 64 ? s.inner : 64)));
+  }
+  detail::observe(op, y);
   return y;
 }
 

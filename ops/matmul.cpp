@@ -294,17 +294,14 @@ Tensor linear(const Tensor& x, const Tensor& w, const Tensor& b, Activation acti
   if (activation == Activation::relu) {  // y alone tells the slope: z is never stored
     const Tensor y = product(rows, wt, batch, out, bias, activation), z = record_linear(y.detach());
     return record("relu", y, {z}, Saved({}, {y}), [](const Saved& s, const Tensor& dy, Needs) -> Grads {
-      return {grad_enabled() ? dy * cast(greater(s[0], 0.0), dy.dtype()) : unary_backward(UnaryKind::relu, dy, s[0], 0, 0)};
+      return {unary_gradient(UnaryKind::relu, dy, s[0])};
     });
   }
   Tensor z;
   const Tensor y = product(rows, wt, batch, out, bias, activation, &z);
   z = record_linear(z);
   return record(name_of(activation), y, {z}, Saved({z}), [activation](const Saved& s, const Tensor& dy, Needs) -> Grads {
-    const UnaryKind kind = unary_of(activation);
-    if (!grad_enabled()) return {unary_backward(kind, dy, s[0], 0, 0)};
-    const Tensor z0 = s[0];  // recorded primitives by way of the unary op's own gradient
-    return grad({unary(kind, z0)}, {z0}, {dy}, {.keep_graph = true, .create_graph = true});
+    return {unary_gradient(unary_of(activation), dy, s[0])};
   });
 }
 

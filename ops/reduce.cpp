@@ -36,34 +36,6 @@ Axes resolve(const char* op, const Tensor& x, const Dims& axes) {
   return a;
 }
 
-void run(ReduceKind kind, const Tensor& x, const Tensor& y, const Axes& axes, double scale = 1);
-
-// A big sum into few outputs has no parallel work: first reduce fixed parts of 4,096 elements, then the parts.
-bool split_in_two(ReduceKind kind, const Tensor& x, const Tensor& y, const Axes& axes) {
-  constexpr std::int64_t kPart = 4096;
-  const int last = x.rank() - 1;
-  if (y.numel() > 8 || !x.is_contiguous() || last < 0 || !axes.reduced[last]) return false;
-  std::int64_t run_length = 1;
-  int first = last;
-  while (first >= 0 && axes.reduced[first]) run_length *= x.shape()[first--];
-  if (run_length < 8 * kPart || run_length % kPart) return false;
-  const Tensor parts = empty({x.numel() / kPart}, x.dtype(), x.device());
-  const Tensor flat = strided_view(x, {x.numel() / kPart, kPart}, {kPart, 1}, x.offset());
-  Axes inner;
-  inner.reduced[1] = true;
-  run(kind, flat, parts, inner);
-  Shape shape;
-  Axes outer;
-  for (int i = 0; i <= first; ++i) {
-    outer.reduced[i] = axes.reduced[i];
-    shape.push_back(x.shape()[i]);
-  }
-  outer.reduced[shape.size()] = true;
-  shape.push_back(run_length / kPart);
-  run(kind, strided_view(parts, shape, contiguous_strides(shape), 0), y, outer);
-  return true;
-}
-
 constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 // Whether every run of `pack` neighbours (elements of 16 bytes) of the innermost axis can be read at once.
@@ -112,9 +84,34 @@ void run_on_device(ReduceArgs& p, const Tensor& y, double scale) {
   launch(kernels::reduce, y.device(), p, y.numel(), 0);
 }
 
+// One output per item; where that makes a single chunk of long sums, fixed parts of 4,096 elements first, then the parts.
+void run_on_cpu(ReduceArgs& p, const Tensor& y) {
+  constexpr std::int64_t kPart = 4096, kWork = 16384;
+  const std::int64_t outputs = y.numel();
+  p.parts = 1, p.length = p.count;
+  if (outputs == 0 || outputs > 64 || p.count < 8 * kPart) {
+    const std::int64_t grain = p.count >= kWork ? 64 : (kWork / (p.count + 1) / 64 + 1) * 64;
+    launch(kernels::reduce, y.device(), p, outputs, grain);
+    return;
+  }
+  p.parts = ceil_div(p.count, kPart), p.length = kPart;
+  const Tensor parts = empty({p.parts, outputs}, y.dtype(), y.device());
+  p.y = parts.data();
+  launch(kernels::reduce, y.device(), p, outputs * p.parts, ceil_div(kWork, outputs * kPart) * outputs);
+
+  ReduceArgs join{};
+  join.kind = p.kind, join.dtype = p.dtype;
+  join.x = parts.data(), join.y = y.data();
+  join.kept = join.reduced = 1;
+  join.kept_shape[0] = outputs, join.kept_strides[0] = 1;
+  join.reduced_shape[0] = join.count = join.length = p.parts, join.reduced_strides[0] = outputs;
+  join.parts = 1;
+  launch(kernels::reduce, y.device(), join, outputs, 64);
+}
+
 // scale: of the result, on CUDA alone.
-void run(ReduceKind kind, const Tensor& x, const Tensor& y, const Axes& axes, double scale) {
-  if (x.device().is_meta() || (x.device().is_cpu() && split_in_two(kind, x, y, axes))) return;
+void run(ReduceKind kind, const Tensor& x, const Tensor& y, const Axes& axes, double scale = 1) {
+  if (x.device().is_meta()) return;
   ReduceArgs p{};
   p.kind = kind;
   p.dtype = x.dtype();
@@ -149,8 +146,7 @@ void run(ReduceKind kind, const Tensor& x, const Tensor& y, const Axes& axes, do
   if (p.kept == 0) p.kept_shape[p.kept++] = 1;
   if (p.reduced == 0) p.reduced_shape[p.reduced] = 1, p.reduced_strides[p.reduced++] = 1;
   if (x.device().is_cuda()) return run_on_device(p, y, scale);
-  const std::int64_t grain = p.count >= 16384 ? 64 : (16384 / (p.count + 1) / 64 + 1) * 64;
-  launch(kernels::reduce, x.device(), p, y.numel(), grain);
+  run_on_cpu(p, y);
 }
 
 }  // namespace

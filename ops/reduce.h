@@ -1,6 +1,6 @@
 // Reductions over any set of axes. Empty `axes` means all. Negatives allowed; a repeated axis throws.
 //
-// dtypes  f32, f64; bf16, f16 through f32 (CPU) or summed in f32 (CUDA); sum also i32, i64, in that width. Accumulation in
+// dtypes  f32, f64; bf16, f16 through f32 (CPU) or summed in f32 (CUDA); sum also i32, i64, in that width, wrapping around. Accumulation in
 //         chunks of fixed size, so the bits do not depend on the thread count.
 // keepdim leaves reduced axes with size 1. The sum of nothing is 0, its mean NaN.
 // grad    dy (mean: dy / count) at each element, any order; keeps nothing.
@@ -19,7 +19,7 @@ enum class ReduceKind : int { sum, max, min };
 // The values alone, not recorded, any ReduceKind; f32, f64, i32, i64. op names the caller in errors (ops/stats.h).
 Tensor reduce_values(const char* op, ReduceKind kind, const Tensor& x, const Dims& axes, bool keepdim);
 
-// One item per result.
+// One item per result and, on the CPU, part.
 struct ReduceArgs {
   ReduceKind kind;
   DType dtype;
@@ -29,11 +29,13 @@ struct ReduceArgs {
   std::int64_t kept_shape[kMaxDims], kept_strides[kMaxDims];
   std::int64_t reduced_shape[kMaxDims], reduced_strides[kMaxDims];
   std::int64_t count;                                   // elements reduced into one
+  // Part k reduces elements [k length, (k + 1) length) of each output. CPU: y is [parts, outputs], one item per value;
+  // the parts are joined by another launch.
+  std::int64_t parts, length;
   // CUDA alone (plan_on_device in reduce.cpp).
   double scale;                                         // of a floating result
   bool columns, packed;                                 // threads run along the outputs first; reads of 16 bytes
   int across;                                           // columns: threads of a block side by side, a power of two
-  std::int64_t parts, length;                           // part k reduces elements [k length, (k + 1) length)
   void* work;                                           // [outputs, parts] when parts > 1; f32 for 16-bit x
 };
 

@@ -84,6 +84,10 @@ Tensor unary_backward(UnaryKind kind, const Tensor& dy, const Tensor& saved, dou
   return record_no_gradient("unary_backward", apply(kind, contiguous(saved), contiguous(dy), p, q), {dy, saved});
 }
 
+Tensor unary_gradient(UnaryKind kind, const Tensor& dy, const Tensor& saved, double p, double q) {
+  return grad_enabled() ? composite_gradient(kind, dy, saved, p, q) : unary_backward(kind, dy, saved, p, q);
+}
+
 Tensor unary(UnaryKind kind, const Tensor& x0, double p, double q) {
   const char* name = name_of(kind);
   CAPO_CHECK(is_floating(x0.dtype()), name, ": x must be floating, got ", describe(x0));
@@ -99,7 +103,7 @@ Tensor unary(UnaryKind kind, const Tensor& x0, double p, double q) {
       if (kind == UnaryKind::neg) return {neg(dy)};
       return {dy * (kind == UnaryKind::affine ? p : 0.0)};
     }
-    return {grad_enabled() ? composite_gradient(kind, dy, s[0], p, q) : unary_backward(kind, dy, s[0], p, q)};
+    return {unary_gradient(kind, dy, s[0], p, q)};
   });
 }
 

@@ -49,6 +49,8 @@ bool reads_output(UnaryKind kind);
 // dy * f'(x): the fused gradient kernel; has no further derivative. saved is x, or y when reads_output(kind), like dy in
 // shape, dtype and device.
 Tensor unary_backward(UnaryKind kind, const Tensor& dy, const Tensor& saved, double p, double q);
+// The same for gradients of ops that end in such a function: that kernel, or under create_graph recorded primitives.
+Tensor unary_gradient(UnaryKind kind, const Tensor& dy, const Tensor& saved, double p = 0, double q = 0);
 
 struct UnaryArgs {
   UnaryKind kind;

@@ -2,12 +2,13 @@
 #include <capo/ops/cpu/kernel.h>
 #include <capo/ops/cpu/math.h>
 #include <capo/ops/cpu/nest.h>
+#include <capo/ops/integer_functors.h>
 
 namespace {
 
-struct Add { template <class T> static T f(T a, T b) { return static_cast<T>(a + b); } };
-struct Sub { template <class T> static T f(T a, T b) { return static_cast<T>(a - b); } };
-struct Mul { template <class T> static T f(T a, T b) { return static_cast<T>(a * b); } };
+struct Add { template <class T> static T f(T a, T b) { return wrap_add(a, b); } };
+struct Sub { template <class T> static T f(T a, T b) { return wrap_sub(a, b); } };
+struct Mul { template <class T> static T f(T a, T b) { return wrap_mul(a, b); } };
 struct Div { template <class T> static T f(T a, T b) { return static_cast<T>(a / b); } };
 // NaN in either wins, as in PyTorch.
 struct Maximum { template <class T> static T f(T a, T b) { return a != a ? a : (b != b ? b : (a < b ? b : a)); } };
@@ -80,6 +81,42 @@ CAPO_CPU_KERNEL(binary, capo::BinaryArgs) {
     case K::ge: return number<Ge>(args, begin, end);
     case K::logical_and: return loop<And, bool>(args, begin, end);
     case K::logical_or: return loop<Or, bool>(args, begin, end);
+  }
+}
+
+namespace {
+template <class W>
+void select(const capo::WhereArgs& p, std::int64_t begin, std::int64_t end) {
+  const W *a = static_cast<const W*>(p.a), *b = static_cast<const W*>(p.b);
+  W* y = static_cast<W*>(p.y);
+  const bool* condition = p.condition;
+  const int last = p.rank - 1;
+  const std::int64_t ic = p.sc[last], ia = p.sa[last], ib = p.sb[last];
+  const std::int64_t* const strides[] = {p.sc, p.sa, p.sb};
+  walk_rows(p.rank, p.shape, strides, begin, end, [=](std::int64_t k, std::int64_t n, const std::int64_t* at) {
+    const bool* c = condition + at[0];
+    const W *u = a + at[1], *v = b + at[2];
+    W* out = y + k;
+    if (ic == 1 && ia == 1 && ib == 1) {
+#pragma omp simd
+      for (std::int64_t i = 0; i < n; ++i) out[i] = c[i] ? u[i] : v[i];
+    } else if (ic == 1 && ia == 1 && ib == 0) {  // a mask's gradient
+      const W other = *v;
+#pragma omp simd
+      for (std::int64_t i = 0; i < n; ++i) out[i] = c[i] ? u[i] : other;
+    } else {
+      for (std::int64_t i = 0; i < n; ++i) out[i] = c[i * ic] ? u[i * ia] : v[i * ib];
+    }
+  });
+}
+}  // namespace
+
+CAPO_CPU_KERNEL(where, capo::WhereArgs) {
+  switch (args.element_bytes) {
+    case 8: return select<std::int64_t>(args, begin, end);
+    case 4: return select<std::int32_t>(args, begin, end);
+    case 2: return select<std::int16_t>(args, begin, end);
+    default: return select<std::int8_t>(args, begin, end);
   }
 }
 

@@ -3,6 +3,7 @@
 #include <capo/ops/cpu/math.h>
 #include <capo/ops/cpu/nest.h>
 #include <capo/ops/cpu/philox.h>
+#include <capo/ops/integer_functors.h>
 
 namespace {
 
@@ -26,7 +27,7 @@ inline T load(T v) { return v; }
 template <class T>
 struct Store {
   template <class S>
-  static T from(S v) { return static_cast<T>(v); }
+  static T from(S v) { return convert_to<T>(v); }
 };
 template <>
 struct Store<bool> {
@@ -115,7 +116,7 @@ template <class T>
 void fill_loop(const capo::FillArgs& p, std::int64_t begin, std::int64_t end) {
   T* dst = static_cast<T*>(p.dst);
   if (p.iota) {
-    for (std::int64_t i = begin; i < end; ++i) dst[i] = Store<T>::from(static_cast<double>(i));
+    for (std::int64_t i = begin; i < end; ++i) dst[i] = Store<T>::from(i);
     return;
   }
   const T v = Store<T>::from(p.value);

@@ -1,5 +1,6 @@
 #include <capo/ops/cpu/kernel.h>
 #include <capo/ops/index.h>
+#include <capo/ops/integer_functors.h>
 
 namespace {
 
@@ -28,7 +29,7 @@ void add_rows(const capo::IndexAddArgs& p, std::int64_t begin, std::int64_t end)
       const T* from = src + k * p.inner;
       T* to = y + p.index[k] * p.inner;
 #pragma omp simd
-      for (std::int64_t i = 0; i < n; ++i) to[i] += from[i];
+      for (std::int64_t i = 0; i < n; ++i) to[i] = wrap_add(to[i], from[i]);
     }
   }
 }
@@ -70,7 +71,8 @@ void scatter_columns(const capo::ScatterAddArgs& p, std::int64_t begin, std::int
     for (std::int64_t k = 0; k < p.count; ++k)
       for (std::int64_t j = 0; j < n; ++j) {
         const std::int64_t at = from[j] + k * p.src_step;
-        y[to[j] + p.index[at] * p.y_step] += src[at];
+        T& sum = y[to[j] + p.index[at] * p.y_step];
+        sum = wrap_add(sum, src[at]);
       }
   }
 }

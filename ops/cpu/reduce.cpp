@@ -1,4 +1,5 @@
 #include <capo/ops/cpu/kernel.h>
+#include <capo/ops/integer_functors.h>
 #include <capo/ops/reduce.h>
 
 namespace {
@@ -10,7 +11,7 @@ constexpr std::int64_t kBlock = 512;  // partial sums of this many elements keep
 
 struct SumOf {
   template <class T> static T start() { return T(0); }
-  template <class T> static T join(T a, T b) { return a + b; }
+  template <class T> static T join(T a, T b) { return wrap_add(a, b); }
 };
 struct MaxOf {
   template <class T> static T start() { return lowest(T(0)); }
@@ -50,66 +51,84 @@ inline void offsets(int rank, const std::int64_t* shape, const std::int64_t* str
   }
 }
 
-// Outputs [begin, end); the reduced axes are walked for each output, or for 64 neighbouring outputs at once when they
-// are contiguous in memory (the bias-gradient case).
+// 64 neighbouring outputs, contiguous in memory, at once (the bias-gradient case): elements [first, last) of each of n.
+template <class R, class T>
+inline void columns(const ReduceArgs& p, const T* x, T* y, std::int64_t n, std::int64_t first, std::int64_t last) {
+  T total[64], part[64];
+  for (int j = 0; j < 64; ++j) total[j] = part[j] = R::template start<T>();
+  std::int64_t index[8] = {}, at = 0, in_block = 0, rest = first;
+  for (int i = p.reduced - 1; i >= 0 && first > 0; --i) {  // at first = 0 a size may be 0
+    index[i] = rest % p.reduced_shape[i];
+    at += index[i] * p.reduced_strides[i];
+    rest /= p.reduced_shape[i];
+  }
+  for (std::int64_t r = first; r < last; ++r) {
+    const T* src = x + at;
+    if (n == 64) {
+      for (int j = 0; j < 64; ++j) part[j] = R::join(part[j], src[j]);
+    } else {
+      for (std::int64_t j = 0; j < n; ++j) part[j] = R::join(part[j], src[j]);
+    }
+    if (++in_block == kBlock) {
+      for (int j = 0; j < 64; ++j) total[j] = R::join(total[j], part[j]), part[j] = R::template start<T>();
+      in_block = 0;
+    }
+    at += p.reduced_strides[p.reduced - 1];
+    ++index[p.reduced - 1];
+    for (int i = p.reduced - 1; i > 0 && index[i] == p.reduced_shape[i]; --i) {
+      at += p.reduced_strides[i - 1] - p.reduced_shape[i] * p.reduced_strides[i];
+      index[i] = 0;
+      ++index[i - 1];
+    }
+  }
+  for (std::int64_t j = 0; j < n; ++j) y[j] = R::join(total[j], part[j]);
+}
+
+// Elements [first, last) of one output, run by run of the innermost reduced axis.
+template <class R, class T>
+inline T elements(const ReduceArgs& p, const T* x, std::int64_t first, std::int64_t last) {
+  const std::int64_t inner = p.reduced_shape[p.reduced - 1], stride = p.reduced_strides[p.reduced - 1];
+  T total = R::template start<T>();
+  for (std::int64_t e = first; e < last;) {
+    const std::int64_t k = e % inner, n = lesser(inner - k, last - e);
+    std::int64_t at = k * stride;
+    offsets(p.reduced - 1, p.reduced_shape, p.reduced_strides, e / inner, at);
+    for (std::int64_t i = 0; i < n; i += kBlock) {
+      const T* src = x + at + i * stride;
+      const std::int64_t count = lesser(kBlock, n - i);
+      if (stride == 1) {
+        total = R::join(total, row<R>(src, count));
+        continue;
+      }
+      T part = R::template start<T>();
+      for (std::int64_t j = 0; j < count; ++j) part = R::join(part, src[j * stride]);
+      total = R::join(total, part);
+    }
+    e += n;
+  }
+  return total;
+}
+
+// Items [begin, end) of [parts, outputs].
 template <class R, class T>
 void reduce(const ReduceArgs& p, std::int64_t begin, std::int64_t end) {
   const T* x = static_cast<const T*>(p.x);
   T* y = static_cast<T*>(p.y);
-  const std::int64_t inner = p.reduced_shape[p.reduced - 1], stride = p.reduced_strides[p.reduced - 1];
   const std::int64_t width = p.kept_shape[p.kept - 1];
-  if (stride != 1 && p.kept_strides[p.kept - 1] == 1) {
-    for (std::int64_t k = begin; k < end;) {
-      const std::int64_t n = lesser(lesser(std::int64_t{64}, end - k), width - k % width);
-      std::int64_t base = 0;
-      offsets(p.kept, p.kept_shape, p.kept_strides, k, base);
-      T total[64], part[64];
-      for (int j = 0; j < 64; ++j) total[j] = part[j] = R::template start<T>();
-      std::int64_t index[8] = {}, at = base, in_block = 0;
-      for (std::int64_t r = 0; r < p.count; ++r) {
-        const T* src = x + at;
-        if (n == 64) {
-          for (int j = 0; j < 64; ++j) part[j] = R::join(part[j], src[j]);
-        } else {
-          for (std::int64_t j = 0; j < n; ++j) part[j] = R::join(part[j], src[j]);
-        }
-        if (++in_block == kBlock) {
-          for (int j = 0; j < 64; ++j) total[j] = R::join(total[j], part[j]), part[j] = R::template start<T>();
-          in_block = 0;
-        }
-        at += stride;
-        ++index[p.reduced - 1];
-        for (int i = p.reduced - 1; i > 0 && index[i] == p.reduced_shape[i]; --i) {
-          at += p.reduced_strides[i - 1] - p.reduced_shape[i] * p.reduced_strides[i];
-          index[i] = 0;
-          ++index[i - 1];
-        }
-      }
-      for (std::int64_t j = 0; j < n; ++j) y[k + j] = R::join(total[j], part[j]);
-      k += n;
-    }
-    return;
-  }
-  const std::int64_t rows = inner > 0 ? p.count / inner : 0;
-  for (std::int64_t k = begin; k < end; ++k) {
+  const bool by_columns = p.reduced_strides[p.reduced - 1] != 1 && p.kept_strides[p.kept - 1] == 1;
+  std::int64_t outputs = 1;
+  for (int i = 0; i < p.kept; ++i) outputs *= p.kept_shape[i];
+  for (std::int64_t k = begin; k < end;) {
+    const std::int64_t part = k / outputs, first = part * p.length, last = lesser(first + p.length, p.count);
     std::int64_t base = 0;
-    offsets(p.kept, p.kept_shape, p.kept_strides, k, base);
-    T total = R::template start<T>();
-    for (std::int64_t r = 0; r < rows; ++r) {
-      std::int64_t at = base;
-      offsets(p.reduced - 1, p.reduced_shape, p.reduced_strides, r, at);
-      if (stride == 1) {
-        for (std::int64_t i = 0; i < inner; i += kBlock) total = R::join(total, row<R>(x + at + i, lesser(kBlock, inner - i)));
-      } else {
-        for (std::int64_t i = 0; i < inner; i += kBlock) {
-          T part = R::template start<T>();
-          const std::int64_t stop = lesser(inner, i + kBlock);
-          for (std::int64_t j = i; j < stop; ++j) part = R::join(part, x[at + j * stride]);
-          total = R::join(total, part);
-        }
-      }
+    offsets(p.kept, p.kept_shape, p.kept_strides, k % outputs, base);
+    if (by_columns) {
+      const std::int64_t n = lesser(lesser(std::int64_t{64}, end - k), width - k % width);
+      columns<R>(p, x + base, y + k, n, first, last);
+      k += n;
+    } else {
+      y[k++] = elements<R>(p, x + base, first, last);
     }
-    y[k] = total;
   }
 }
 

@@ -1,4 +1,5 @@
 #include <capo/ops/cpu/kernel.h>
+#include <capo/ops/integer_functors.h>
 #include <capo/ops/stats.h>
 
 namespace {
@@ -14,7 +15,7 @@ void running_sums(const capo::CumsumArgs& p, std::int64_t begin, std::int64_t en
     for (std::int64_t k = 0; k < p.size; ++k) {
       const std::int64_t at = (p.reverse ? p.size - 1 - k : k) * p.inner;
       for (std::int64_t j = 0; j < n; ++j) {
-        total[j] += static_cast<Sum>(x[at + j]);
+        total[j] = wrap_add(total[j], static_cast<Sum>(x[at + j]));
         y[at + j] = static_cast<T>(total[j]);
       }
     }

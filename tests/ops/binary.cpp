@@ -2,12 +2,15 @@
 #include <capo/ops/binary.h>
 
 #include <capo/autograd/autograd.h>
+#include <capo/engine/backend.h>
 #include <capo/ops/view.h>
 #include <capo/tests/op_test.h>
 
 #include <doctest/doctest.h>
 
 #include <cmath>
+#include <limits>
+#include <type_traits>
 
 namespace capo::test {
 namespace {
@@ -282,6 +285,71 @@ TEST_CASE("operators with numbers") {
   CHECK((n + 2).dtype() == i64);
   CHECK_THROWS_WITH_AS(n * 0.5, "scalar: beside a tensor of i64 it must be whole, got 0.5", Error);
   CHECK_THROWS_AS(less(n, -0.5), Error);
+}
+
+TEST_CASE("integer sums, differences and products wrap around") {
+  const auto check = [](auto first, Device device) {
+    using T = decltype(first);
+    using U = std::make_unsigned_t<T>;
+    const T low = std::numeric_limits<T>::min(), high = std::numeric_limits<T>::max();
+    const std::vector<T> ends = {low, low + 1, -1, 0, 1, high - 1, high};
+    std::vector<T> a, b, sums, differences, products;
+    for (const T x : ends)
+      for (const T y : ends) {
+        a.push_back(x), b.push_back(y);
+        sums.push_back(static_cast<T>(static_cast<U>(x) + static_cast<U>(y)));
+        differences.push_back(static_cast<T>(static_cast<U>(x) - static_cast<U>(y)));
+        products.push_back(static_cast<T>(static_cast<U>(x) * static_cast<U>(y)));
+      }
+    const Tensor x = to(from_vector<T>(a, {7, 7}), device), y = to(from_vector<T>(b, {7, 7}), device);
+    CHECK(to_vector<T>(x + y) == sums);
+    CHECK(to_vector<T>(x - y) == differences);
+    CHECK(to_vector<T>(x * y) == products);
+    CHECK(to_vector<T>(x + select(y, 0, 0)) == sums);  // broadcast: another loop
+    CHECK(to_vector<T>(sum_to(y, {7}))[0] == static_cast<T>(static_cast<U>(low) * 7));
+    CHECK(to_vector<T>(select(y, 0, 0) + 1)[6] == low);
+  };
+  for (int d = 0; d <= (device_count() > 0); ++d) {
+    const Device device = d ? Device{DeviceType::cuda, 0} : kCpu;
+    check(std::int32_t{}, device);
+    check(std::int64_t{}, device);
+  }
+  CHECK_THROWS_WITH_AS(zeros({2}, i32) + 3e9, "scalar: beside a tensor of i32 it must be in i32, got 3e+09", Error);
+  CHECK_THROWS_WITH_AS(less(zeros({2}, i64), 1e300), "scalar: beside a tensor of i64 it must be in i64, got 1e+300", Error);
+  CHECK_THROWS_AS(zeros({2}, i64) * kInf, Error);
+}
+
+TEST_CASE("where moves every dtype as it is, in one pass") {
+  const Tensor yes = make_bool(from_vector<std::int64_t>({1, 0, 1, 0, 0, 1}, {2, 3}));
+  const auto all = Dims{2, 3};
+  for (const DType t : {f32, f64, bf16, f16, i32, i64, u8, i8, boolean}) {
+    const Tensor a = full(all, 1, t), b = full({3}, 0, t);
+    const Tensor y = where(yes, a, b);
+    CHECK(y.dtype() == t);
+    CHECK(to_vector<double>(y) == std::vector<double>{1, 0, 1, 0, 0, 1});
+    CHECK(to_vector<double>(where(transpose(yes, 0, 1), b.dtype() == t ? full({1}, 1, t) : b, full({}, 0, t))) ==
+          std::vector<double>{1, 0, 0, 0, 1, 1});
+  }
+  struct Seen {
+    int n = 0;
+    static void hook(const char*, const Tensor&, void* user) { ++static_cast<Seen*>(user)->n; }
+  } seen;
+  const OpObserver observer(Seen::hook, &seen);
+  where(yes, ones({3}), zeros({2, 1}));
+  CHECK(seen.n == 1);  // no expand, no copies
+}
+
+TEST_CASE("an OpObserver sees comparisons") {
+  struct Seen {
+    std::string text;
+    static void hook(const char* op, const Tensor&, void* user) { static_cast<Seen*>(user)->text += cat(op, " "); }
+  } seen;
+  const Tensor x = ones({2});
+  set_requires_grad(x, true);
+  const OpObserver observer(Seen::hook, &seen);
+  const Tensor positive = greater(x, 0.0);
+  logical_and(positive, equal(x, x));
+  CHECK(seen.text == "greater equal logical_and ");
 }
 
 TEST_CASE("add_ within one storage: onto itself, its transpose, its other half") {

@@ -1,10 +1,12 @@
 // Samples of creation, copies, casts and fills. References are host loops on engine/dtype.h and engine/rng.h.
 #include <capo/autograd/autograd.h>
+#include <capo/engine/backend.h>
 #include <capo/ops/view.h>
 #include <capo/tests/op_test.h>
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cmath>
 
 namespace capo::test {
@@ -339,6 +341,32 @@ OpCase fill_case() {
 std::vector<OpCase> op_cases() {
   return {full_case(), arange_case(), random_case(false), random_case(true), identity_case("contiguous", contiguous),
           identity_case("clone", clone), cast_case(), copy_into_case(), fill_case()};
+}
+
+TEST_CASE("cast: floating values outside an integer's range become its nearest end, NaN 0; integers wrap around") {
+  const std::vector<double> in = {kInf, -kInf, std::nan(""), 1e30, -1e30, 300.9, -300.9, 0x1p31, -0x1p31 - 1, 0x1p63, -0x1p63, -0.9, 255.9};
+  const auto whole = [&](double low, double high) {
+    std::vector<double> out;
+    for (const double v : in) out.push_back(std::isnan(v) ? 0 : std::trunc(std::clamp(v, low, high)) + 0.0);
+    return out;
+  };
+  for (int d = 0; d <= (device_count() > 0); ++d) {
+    const Device device = d ? Device{DeviceType::cuda, 0} : kCpu;
+    const Tensor x = to(values(in, {13}), device);
+    CHECK(to_vector<double>(cast(x, u8)) == whole(0, 255));
+    CHECK(to_vector<double>(cast(x, i8)) == whole(-128, 127));
+    CHECK(to_vector<double>(cast(x, i32)) == whole(-0x1p31, 0x1p31 - 1));
+    CHECK(to_vector<double>(cast(x, i64)) == whole(-0x1p63, 0x1p63));
+    CHECK(to_vector<std::int64_t>(cast(x, i64))[0] == INT64_MAX);
+    CHECK(to_vector<std::int64_t>(cast(cast(x, f32), i64))[4] == INT64_MIN);
+    CHECK(to_vector<std::int64_t>(cast(cast(x, f16), i32))[0] == INT32_MAX);
+    CHECK(to_vector<double>(full({1}, -1, u8, device)) == std::vector<double>{0});
+    CHECK(to_vector<double>(full({1}, 1e20, i32, device)) == std::vector<double>{0x1p31 - 1});
+    const Tensor n = to(from_vector<std::int64_t>({0x1ffffffffll, 300, -129}, {3}), device);
+    CHECK(to_vector<std::int64_t>(cast(n, i32)) == std::vector<std::int64_t>{-1, 300, -129});
+    CHECK(to_vector<std::int64_t>(cast(n, u8)) == std::vector<std::int64_t>{255, 44, 127});
+    CHECK(to_vector<double>(slice(arange(258, u8, device), 0, 255, 258)) == std::vector<double>{255, 0, 1});
+  }
 }
 
 TEST_CASE("cast: the gradient is cast back") {

@@ -6,6 +6,8 @@
 #include <capo/ops/index.h>
 #include <capo/ops/reduce.h>
 
+#include <doctest/doctest.h>
+
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -410,6 +412,32 @@ OpCase arg_case(bool largest) {
 std::vector<OpCase> op_cases() {
   return {index_select_case(), index_add_case(), gather_case(),  scatter_add_case(), embedding_case(),
           one_hot_case(),      topk_case(),      arg_case(true), arg_case(false)};
+}
+
+TEST_CASE("integer sums at one position wrap around") {
+  for (int d = 0; d <= (device_count() > 0); ++d) {
+    const Device device = d ? Device{DeviceType::cuda, 0} : kCpu;
+    const Tensor at = to(from_vector<std::int64_t>({1, 1, 0}, {3}), device);
+    for (const DType t : {i32, i64}) {
+      const std::int64_t low = t == i32 ? INT32_MIN : INT64_MIN, high = t == i32 ? INT32_MAX : INT64_MAX;
+      const Tensor base = to(cast(from_vector<std::int64_t>({high, 1}, {2}), t), device);
+      const Tensor src = to(cast(from_vector<std::int64_t>({high, 1, 1}, {3}), t), device);
+      const Index expected = {low, low + 1};
+      CHECK(to_vector<std::int64_t>(index_add(base, 0, at, src)) == expected);
+      CHECK(to_vector<std::int64_t>(scatter_add(base, 0, at, src)) == expected);
+    }
+  }
+}
+
+TEST_CASE("an OpObserver sees argmax") {
+  struct Seen {
+    std::string text;
+    static void hook(const char* op, const Tensor&, void* user) { static_cast<Seen*>(user)->text += cat(op, " "); }
+  } seen;
+  const OpObserver observer(Seen::hook, &seen);
+  argmax(values({1, 2}, {2}), 0);
+  argmin(zeros({2}, f32, kMeta), 0);
+  CHECK(seen.text == "argmax argmin ");
 }
 
 }  // namespace capo::test

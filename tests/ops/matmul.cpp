@@ -5,6 +5,8 @@
 #include <capo/ops/view.h>
 #include <capo/tests/op_test.h>
 
+#include <doctest/doctest.h>
+
 namespace capo::test {
 namespace {
 
@@ -144,5 +146,33 @@ OpCase linear_case() {
 }  // namespace
 
 std::vector<OpCase> op_cases() { return {matmul_case(), linear_case()}; }
+
+TEST_CASE("linear with an activation: what create_graph records grows with the depth, not faster") {
+  struct Seen {
+    int ops = 0, activations = 0;
+    static void hook(const char* op, const Tensor&, void* user) {
+      auto& seen = *static_cast<Seen*>(user);
+      ++seen.ops;
+      seen.activations += std::string(op) == "gelu" || std::string(op) == "relu" || std::string(op) == "silu";
+    }
+  };
+  for (const Activation act : {Activation::relu, Activation::gelu, Activation::silu}) {
+    const auto recorded = [&](int depth) {
+      const Tensor x = normal({3, 4}, "x"), w = normal({4, 4}, "w");
+      set_requires_grad(x, true);
+      Tensor y = x;
+      for (int i = 0; i < depth; ++i) y = linear(y, w, {}, act);
+      Seen seen;
+      const OpObserver observer(Seen::hook, &seen);
+      grad({y}, {x}, {ones({3, 4}, f64)}, {.create_graph = true});
+      CHECK(seen.activations == 0);  // the forward is not run again
+      return seen.ops;
+    };
+    const int two = recorded(2), four = recorded(4), eight = recorded(8);
+    CHECK(two > 2);
+    CHECK(four - two > 0);
+    CHECK(eight - four == 2 * (four - two));
+  }
+}
 
 }  // namespace capo::test

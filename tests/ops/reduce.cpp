@@ -1,5 +1,6 @@
 // Samples of sums and means. The reference adds every element in long double.
 #include <capo/autograd/autograd.h>
+#include <capo/engine/backend.h>
 #include <capo/ops/reduce.h>
 #include <capo/ops/view.h>
 #include <capo/tests/op_test.h>
@@ -71,6 +72,12 @@ OpCase make_case(const std::string& name, bool mean_of) {
   add("rows ", normal({17, 1031}, name), {1}, false);
   add("shifted ", normal({3, 4099}, name, 10000), {1}, false);
   add("huge row ", normal({2, 8 * 4096}, name, 1), {1}, false);  // in parts of 4,096
+  for (const std::int64_t n : {8 * 4096 + 1, 9 * 4096 - 1, 40961}) {  // and a tail
+    add("huge row with a tail ", normal({2, n}, name, 1), {1}, false);
+    add("huge columns with a tail ", normal({n, 3}, name, 1), {0}, false);
+  }
+  add("huge rows of two axes with a tail ", normal({3, 2, 40961}, name, 1), {0, 2}, true);
+  add("huge, both axes inside ", normal({211, 2, 173}, name, 1), {0, 2}, false);
   add("huge row of two axes ", normal({64, 1024}, name, 1), {}, true);
   add("huge row, outer axis too ", normal({2, 8, 4096}, name, 1), {0, 2, 1}, false);
   Sample& special = add("special values ", values({HUGE_VAL, 1, -HUGE_VAL, 2, HUGE_VAL, -HUGE_VAL, std::nan(""), 3, 1, 2}, {5, 2}), {1}, false);
@@ -106,6 +113,17 @@ TEST_CASE("the f32 error of a long sum stays small in every layout") {
   CHECK(sum(slice(wide, 1, 0, 1)).item() == doctest::Approx(exact).epsilon(2e-6));   // stride 2
   CHECK(sum(expand(ones({1}), {n})).item() == static_cast<double>(n));               // stride 0
   CHECK(mean(slice(wide, 1, 0, 1), {0}).item() == doctest::Approx(exact / static_cast<double>(n)).epsilon(2e-6));
+}
+
+TEST_CASE("integer sums wrap around") {
+  for (int d = 0; d <= (device_count() > 0); ++d) {
+    const Device device = d ? Device{DeviceType::cuda, 0} : kCpu;
+    CHECK(to_vector<std::int64_t>(sum(full({5}, INT32_MAX, i32, device)))[0] == INT32_MAX - 4);
+    CHECK(to_vector<std::int64_t>(sum(full({40961}, INT32_MIN, i32, device)))[0] == INT32_MIN);
+    const Tensor ends = to(from_vector<std::int64_t>({INT64_MAX, 1, INT64_MIN, INT64_MIN}, {2, 2}), device);
+    CHECK(to_vector<std::int64_t>(sum(ends, {1})) == std::vector<std::int64_t>{INT64_MIN, 0});
+    CHECK(to_vector<std::int64_t>(sum(ends, {0})) == std::vector<std::int64_t>{-1, INT64_MIN + 1});
+  }
 }
 
 TEST_CASE("a sum keeps nothing and its mean of nothing is NaN") {

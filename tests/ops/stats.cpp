@@ -1,6 +1,7 @@
 // References: f64 loops over the set that falls into each result; some values from PyTorch 2.x where marked.
 #include <capo/tests/op_test.h>
 
+#include <capo/engine/backend.h>
 #include <capo/ops/stats.h>
 
 #include <doctest/doctest.h>
@@ -243,6 +244,16 @@ std::vector<OpCase> op_cases() {
 }
 
 // Where finite differences say nothing. PyTorch 2.x gives the same, but NaN for logsumexp.
+TEST_CASE("integer running sums wrap around") {
+  for (int d = 0; d <= (device_count() > 0); ++d) {
+    const Device device = d ? Device{DeviceType::cuda, 0} : kCpu;
+    const Tensor x = to(from_vector<std::int64_t>({INT64_MAX, 1, 1, -1, -2, INT64_MIN}, {6}), device);
+    CHECK(to_vector<std::int64_t>(cumsum(x, 0)) ==
+          std::vector<std::int64_t>{INT64_MAX, INT64_MIN, INT64_MIN + 1, INT64_MIN, INT64_MAX - 1, -2});
+    CHECK(to_vector<std::int64_t>(cumsum(full({3, 40}, INT32_MAX, i32, device), 0))[119] == INT32_MAX - 2);
+  }
+}
+
 TEST_CASE("stats: gradients at ties, zeros and infinities") {
   const auto gradient = [](const std::vector<double>& x, const auto& f) {
     const Tensor leaf = values(x, {static_cast<std::int64_t>(x.size())});
