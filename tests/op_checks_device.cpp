@@ -37,14 +37,14 @@ bool run_there(const Subject& s, const Tensors& inputs, Result& result) {
 }
 
 #if defined(CAPO_TEST_SHIM)
-// Runs again under all orders but the first; the shim is back in the first one afterwards, whatever happens.
+// Runs again under the orders from `begin` on; the shim is back in the first one afterwards, whatever happens.
 struct FirstOrder {
   FirstOrder() { shim::config() = shim::orders().front(); }
   ~FirstOrder() { shim::config() = shim::orders().front(); }
 };
 template <class Run>
-void rerun(const Run& run) {
-  for (std::size_t i = 1; i < shim::orders().size(); ++i) {
+void rerun(std::size_t begin, const Run& run) {
+  for (std::size_t i = begin; i < shim::orders().size(); ++i) {
     shim::config() = shim::orders()[i];
     run(cat(shim::kOrderNames[static_cast<int>(shim::config().order)], " order"));
   }
@@ -54,7 +54,7 @@ struct FirstOrder {
   FirstOrder() {}
 };
 template <class Run>
-void rerun(const Run& run) {
+void rerun(std::size_t, const Run& run) {
   run("second run");
 }
 #endif
@@ -76,9 +76,9 @@ struct CreateThere {
   ~CreateThere() { creation_device() = kCpu; }
 };
 
-// The sample again under every other order, against the bits of `got`.
-void again(const Subject& s, const Tensors& inputs, const std::string& what, const Result& got) {
-  rerun([&](const std::string& how) {
+// The sample again under the other orders (from `begin` on), against the bits of `got`.
+void again(const Subject& s, const Tensors& inputs, const std::string& what, const Result& got, std::size_t begin = 1) {
+  rerun(begin, [&](const std::string& how) {
     Result result;
     run_there(s, inputs, result);
     compare_bits(cat(what, ", ", how), result, got);
@@ -108,7 +108,7 @@ bool run_in(DType t, const Subject& s) {
   const double unit = t == bf16 ? 0x1p-8 : t == f16 ? 0x1p-11 : 0;  // rounding of the storage, a few of them in a row
   compare(cat(t, " output"), got.outputs, exact.outputs, 6 * unit + s.sample.tol_f32);
   compare(cat(t, " gradient"), got.gradients, exact.gradients, 24 * unit + gradient_tolerance(s.sample));
-  again(s, there, to_string(t), got);
+  again(s, there, to_string(t), got, t == f16 ? 2 : 1);  // f16 takes bf16's paths: the seeded order is enough
   return true;
 }
 

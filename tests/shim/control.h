@@ -19,7 +19,7 @@ struct Config {
 };
 Config& config();
 
-// The orders in which this build tries a kernel, the ascending one first. The race checker needs no other.
+// The orders in which this build tries a kernel: ascending, descending, seeded. The race checker needs the first alone.
 const std::vector<Config>& orders();
 
 // The kernels that have been launched, each with the orders: bit 1 << Order.

@@ -412,7 +412,7 @@ void run_block() {
 Config& config() { return state().config; }
 
 const std::vector<Config>& orders() {
-  static const std::vector<Config> all = {{Order::forward, 0}, {Order::reverse, 0}, {Order::warp_ahead, 1}, {Order::warp_ahead, 2}};
+  static const std::vector<Config> all = {{Order::forward, 0}, {Order::reverse, 0}, {Order::warp_ahead, 1}};
   static const std::vector<Config> one(all.begin(), all.begin() + 1);
   return race::kOn ? one : all;
 }
