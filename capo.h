@@ -18,6 +18,7 @@
 #include <capo/datasets/sample_rng.h>
 #include <capo/datasets/subset.h>
 #include <capo/engine/allocator.h>
+#include <capo/engine/atomic.h>
 #include <capo/engine/backend.h>
 #include <capo/engine/cpu.h>
 #include <capo/engine/device.h>

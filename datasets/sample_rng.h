@@ -1,10 +1,9 @@
 // Random numbers for samples: a stream per (seed, purpose, a, b), so that what happens to a sample depends on its
-// place in the run and not on threads or history. Header only, host only; tensors use engine/rng.
+// place in the run and not on threads or history. Host only; tensors use engine/rng.
 #pragma once
 
-#include <cmath>
 #include <cstdint>
-#include <numeric>
+#include <utility>
 #include <vector>
 
 namespace capo {
@@ -28,15 +27,9 @@ class SampleRng {
     while (v > limit) v = next();
     return static_cast<std::int64_t>(v % range);
   }
-  double normal() {
-    const double u = (static_cast<double>(next() >> 11) + 1) * 0x1p-53, v = static_cast<double>(next() >> 11) * 0x1p-53;
-    return std::sqrt(-2 * std::log(u)) * std::cos(6.283185307179586 * v);
-  }
+  double normal();
   // Beta(alpha, alpha), alpha > 0.
-  double beta(double alpha) {
-    const double a = gamma(alpha), b = gamma(alpha);
-    return a + b > 0 ? a / (a + b) : (next() & 1 ? 1.0 : 0.0);  // both underflow at tiny alpha: one of the ends
-  }
+  double beta(double alpha);
   template <class T>
   void shuffle(std::vector<T>& v) {
     for (std::size_t i = v.size(); i > 1; --i) {
@@ -51,20 +44,7 @@ class SampleRng {
     z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
     return z ^ (z >> 31);
   }
-  // Marsaglia and Tsang, 2000.
-  double gamma(double shape) {
-    if (shape < 1) {
-      const double u = (static_cast<double>(next() >> 11) + 1) * 0x1p-53;
-      return gamma(shape + 1) * std::pow(u, 1 / shape);
-    }
-    const double d = shape - 1.0 / 3, c = 1 / std::sqrt(9 * d);
-    for (;;) {
-      const double x = normal(), t = 1 + c * x;
-      if (t <= 0) continue;
-      const double v = t * t * t, u = (static_cast<double>(next() >> 11) + 1) * 0x1p-53;
-      if (std::log(u) < 0.5 * x * x + d - d * v + d * std::log(v)) return d * v;
-    }
-  }
+  double gamma(double shape);
 
   std::uint64_t state_;
 };
@@ -73,11 +53,6 @@ class SampleRng {
 enum SampleStream : std::uint64_t { kStreamShuffle = 1, kStreamSubset, kStreamAugment, kStreamErase, kStreamMix };
 
 // The order of n things in an epoch.
-inline std::vector<std::int64_t> shuffled_order(std::int64_t n, std::uint64_t seed, std::int64_t epoch) {
-  std::vector<std::int64_t> order(static_cast<std::size_t>(n));
-  std::iota(order.begin(), order.end(), std::int64_t{0});
-  SampleRng(seed, kStreamShuffle, static_cast<std::uint64_t>(epoch), 0).shuffle(order);
-  return order;
-}
+std::vector<std::int64_t> shuffled_order(std::int64_t n, std::uint64_t seed, std::int64_t epoch);
 
 }  // namespace capo

@@ -1,7 +1,9 @@
 // Intrusive reference counting for storages, tensors, graph nodes.
 #pragma once
 
-#include <atomic>
+#include <capo/engine/atomic.h>
+
+#include <cstddef>
 #include <cstdint>
 #include <utility>
 
@@ -15,18 +17,18 @@ class RefCounted {
   RefCounted& operator=(const RefCounted&) = delete;
   virtual ~RefCounted() = default;
 
-  void retain() const { count_.fetch_add(1, std::memory_order_relaxed); }
+  void retain() const { count_.add(1); }
   void release() const {
-    if (count_.fetch_sub(1, std::memory_order_acq_rel) == 1) dispose();
+    if (count_.release(1) == 1) dispose();
   }
-  std::uint32_t use_count() const { return count_.load(std::memory_order_relaxed); }
+  std::uint32_t use_count() const { return count_.load(); }
 
  protected:
   // How the last reference destroys the object; graph nodes override it to avoid deep recursion.
   virtual void dispose() const { delete this; }
 
  private:
-  mutable std::atomic<std::uint32_t> count_{0};
+  mutable Atomic<std::uint32_t> count_{0};
 };
 
 template <class T>

@@ -5,13 +5,13 @@
 #pragma once
 
 #include <capo/engine/allocator.h>
+#include <capo/engine/atomic.h>
 #include <capo/engine/device.h>
 #include <capo/engine/dtype.h>
 #include <capo/engine/error.h>
 #include <capo/engine/ref.h>
 #include <capo/engine/shape.h>
 
-#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -29,11 +29,11 @@ class Storage final : public RefCounted {
   void* data() const { return data_; }
   std::size_t bytes() const { return bytes_; }
   Device device() const { return device_; }
-  std::uint32_t version() const { return version_.load(std::memory_order_relaxed); }
-  const char* last_writer() const { return writer_.load(std::memory_order_relaxed); }
+  std::uint32_t version() const { return version_.load(); }
+  const char* last_writer() const { return writer_.load(); }
   void bump_version(const char* op) {
-    version_.fetch_add(1, std::memory_order_relaxed);
-    writer_.store(op, std::memory_order_relaxed);
+    version_.add(1);
+    writer_.store(op);
   }
 
  private:
@@ -41,8 +41,8 @@ class Storage final : public RefCounted {
   std::size_t bytes_;
   Device device_;
   Allocator* allocator_;
-  std::atomic<std::uint32_t> version_{0};
-  std::atomic<const char*> writer_{""};
+  Atomic<std::uint32_t> version_{0};
+  Atomic<const char*> writer_{""};
 };
 
 // What autograd hangs on a tensor; engine only keeps it alive (see autograd/node.h).

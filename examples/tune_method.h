@@ -12,6 +12,7 @@
 #include <capo/tuners/artifact.h>
 #include <capo/tuners/presets.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <filesystem>

@@ -13,6 +13,8 @@
 
 #include <doctest/doctest.h>
 
+#include <cmath>
+
 #if defined(CAPO_TEST_SHIM)
 #include <capo/tests/shim/device.h>
 #endif

@@ -22,7 +22,9 @@
 
 #include <doctest/doctest.h>
 
+#include <cmath>
 #include <cstdlib>
+#include <limits>
 #include <memory>
 
 using namespace capo;
