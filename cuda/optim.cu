@@ -157,6 +157,7 @@ __device__ inline double sum_of(const double* parts, std::int64_t n) {
   return gpu::block_sum<kThreads>(sum);
 }
 
+// No sample: grad_verdict is no op; tests/graph_test.cpp runs it on the shim.
 __global__ void __launch_bounds__(kThreads) grad_total(GradTotalArgs a) {
   const double total = sum_of(a.parts, a.count), wrong = sum_of(a.wrong, a.wrong_count);
   if (threadIdx.x != 0) return;

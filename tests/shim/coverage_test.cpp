@@ -1,6 +1,7 @@
 // Every kernel of cuda/*.cu ran on some sample of some op, in every order of threads, and with the race checker. Reads what
 // the op tests wrote: they run first. Prints the kernels, the instances that no sample reaches, and what of cuda/ cannot
-// run on the host, with the reason from its source: a comment "Not on the shim: <reason>." above it.
+// run on the host, with the reason from its source: a comment "Not on the shim: <reason>." above it, or "No sample: <reason>."
+// where something else than an op launches it.
 #include <capo/tests/ops_def.h>
 #include <capo/tests/shim/control.h>
 
@@ -16,7 +17,7 @@ namespace fs = std::filesystem;
 namespace {
 
 const fs::path kRoot = CAPO_SOURCE_DIR;
-constexpr const char* kReason = "Not on the shim: ";
+constexpr const char *kNotHere = "Not on the shim: ", *kNoSample = "No sample: ";
 
 std::vector<std::string> lines_of(const fs::path& file) {
   std::vector<std::string> lines;
@@ -28,7 +29,8 @@ std::vector<std::string> lines_of(const fs::path& file) {
 // "" or the reason that a comment gives in lines [begin, end).
 std::string reason_in(const std::vector<std::string>& lines, std::size_t begin, std::size_t end) {
   for (std::size_t i = begin; i < end && i < lines.size(); ++i)
-    if (const auto at = lines[i].find(kReason); at != std::string::npos) return lines[i].substr(at + std::string(kReason).size());
+    for (const char* mark : {kNotHere, kNoSample})
+      if (const auto at = lines[i].find(mark); at != std::string::npos) return lines[i].substr(at);
   return "";
 }
 
@@ -73,8 +75,10 @@ Kernels kernels_of_sources() {
     if (entry.path().extension() != ".cu") continue;
     const auto lines = lines_of(entry.path());
     for (std::size_t i = 0; i < lines.size(); ++i)
-      if (lines[i].rfind("__global__", 0) == 0)
-        kernels[{entry.path().filename().string(), declared(lines[i])}].reason = reason_in(lines, i < 4 ? 0 : i - 4, i);
+      if (lines[i].rfind("__global__", 0) == 0) {
+        const std::string head = i + 1 < lines.size() ? lines[i] + lines[i + 1] : lines[i];
+        kernels[{entry.path().filename().string(), declared(head)}].reason = reason_in(lines, i < 4 ? 0 : i - 4, i);
+      }
   }
   return kernels;
 }
@@ -122,7 +126,7 @@ TEST_CASE("kernels that samples reach") {
   for (const auto& [key, kernel] : kernels) {
     const std::string where = key.first + " " + key.second;
     if (!kernel.reason.empty()) {
-      std::printf("%-40s not on the shim: %s\n", where.c_str(), kernel.reason.c_str());
+      std::printf("%-40s %s\n", where.c_str(), kernel.reason.c_str());
       continue;
     }
     Ran ran;
@@ -143,7 +147,7 @@ TEST_CASE("sources of cuda/ that are not on the shim say why") {
     if (entry.path().extension() != ".cpp") continue;
     const auto lines = lines_of(entry.path());
     const std::string reason = reason_in(lines, 0, 10), name = entry.path().filename().string();
-    std::printf("%-40s not on the shim: %s\n", name.c_str(), reason.c_str());
-    CHECK_MESSAGE(!reason.empty(), "cuda/", name, " needs a line // ", kReason, "<reason>");
+    std::printf("%-40s %s\n", name.c_str(), reason.c_str());
+    CHECK_MESSAGE(!reason.empty(), "cuda/", name, " needs a line // ", kNotHere, "<reason>");
   }
 }
