@@ -1,6 +1,7 @@
 // Convolutions as implicit products of matrices: tiles of the im2col matrix are gathered into shared memory and never
 // exist in memory. Sums are f32, in the order of (tap, channel) or of positions. 16-bit elements go to tensor cores,
 // f32 to CUDA cores; depthwise has kernels of its own.
+#include <capo/cuda/cudnn.h>
 #include <capo/cuda/mma_tile.cuh>
 #include <capo/cuda/pack.cuh>
 #include <capo/cuda/row_lanes.cuh>
@@ -781,7 +782,11 @@ bool is_depthwise(const Geometry& g) { return g.groups > 1 && g.cin == 1 && g.co
 
 namespace capo::kernels {
 
+// cuDNN first where it is switched on; on the host shim always the kernels here.
 void conv_direct_cuda(const ConvDirectArgs& p, int64_t, void* stream) {
+#if !defined(CAPO_HOST_SHIM)
+  if (cudnn_conv(p, stream)) return;
+#endif
   const Geometry g = narrow(p.g);
   gpu::for_floating("conv", p.dtype, [&](auto type) {
     using T = decltype(type);
@@ -793,6 +798,9 @@ void conv_direct_cuda(const ConvDirectArgs& p, int64_t, void* stream) {
 }
 
 void conv_weight_parts_cuda(const ConvWeightPartsArgs& p, int64_t n, void* stream) {
+#if !defined(CAPO_HOST_SHIM)
+  if (cudnn_conv_weight_gradient(p, stream)) return;
+#endif
   WeightParts a{narrow(p.g), p.x, p.dy, p.parts, p.chunk, 0, 0};
   gpu::for_floating("conv", p.dtype, [&](auto type) {
     using T = decltype(type);

@@ -122,9 +122,7 @@ struct Descriptors {
   }
 };
 
-// Of each stream: what cuBLAS recommends for Hopper. One product at a time runs on a stream, so one workspace serves it. It is
-// made at a stream's first product, by the caching allocator, and counted as DeviceMemory::workspace.
-constexpr std::size_t kWorkspace = std::size_t{32} << 20;
+using gpu::kWorkspace;  // one product at a time runs on a stream, so one serves it
 
 struct Library {
   using Key = std::array<std::int64_t, 21>;
