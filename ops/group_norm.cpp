@@ -118,13 +118,6 @@ Grads fused_backward(const Saved& saved, const Tensor& dy0, const Form& f, Needs
   return out;
 }
 
-// dy act'(z) from recorded primitives.
-Tensor composite_slope(const Form& f, const Tensor& dy, const Tensor& z) {
-  const UnaryKind relu = f.below_zero == 0 ? UnaryKind::relu : UnaryKind::leaky_relu;
-  const Tensor y = unary(f.activation == Activation::silu ? UnaryKind::silu : relu, z, f.below_zero);
-  return grad({y}, {z}, {dy}, {.keep_graph = true, .create_graph = true})[0];
-}
-
 // The same gradient from recorded primitives, for second derivatives.
 Grads composite_backward(const Saved& saved, const Tensor& dy0, const Form& f, Needs need) {
   const DType t = dy0.dtype(), acc = accumulator(t);
@@ -145,13 +138,15 @@ Grads composite_backward(const Saved& saved, const Tensor& dy0, const Form& f, N
   }
   Tensor dz = reshape(cast(dy0, acc), grouped);
   if (y.defined()) {
-    dz = dz * (1.0 - cast(less_equal(y, 0.0), acc));
+    dz = unary_gradient(UnaryKind::relu, dz, y);
   } else if (activates(f)) {
     const Tensor residual = kept(kResidual, grouped);
     Tensor z = centred * rstd;
     if (w.defined()) z = z * w;
     if (b.defined()) z = z + b;
-    dz = composite_slope(f, dz, residual.defined() ? z + residual : z);
+    if (residual.defined()) z = z + residual;
+    const UnaryKind relu = f.below_zero == 0 ? UnaryKind::relu : UnaryKind::leaky_relu;
+    dz = unary_gradient(f.activation == Activation::silu ? UnaryKind::silu : relu, dz, z, f.below_zero);
   }
   Grads out(4);
   if (need[3]) out[3] = cast(reshape(dz, shape), t);
