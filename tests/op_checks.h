@@ -45,6 +45,9 @@ struct Result {
 Tensors forward(const Fn& run, const Tensors& inputs);
 // Forward and backward with random cotangents (the same for every dtype). Inputs are taken as leaves.
 Result differentiate(const Fn& run, const Tensors& inputs, const std::vector<bool>& wanted, Layout cotangents = Layout::plain);
+// The same with these cotangents, one per output, where the output is on the tape.
+Result differentiate(const Fn& run, const Tensors& inputs, const std::vector<bool>& wanted, const Tensors& cotangents);
+Tensor cotangent_of(const Tensor& y, std::size_t output, Layout layout = Layout::plain);
 Tensors leaves_of(const Tensors& inputs, const std::vector<bool>& wanted);
 Tensors cotangents_of(const Tensors& outputs, Layout layout = Layout::plain);
 void compare(const std::string& what, const Tensors& a, const Tensors& b, double tol);  // undefined means zero
@@ -73,6 +76,9 @@ void check_threads(const Subject& s);       // (h)
 void check_isa(const Subject& s);           // (h)
 void check_device(const Subject& s);        // (i)
 void check_nothing_kept(const Subject& s);  // (k)
+// (l), called by (i): captured as a graph while the inputs hold other values, replayed with theirs: the bits of `eager`,
+// which is on the host. The device's.
+void check_captured(const Subject& s, const Tensors& inputs, const Result& eager);
 // Kernels that check_device found missing: their names, once each. Empty in builds without a device.
 std::vector<std::string> missing_kernels();
 

@@ -109,6 +109,7 @@ bool run_in(DType t, const Subject& s) {
   compare(cat(t, " output"), got.outputs, exact.outputs, 6 * unit + s.sample.tol_f32);
   compare(cat(t, " gradient"), got.gradients, exact.gradients, 24 * unit + gradient_tolerance(s.sample));
   again(s, there, to_string(t), got, t == f16 ? 2 : 1);  // f16 takes bf16's paths: the seeded order is enough
+  if (t == f32) check_captured(s, there, got);
   return true;
 }
 

@@ -28,31 +28,34 @@ Tensors leaves_of(const Tensors& inputs, const std::vector<bool>& wanted) {
   return leaves;
 }
 
+Tensor cotangent_of(const Tensor& y, std::size_t output, Layout layout) {
+  if (y.device().is_meta()) return empty_like(y);
+  const Tensor c = in_dtype({normal(y.shape(), cat("cotangent ", output))}, bf16)[0];  // the same value in every dtype
+  return on_device(lay_out(in_dtype({c}, y.dtype())[0], layout), y.device());
+}
+
 Tensors cotangents_of(const Tensors& outputs, Layout layout) {
   Tensors cotangents;
   for (std::size_t k = 0; k < outputs.size(); ++k) {
     const Tensor& y = outputs[k];
-    if (!y.defined() || !requires_grad(y)) {
-      cotangents.emplace_back();
-    } else if (y.device().is_meta()) {
-      cotangents.push_back(empty_like(y));
-    } else {
-      const Tensor c = in_dtype({normal(y.shape(), cat("cotangent ", k))}, bf16)[0];  // the same value in every dtype
-      cotangents.push_back(on_device(lay_out(in_dtype({c}, y.dtype())[0], layout), y.device()));
-    }
+    cotangents.push_back(y.defined() && requires_grad(y) ? cotangent_of(y, k, layout) : Tensor());
   }
   return cotangents;
 }
 
-Result differentiate(const Fn& run, const Tensors& inputs, const std::vector<bool>& wanted, Layout layout) {
+namespace {
+
+// cotangents_for(outputs): one per output.
+template <class F>
+Result differentiate_with(const Fn& run, const Tensors& inputs, const std::vector<bool>& wanted, const F& cotangents_for) {
   Result r;
   const Tensors leaves = leaves_of(inputs, wanted);
   r.outputs = run(leaves);
   DebugAllocator::instance().check();
   Tensors roots, seeds, asked;
-  const Tensors cotangents = cotangents_of(r.outputs, layout);
+  const Tensors cotangents = cotangents_for(r.outputs);
   for (std::size_t k = 0; k < r.outputs.size(); ++k)
-    if (cotangents[k].defined()) {
+    if (cotangents[k].defined() && requires_grad(r.outputs[k])) {
       roots.push_back(r.outputs[k]);
       seeds.push_back(cotangents[k]);
     }
@@ -70,6 +73,16 @@ Result differentiate(const Fn& run, const Tensors& inputs, const std::vector<boo
            cat("gradient ", i, " is ", describe(g), " for an input ", describe(leaves[i])));
   }
   return r;
+}
+
+}  // namespace
+
+Result differentiate(const Fn& run, const Tensors& inputs, const std::vector<bool>& wanted, Layout layout) {
+  return differentiate_with(run, inputs, wanted, [layout](const Tensors& outputs) { return cotangents_of(outputs, layout); });
+}
+
+Result differentiate(const Fn& run, const Tensors& inputs, const std::vector<bool>& wanted, const Tensors& cotangents) {
+  return differentiate_with(run, inputs, wanted, [&](const Tensors&) { return cotangents; });
 }
 
 Result run_all(const Subject& s, const Tensors& inputs) {
