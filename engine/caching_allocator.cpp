@@ -116,6 +116,13 @@ void CachingAllocator::keep(void* home, Block block, std::size_t size) {
   stats_.cached_bytes += static_cast<std::int64_t>(size);
 }
 
+// A workspace that its stream no longer needs.
+void CachingAllocator::retire(void* stream, const Scratch& s) {
+  if (pools_ > 0) return retired_.emplace_back(stream, s), void();
+  scratch_bytes_ -= static_cast<std::int64_t>(s.bytes);
+  keep(stream, {s.p, nullptr}, s.bytes);
+}
+
 void* CachingAllocator::workspace(void* stream, std::size_t bytes) {
   const std::lock_guard lock(mutex_);
   Scratch& s = scratch_[stream];
@@ -123,10 +130,7 @@ void* CachingAllocator::workspace(void* stream, std::size_t bytes) {
   const std::size_t size = rounded_bytes(bytes);
   void* p = reuse(free_[stream], stream, size, !pool_of_caller());
   if (!p) p = take(bytes, size);
-  if (s.p) {
-    scratch_bytes_ -= static_cast<std::int64_t>(s.bytes);
-    keep(stream, {s.p, nullptr}, s.bytes);
-  }
+  if (s.p) retire(stream, s);
   s = {p, size};
   scratch_bytes_ += static_cast<std::int64_t>(size);
   return p;
@@ -145,8 +149,7 @@ void CachingAllocator::hand_over(void* from, void* to, bool live) {
       if (stream == from) stream = to;
     std::erase_if(home_, [](const auto& entry) { return entry.second == nullptr; });
     if (const auto it = scratch_.find(from); it != scratch_.end()) {
-      scratch_bytes_ -= static_cast<std::int64_t>(it->second.bytes);
-      keep(to, {it->second.p, nullptr}, it->second.bytes);
+      retire(to, it->second);
       scratch_.erase(it);
     }
   }
@@ -161,6 +164,7 @@ void CachingAllocator::begin_pool() {
   const std::lock_guard lock(mutex_);
   CAPO_CHECK(!open_, source_.name(), " allocator: a graph is being captured already");
   open_ = new Pool;
+  ++pools_;
   open_thread_ = std::this_thread::get_id();
 }
 
@@ -182,6 +186,8 @@ void CachingAllocator::drop_pool(Pool* pool) {
   for (const Pool::Kept& k : pool->kept) put_back(k.home, k.p, k.size);
   std::erase_if(owner_, [pool](const auto& entry) { return entry.second == pool; });
   delete pool;
+  if (--pools_ > 0) return;
+  for (const auto& [home, s] : std::exchange(retired_, {})) retire(home, s);
 }
 
 MemoryStats CachingAllocator::stats() const {
@@ -197,6 +203,7 @@ void CachingAllocator::reset_peak() {
 void CachingAllocator::release_all() {
   const std::lock_guard lock(mutex_);
   drop_cache();
+  if (pools_ > 0) return;
   for (const auto& [stream, s] : scratch_) source_.give_back(s.p);
   scratch_.clear();
   scratch_bytes_ = 0;

@@ -7,6 +7,7 @@
 #include <string>
 #include <thread>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 namespace capo {
@@ -44,7 +45,7 @@ class CachingAllocator final : public Allocator {
   void release(void* p, std::size_t bytes) override;
   MemoryStats stats() const override;
   void reset_peak() override;
-  void release_all() override;  // workspaces too
+  void release_all() override;  // workspaces too, unless a pool lives: its graph may use them
 
   // At least `bytes` of scratch for one stream, the same block until release_all() or a call for more. Counted apart.
   void* workspace(void* stream, std::size_t bytes);
@@ -72,6 +73,7 @@ class CachingAllocator final : public Allocator {
   void* reuse(Blocks& blocks, void* stream, std::size_t size, bool may_wait);
   void* take(std::size_t bytes, std::size_t size);
   void keep(void* home, Block block, std::size_t size);
+  void retire(void* stream, const Scratch& s);
   void drop_cache();
 
   MemorySource& source_;
@@ -81,6 +83,8 @@ class CachingAllocator final : public Allocator {
   std::unordered_map<void*, Scratch> scratch_;  // by stream
   std::int64_t scratch_bytes_ = 0;
   MemoryStats stats_;
+  std::vector<std::pair<void*, Scratch>> retired_;  // workspaces that graphs may still use, and nobody else
+  int pools_ = 0;                                   // not yet dropped
   Pool* open_ = nullptr;  // the pool that open_thread_ allocates from
   std::thread::id open_thread_;
   std::unordered_map<void*, Pool*> owner_;  // of blocks in use that belong to a pool

@@ -597,6 +597,23 @@ TEST_CASE("allocator: a pool's blocks are nobody else's until it is dropped") {
     void* const reused = a.allocate(64);
     CHECK(reused == late);
     a.release(reused, 64);
+    // So are the workspaces that its graph may use.
+    void* const scratch = a.workspace(nullptr, 1000);
+    a.begin_pool();
+    CachingAllocator::Pool* const user = a.end_pool();
+    a.release_all();
+    CHECK(a.workspace(nullptr, 1000) == scratch);
+    void* const larger = a.workspace(nullptr, 5000);
+    CHECK(larger != scratch);
+    void* const tensor = a.allocate(1000);
+    CHECK(tensor != scratch);
+    CHECK(a.workspace_bytes() == static_cast<std::int64_t>(rounded_bytes(1000) + rounded_bytes(5000)));
+    a.drop_pool(user);
+    CHECK(a.workspace_bytes() == static_cast<std::int64_t>(rounded_bytes(5000)));
+    void* const free_again = a.allocate(1000);
+    CHECK(free_again == scratch);
+    a.release(tensor, 1000);
+    a.release(free_again, 1000);
     a.release_all();
   }
   CHECK(heap.blocks == 0);
