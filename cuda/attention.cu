@@ -1,6 +1,7 @@
 // Attention for any head size and dtype, forward and backward, in f32 arithmetic. 16-bit elements with heads of up to
 // 256 go to tensor cores instead: attention_mma.cu and attention_backward_mma.cu.
 #include <capo/cuda/block_sum.cuh>
+#include <capo/cuda/cudnn.h>
 #include <capo/cuda/element.cuh>
 #include <capo/cuda/kernels.h>
 
@@ -442,6 +443,9 @@ namespace capo::kernels {
 // items: (b, h) pairs.
 void attention_cuda(const AttentionArgs& a, std::int64_t items, void* stream) {
   gpu::for_floating("attention", a.dtype, [](auto) {});
+#if !defined(CAPO_HOST_SHIM)
+  if (cudnn_attention(a, items, stream)) return;  // where it is switched on
+#endif
   if (a.nq == 0 || attention_mma(a, items, stream)) return;
   for_width(a.dv, [&](auto size) {
     using S = decltype(size);

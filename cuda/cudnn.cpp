@@ -1,6 +1,6 @@
-// cuDNN 9: the library, its handles and its plans. Loaded at first use, so that neither a build nor a run without it
-// needs it; what uses it is in cuda/cudnn_conv.cpp. Not on the shim: cuDNN runs on a card alone; our own kernels, on
-// which every sample runs, take its place.
+// cuDNN 9: the library, its handles and its plans, for cuda/cudnn_conv.cpp and cuda/cudnn_attention.cpp. Loaded at first
+// use, so that neither a build nor a run without it needs it.
+// Not on the shim: cuDNN runs on a card alone; our own kernels, on which every sample runs, take its place.
 //
 // Of the engines that cuDNN's heuristics list for a graph (mode A, then its fallbacks) the first is taken that repeats
 // its bits, keeps sums in f32 and operands as they are, and needs no more than our workspace. It is kept per problem.
@@ -40,6 +40,7 @@ bool refuse() {
 
 bool cudnn_conv(const ConvDirectArgs&, void*) { return refuse(); }
 bool cudnn_conv_weight_gradient(const ConvWeightPartsArgs&, void*) { return refuse(); }
+bool cudnn_attention(const AttentionArgs&, std::int64_t, void*) { return refuse(); }
 
 }  // namespace capo::kernels
 
@@ -292,6 +293,18 @@ const Descriptor& Graph::tensor(std::int64_t uid, cudnnDataType_t type, const st
   d.set(CUDNN_ATTR_TENSOR_BYTE_ALIGNMENT, bytes ? bytes : 16);
   const bool nowhere = bytes == 0;
   d.set(CUDNN_ATTR_TENSOR_IS_VIRTUAL, CUDNN_TYPE_BOOLEAN, 1, &nowhere);
+  return part(std::move(d));
+}
+
+const Descriptor& Graph::number(std::int64_t uid) {
+  Descriptor d(CUDNN_BACKEND_TENSOR_DESCRIPTOR);
+  d.set(CUDNN_ATTR_TENSOR_UNIQUE_ID, uid);
+  d.set(CUDNN_ATTR_TENSOR_DATA_TYPE, CUDNN_DATA_FLOAT);
+  d.set(CUDNN_ATTR_TENSOR_DIMENSIONS, {1, 1, 1, 1});
+  d.set(CUDNN_ATTR_TENSOR_STRIDES, {1, 1, 1, 1});
+  d.set(CUDNN_ATTR_TENSOR_BYTE_ALIGNMENT, std::int64_t{4});
+  const bool by_value = true;
+  d.set(CUDNN_ATTR_TENSOR_IS_BY_VALUE, CUDNN_TYPE_BOOLEAN, 1, &by_value);
   return part(std::move(d));
 }
 

@@ -1,6 +1,8 @@
-// cuDNN as a path of our ops beside their own kernels (cuda/cudnn_conv.cpp). Needs no header of cuDNN's.
+// cuDNN as a path of our ops beside their own kernels (cuda/cudnn_conv.cpp, cuda/cudnn_attention.cpp). Needs no header
+// of cuDNN's.
 #pragma once
 
+#include <capo/ops/attention.h>
 #include <capo/ops/conv.h>
 
 namespace capo::kernels {
@@ -11,5 +13,7 @@ namespace capo::kernels {
 // keeps our contract: same bits every time, sums in f32, f32 operands not rounded.
 bool cudnn_conv(const ConvDirectArgs& args, void* stream);
 bool cudnn_conv_weight_gradient(const ConvWeightPartsArgs& args, void* stream);
+// items: (b, h) pairs. Forward alone.
+bool cudnn_attention(const AttentionArgs& args, std::int64_t items, void* stream);
 
 }  // namespace capo::kernels

@@ -53,6 +53,8 @@ class Graph {
   // bytes: what the address is a multiple of; 0: a tensor between two operations, never in memory.
   const Descriptor& tensor(std::int64_t uid, cudnnDataType_t type, const std::vector<std::int64_t>& sizes,
                            const std::vector<std::int64_t>& strides, std::int64_t bytes);
+  // One f32 of the host's, which run() is given the address of.
+  const Descriptor& number(std::int64_t uid);
   // Finish a description, or an operation, and keep it.
   const Descriptor& part(Descriptor d);
   void operation(Descriptor d);
