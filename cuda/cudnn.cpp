@@ -54,7 +54,6 @@ bool cudnn_attention(const AttentionArgs&, std::int64_t, void*) { return refuse(
 #include <dlfcn.h>
 
 #include <algorithm>
-#include <cstdio>
 #include <map>
 #include <mutex>
 #include <optional>
@@ -223,7 +222,7 @@ void say(const char* op, const Key& key, const Plan& p) {
   std::string line = cat("cudnn: ", op, " [");
   for (const auto k : key) line += cat(k, " ");
   line += p.plan ? cat("]: engine ", p.engine) : cat("]: own kernel, ", p.why);
-  std::fprintf(stderr, "%s\n", line.c_str());
+  log(LogLevel::info, line);
 }
 
 void execute(cudnnHandle_t handle, const Plan& p, Data data, void* workspace) {

@@ -7,7 +7,7 @@
 
 namespace capo::kernels {
 
-// Off unless the environment says CAPO_CUDNN=1 (or =log: also a line on stderr for each new problem, with the engine
+// Off unless the environment says CAPO_CUDNN=1 (or =log: also a line to the log sink for each new problem, with the engine
 // chosen or why our own kernel runs); until it has passed the tests on a card. Each throws where it is wanted and the
 // build or the machine has no cuDNN 9, and returns false, having done nothing, where it is off or has no plan that
 // keeps our contract: same bits every time, sums in f32, f32 operands not rounded.

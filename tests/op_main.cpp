@@ -1,5 +1,6 @@
 // The test of one stem: every op that ops.def lists under CAPO_TEST_STEM has a case, and every case passes every check.
 // Builds on the CUDA shim run the check "device" alone: all others are the same in any build.
+#include <capo/examples/show_log.h>
 #include <capo/tests/op_checks.h>
 #include <capo/tests/ops_def.h>
 
@@ -30,6 +31,7 @@ std::vector<OpLine> ops_of(const std::string& stem) {
 }  // namespace
 
 TEST_CASE("ops: " CAPO_TEST_STEM) {
+  capo::examples::show_log();
   const auto lines = ops_of(CAPO_TEST_STEM);
   const auto cases = capo::test::op_cases();
   REQUIRE(!lines.empty());
