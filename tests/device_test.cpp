@@ -44,6 +44,9 @@ namespace {
 // Memory from the heap, streams by name; what waited for what is written down.
 class FakeDevice final : public MemorySource {
  public:
+  ~FakeDevice() override {  // with what a test has not released
+    for (const auto& [p, bytes] : size) std::free(p);
+  }
   const char* name() const override { return "fake"; }
   void* take(std::size_t bytes) override {
     if (taken + bytes > limit) return nullptr;
