@@ -118,9 +118,12 @@ void run_convert(const CopyArgs& p, std::int64_t n, void* stream) {
   gpu::launch("cast", convert<S>, gpu::blocks_for(n, kThreads), kThreads, 0, stream, p, n);
 }
 
+template <class T>
+constexpr bool kInteger = capo::is_integer(capo::dtype_of<T>::value);
+
 template <class T, class S>
 __device__ inline T element_of(S v) {
-  if constexpr (capo::is_integer(capo::dtype_of<T>::value))
+  if constexpr (kInteger<T>)
     return convert_to<T>(v);
   else
     return gpu::Store<T>::from(v);
