@@ -6,6 +6,7 @@
 #include <capo/ops/view.h>
 
 #include <cmath>
+#include <utility>
 
 namespace capo::vit {
 namespace {
@@ -49,12 +50,19 @@ Block::Block(nn::Module* up, std::string_view name, const VitConfig& c, double d
 
 Tensor Stream::sum() const { return r.defined() ? x + r : x; }
 
-Stream Block::step(const Stream& in) {
-  const auto [x, z] = in.r.defined() ? norm1.add(in.x, in.r) : AddNorm{in.x, norm1(in.x)};
-  const Tensor a = attn.call(x, z);
-  const auto [h, y] = norm2.add(x, drop_path1(ls1 ? (*ls1)(a) : a));
-  const Tensor f = mlp.call(h, y);
-  return {h, drop_path2(ls2 ? (*ls2)(f) : f)};
+// Handles are dropped at once: what no graph keeps (in evaluation, all of it) is then free for what follows.
+Stream Block::step(Stream in) {
+  AddNorm at = in.r.defined() ? norm1.add(in.x, in.r) : AddNorm{in.x, norm1(in.x)};
+  in = {};
+  Tensor a = attn.call(at.sum, at.y);
+  at.y = {};
+  if (ls1) a = (*ls1)(a);
+  at = norm2.add(at.sum, drop_path1(a));
+  a = {};
+  Tensor f = mlp.call(at.sum, at.y);
+  at.y = {};
+  if (ls2) f = (*ls2)(f);
+  return {std::move(at.sum), drop_path2(f)};
 }
 
 Head::Head(nn::Module* up, std::string_view name, std::int64_t dim, int classes)
@@ -94,10 +102,11 @@ Tensor Vit::stream(const Tensor& image) {
     if (*t) parts.push_back(for_each(**t, batch));
   parts.push_back(x);
   if (parts.size() > 1) x = concat(parts, 1);
+  parts.clear();
   if (!config.no_embed_class) x = x + pos_embed.value();
   x = pos_drop(x);
   if (patch_drop) x = (*patch_drop)(x);
-  Stream s{x, {}};
+  Stream s{std::move(x), {}};
   for (auto& block : blocks) {
     if (config.checkpoint && grad_enabled()) {
       std::vector<Tensor> trainable;
@@ -109,7 +118,7 @@ Tensor Vit::stream(const Tensor& image) {
       s = {(*block)(s.sum()), {}};
     } else {
       const ModuleScope scope(&block->path());
-      s = block->step(s);
+      s = block->step(std::move(s));
     }
   }
   return s.sum();

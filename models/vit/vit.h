@@ -63,7 +63,7 @@ class Block : public nn::Layer<Block> {
   Block(nn::Module* up, std::string_view name, const VitConfig& c, double drop_path);
   Tensor forward(const Tensor& x) { return step({x, {}}).sum(); }
   // The same, its last sum left open for the next block's norm1. Runs the children's taps, not this module's.
-  Stream step(const Stream& in);
+  Stream step(Stream in);
   int heads() const override { return attn.config.heads; }
   std::int64_t width() const override { return attn.config.dim; }
 
