@@ -4,18 +4,10 @@
 #include <capo/ops/unary.h>
 #include <capo/ops/view.h>
 #include <capo/tests/op_test.h>
+#include <capo/tests/per_sample.h>
 
 namespace capo::test {
 namespace {
-
-// A row for each sample, [B, C], as [B, 1, .., C].
-Tensor spread(const Tensor& t, const Tensor& x) {
-  if (t.rank() == 1) return t;
-  Shape s = Shape::filled(x.rank(), 1);
-  s[0] = t.size(0);
-  s[x.rank() - 1] = t.size(1);
-  return reshape(t, s);
-}
 
 Tensor scaled(Tensor h, const Tensor& w, const Tensor& b) {
   if (w.defined()) h = h * spread(w, h);

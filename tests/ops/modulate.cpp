@@ -2,18 +2,10 @@
 #include <capo/ops/modulate.h>
 #include <capo/ops/view.h>
 #include <capo/tests/op_test.h>
+#include <capo/tests/per_sample.h>
 
 namespace capo::test {
 namespace {
-
-// [B, C] as [B, 1, .., C]; [C] broadcasts by itself.
-Tensor spread(const Tensor& t, const Tensor& x) {
-  if (t.rank() == 1) return t;
-  Shape s = Shape::filled(x.rank(), 1);
-  s[0] = t.size(0);
-  s[x.rank() - 1] = t.size(1);
-  return reshape(t, s);
-}
 
 // inputs: x, shift, scale
 Sample modulate_sample(const std::string& label, const Shape& x, const Shape& factor) {

@@ -4,20 +4,18 @@
 #include <capo/tests/op_test.h>
 #include <capo/tests/shim/control.h>
 #include <capo/tests/shim/planted.h>
+#include <capo/tests/shim/report.h>
 #include <capo/tests/support.h>
 
 #include <doctest/doctest.h>
 
-#include <cstdio>
-
-#include <sys/wait.h>
-#include <unistd.h>
 
 using namespace capo;
 using namespace capo::test;
 using capo::planted::Bug;
 using capo::planted::kThreads;
 using capo::testing::contains;
+using capo::testing::report_of;
 
 namespace {
 
@@ -59,28 +57,6 @@ void reported(const std::string& text, const char* part) {
   CHECK(contains(text, part));
 }
 
-// What f writes to stderr, in a process of its own, until AddressSanitizer ends it.
-template <class F>
-std::string stopped(F f) {
-  int ends[2];
-  REQUIRE(pipe(ends) == 0);
-  std::fflush(nullptr);
-  const pid_t child = fork();
-  if (child == 0) {
-    dup2(ends[1], 2);
-    f();
-    _exit(0);
-  }
-  ::close(ends[1]);
-  std::string text;
-  char buffer[4096];
-  for (ssize_t n; (n = ::read(ends[0], buffer, sizeof buffer)) > 0;) text.append(buffer, static_cast<std::size_t>(n));
-  ::close(ends[0]);
-  int status = 0;
-  waitpid(child, &status, 0);
-  return WIFEXITED(status) && WEXITSTATUS(status) == 0 ? "" : text;
-}
-
 }  // namespace
 
 TEST_CASE("a sound kernel passes check device") { CHECK(failures<Bug::none>() == ""); }
@@ -102,7 +78,7 @@ TEST_CASE("unwritten output") { reported(failures<Bug::unwritten>(), kRace ? "ne
 
 TEST_CASE("wrong index") {
   if (kRace) return reported(failures<Bug::global_index>(), "outside of it");
-  for (const std::string& text : {stopped(failures<Bug::global_index>), stopped(failures<Bug::shared_index>), stopped(failures<Bug::carved_index>)}) {
+  for (const std::string& text : {report_of(failures<Bug::global_index>), report_of(failures<Bug::shared_index>), report_of(failures<Bug::carved_index>)}) {
     CAPTURE(text);
     CHECK((contains(text, "AddressSanitizer") || contains(text, "out of bounds")));
     CHECK(contains(text, "planted.cu"));

@@ -7,13 +7,10 @@
 #include <capo/ops/layer_norm.h>
 #include <capo/ops/unary.h>
 #include <capo/tests/shim/planted.h>
+#include <capo/tests/shim/report.h>
 #include <capo/tests/support.h>
 
-#include <cstdio>
 #include <random>
-
-#include <sys/wait.h>
-#include <unistd.h>
 
 namespace capo::kernels {  // as CAPO_KERNEL_CUDA declares them
 void unary_cuda(const UnaryArgs& args, std::int64_t items, void* stream);
@@ -27,6 +24,7 @@ using capo::shim::Config;
 using capo::shim::Order;
 using capo::testing::contains;
 using capo::testing::error_of;
+using capo::testing::report_of;
 using planted::Bug;
 
 namespace {
@@ -300,28 +298,6 @@ std::string found(Bug bug, const Config& order) {
     if (!(y[i] == x[i - t + planted::kThreads - 1 - t])) return cat("value ", i, " is wrong");
   }
   return "";
-}
-
-// What a process that runs f writes to stderr until AddressSanitizer ends it.
-template <class F>
-std::string report_of(F f) {
-  int ends[2];
-  REQUIRE(pipe(ends) == 0);
-  std::fflush(nullptr);
-  const pid_t child = fork();
-  if (child == 0) {
-    dup2(ends[1], 2);
-    f();
-    _exit(0);
-  }
-  ::close(ends[1]);
-  std::string text;
-  char buffer[4096];
-  for (ssize_t n; (n = ::read(ends[0], buffer, sizeof buffer)) > 0;) text.append(buffer, static_cast<std::size_t>(n));
-  ::close(ends[0]);
-  int status = 0;
-  waitpid(child, &status, 0);
-  return WIFEXITED(status) && WEXITSTATUS(status) == 0 ? "" : text;
 }
 
 }  // namespace
