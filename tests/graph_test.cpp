@@ -18,6 +18,7 @@
 
 #if defined(CAPO_TEST_SHIM)
 #include <capo/tests/shim/backend.h>
+#include <capo/tests/shim/device.h>
 #endif
 
 #include <doctest/doctest.h>
@@ -26,6 +27,7 @@
 #include <cstdlib>
 #include <limits>
 #include <memory>
+#include <utility>
 
 using namespace capo;
 using namespace capo::testing;
@@ -59,9 +61,9 @@ void with_each_allocator(const F& f) {
 #if defined(CAPO_TEST_SHIM)
   for (const bool caching : {false, true}) {
     CAPTURE(caching);
-    const bool before = shim::use_caching_allocator(caching);
+    const bool before = std::exchange(shim::device_settings().caching, caching);
     f();
-    shim::use_caching_allocator(before);
+    shim::device_settings().caching = before;
   }
 #else
   f();

@@ -253,7 +253,6 @@ DeviceSettings& device_settings() {
 int current_device() { return current; }
 std::size_t used_bytes(int index) { return device(index).memory.used(); }
 std::size_t waiting_copies() { return streams().waiting(); }
-bool use_caching_allocator(bool on) { return std::exchange(device_settings().caching, on); }
 const std::vector<Launch>& launches_of(const CapturedWork& work) { return static_cast<const ShimWork&>(work).launches; }
 
 }  // namespace shim

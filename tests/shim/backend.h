@@ -6,9 +6,6 @@
 
 namespace capo::shim {
 
-// Storages made from here on come from the engine's caching allocator, as on a card, in place of blocks of exact size
-// that nobody reuses. Returns what it was.
-bool use_caching_allocator(bool on);
 // What a captured graph holds.
 const std::vector<Launch>& launches_of(const CapturedWork& work);
 
