@@ -99,16 +99,32 @@ inline T scale_row(T* s, int64_t own, int64_t width, T scale, const T* bias, int
   }
   return across<T>(best, [](V a, V b) { return a > b ? a : b; });
 }
-// s[j] = exp(s[j] - shift); returns the sum.
+// The maximum of s[j] before `own`; -inf from there on. NaN is passed over: the sum of exp_row meets it.
 template <class T>
-inline T exp_row(T* s, int64_t width, T shift) {
+inline T top_row(T* s, int64_t own, int64_t width) {
+  constexpr int W = gemm::kWidth<T>;
+  using V = gemm::Vector<T>;
+  V best = V{} - infinity(T(0));
+  for (int64_t j = 0; j < width; j += W) {
+    V x = gemm::load(s + j);
+    if (j + W > own) {
+      x = before<T>(own - j, typename gemm::MakeLanes<W>::type()) ? x : V{} - infinity(T(0));
+      gemm::store(s + j, x);
+    }
+    best = x > best ? x : best;
+  }
+  return across<T>(best, [](V a, V b) { return a > b ? a : b; });
+}
+// s[j] = exp(s[j] * scale - shift), which must not be far above 0; returns the sum.
+template <class T>
+inline T exp_row(T* s, int64_t width, T scale, T shift) {
   constexpr int W = gemm::kWidth<T>;
   using V = gemm::Vector<T>;
   V sum{};
   for (int64_t j = 0; j < width; j += W) {
     T* x = s + j;
 #pragma omp simd
-    for (int i = 0; i < W; ++i) x[i] = m::exp(x[i] - shift);
+    for (int i = 0; i < W; ++i) x[i] = m::exp_small(x[i] * scale - shift);
     sum += gemm::load(x);
   }
   return across<T>(sum, [](V a, V b) { return a + b; });
@@ -180,6 +196,7 @@ void attend(const AttentionArgs& p, int64_t item) {
   const Head<T> head = head_of<T>(p, item / p.chunks);
   const int64_t first = item % p.chunks * p.chunk, rows = lesser(p.chunk, p.nq - first);
   const T *q = head.q + first * p.qs[1], scale = static_cast<T>(p.scale);
+  const bool plain = !head.bias && scale > T(0);  // the scaling can wait for the exponential: one pass less
   T* o = head.o + first * head.ldo;
   for (int64_t i = 0; i < rows; ++i) top[i] = -infinity(T(0)), total[i] = T(0);
 
@@ -204,8 +221,10 @@ void attend(const AttentionArgs& p, int64_t item) {
         T* s = scores + i * ld;
         const int64_t row = first + i0 + i, own = visible(p, row, j0, n);
         T& t = top[i0 + i];
-        const T most = scale_row(s, own, width, scale, head.bias ? head.bias + row * p.bs[2] + j0 * p.bs[3] : nullptr, p.bs[3]);
-        const T now = greater(t, most), shift = now == -infinity(T(0)) ? T(0) : now, sum = exp_row(s, width, shift);
+        const T* bias = head.bias ? head.bias + row * p.bs[2] + j0 * p.bs[3] : nullptr;
+        const T most = plain ? top_row(s, own, width) * scale : scale_row(s, own, width, scale, bias, p.bs[3]);
+        const T now = greater(t, most), shift = now == -infinity(T(0)) ? T(0) : now;
+        const T sum = exp_row(s, width, plain ? scale : T(1), shift);
         if (j0 == 0) {
           total[i0 + i] = sum;
         } else {
@@ -281,12 +300,14 @@ void attend_backward(const AttentionGradArgs& g, int64_t bh) {
         const T lse = head.lse[row], less = delta[row];
         const bool empty = lse == -infinity(T(0));
         T *s = prob + i * ld, *d = ds + i * ld;
-        scale_row(s, empty ? 0 : visible(p, row, j0, n), ld, scale,
-                  head.bias ? head.bias + row * p.bs[2] + j0 * p.bs[3] : nullptr, p.bs[3]);
-        const T shift = empty ? T(0) : lse, factor = dbias ? T(1) : scale;
+        // Without bias every lane may be scaled on the way; what lies in the lanes after n is not read.
+        const int64_t own = empty ? 0 : visible(p, row, j0, n);
+        const bool plain = !head.bias && own == n;
+        if (!plain) scale_row(s, own, ld, scale, head.bias ? head.bias + row * p.bs[2] + j0 * p.bs[3] : nullptr, p.bs[3]);
+        const T shift = empty ? T(0) : lse, factor = dbias ? T(1) : scale, by = plain ? scale : T(1);
         for (int64_t j = 0; j < ld; j += W) {
 #pragma omp simd
-          for (int x = 0; x < W; ++x) s[j + x] = m::exp(s[j + x] - shift);
+          for (int x = 0; x < W; ++x) s[j + x] = m::exp_small(s[j + x] * by - shift);
           gemm::store(d + j, gemm::load(s + j) * (gemm::load(d + j) - less) * factor);
         }
         if (dbias) {
