@@ -458,6 +458,9 @@ void attention_cuda(const AttentionArgs& a, std::int64_t items, void* stream) {
 void attention_backward_cuda(const AttentionGradArgs& g, std::int64_t items, void* stream) {
   const AttentionArgs& a = g.forward;
   gpu::for_floating("attention", a.dtype, [](auto) {});
+#if !defined(CAPO_HOST_SHIM)
+  if (cudnn_attention_backward(g, items, stream)) return;  // where it is switched on
+#endif
   const Wide wide = wide_of(a, g.d_o);
   const std::int64_t rows = items * a.nq;
   if (rows > 0)

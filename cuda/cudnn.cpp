@@ -1,5 +1,5 @@
-// cuDNN 9: the library, its handles and its plans, for cuda/cudnn_conv.cpp and cuda/cudnn_attention.cpp. Loaded at first
-// use, so that neither a build nor a run without it needs it.
+// cuDNN 9: the library, its handles and its plans, for cuda/cudnn_conv.cpp and cuda/cudnn_attention.cpp. Loaded at
+// first use, so that neither a build nor a run without it needs it.
 // Not on the shim: cuDNN runs on a card alone; our own kernels, on which every sample runs, take its place.
 //
 // Of the engines that cuDNN's heuristics list for a graph (mode A, then its fallbacks) the first is taken that repeats
@@ -41,6 +41,7 @@ bool refuse() {
 bool cudnn_conv(const ConvDirectArgs&, void*) { return refuse(); }
 bool cudnn_conv_weight_gradient(const ConvWeightPartsArgs&, void*) { return refuse(); }
 bool cudnn_attention(const AttentionArgs&, std::int64_t, void*) { return refuse(); }
+bool cudnn_attention_backward(const AttentionGradArgs&, std::int64_t, void*) { return refuse(); }
 
 }  // namespace capo::kernels
 
@@ -281,6 +282,21 @@ const Descriptor& Graph::part(Descriptor d) {
   return part_done(std::move(d));
 }
 void Graph::operation(Descriptor d) { operations.push_back(&part(std::move(d))); }
+
+const Descriptor& Graph::pointwise(cudnnPointwiseMode_t mode, const Descriptor& x, const Descriptor* b,
+                                   const Descriptor& y) {
+  Descriptor d(CUDNN_BACKEND_POINTWISE_DESCRIPTOR);
+  d.set(CUDNN_ATTR_POINTWISE_MODE, CUDNN_TYPE_POINTWISE_MODE, 1, &mode);
+  d.set(CUDNN_ATTR_POINTWISE_MATH_PREC, CUDNN_DATA_FLOAT);
+  const Descriptor& what = part(std::move(d));
+  Descriptor op(CUDNN_BACKEND_OPERATION_POINTWISE_DESCRIPTOR);
+  op.set(CUDNN_ATTR_OPERATION_POINTWISE_PW_DESCRIPTOR, what);
+  op.set(CUDNN_ATTR_OPERATION_POINTWISE_XDESC, x);
+  if (b) op.set(CUDNN_ATTR_OPERATION_POINTWISE_BDESC, *b);
+  op.set(CUDNN_ATTR_OPERATION_POINTWISE_YDESC, y);
+  operation(std::move(op));
+  return y;
+}
 
 const Descriptor& Graph::tensor(std::int64_t uid, cudnnDataType_t type, const std::vector<std::int64_t>& sizes,
                                 const std::vector<std::int64_t>& strides, std::int64_t bytes) {

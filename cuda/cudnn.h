@@ -13,7 +13,9 @@ namespace capo::kernels {
 // keeps our contract: same bits every time, sums in f32, f32 operands not rounded.
 bool cudnn_conv(const ConvDirectArgs& args, void* stream);
 bool cudnn_conv_weight_gradient(const ConvWeightPartsArgs& args, void* stream);
-// items: (b, h) pairs. Forward alone.
+// items: (b, h) pairs. The backward takes what asks for dq, dk and dv and has no dlse; it makes delta itself, and where it
+// returns false some of the results and delta may have been written.
 bool cudnn_attention(const AttentionArgs& args, std::int64_t items, void* stream);
+bool cudnn_attention_backward(const AttentionGradArgs& args, std::int64_t items, void* stream);
 
 }  // namespace capo::kernels

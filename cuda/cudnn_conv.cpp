@@ -111,17 +111,7 @@ void add_bias(Graph& graph, const Problem& p, const Descriptor& sum, const Descr
   one[1] = channels;
   const Descriptor& bias =
       graph.tensor(kBias, cudnn::type_of(p.dtype), one, channels_last(one), cudnn::alignment(p.bias));
-  const cudnnPointwiseMode_t mode = CUDNN_POINTWISE_ADD;
-  Descriptor add(CUDNN_BACKEND_POINTWISE_DESCRIPTOR);
-  add.set(CUDNN_ATTR_POINTWISE_MODE, CUDNN_TYPE_POINTWISE_MODE, 1, &mode);
-  add.set(CUDNN_ATTR_POINTWISE_MATH_PREC, CUDNN_DATA_FLOAT);
-  const Descriptor& addition = graph.part(std::move(add));
-  Descriptor op(CUDNN_BACKEND_OPERATION_POINTWISE_DESCRIPTOR);
-  op.set(CUDNN_ATTR_OPERATION_POINTWISE_PW_DESCRIPTOR, addition);
-  op.set(CUDNN_ATTR_OPERATION_POINTWISE_XDESC, sum);
-  op.set(CUDNN_ATTR_OPERATION_POINTWISE_BDESC, bias);
-  op.set(CUDNN_ATTR_OPERATION_POINTWISE_YDESC, result);
-  graph.operation(std::move(op));
+  graph.pointwise(CUDNN_POINTWISE_ADD, sum, &bias, result);
 }
 
 struct Names {

@@ -58,6 +58,8 @@ class Graph {
   // Finish a description, or an operation, and keep it.
   const Descriptor& part(Descriptor d);
   void operation(Descriptor d);
+  // y = x mode b in f32, or mode of x alone; returns y.
+  const Descriptor& pointwise(cudnnPointwiseMode_t mode, const Descriptor& x, const Descriptor* b, const Descriptor& y);
   // Keeps what is finished.
   const Descriptor& part_done(Descriptor d);
 
