@@ -3,6 +3,7 @@
 // thread is timed by its own processor time, several by the wall clock.
 //   bench_gemm [repeats=15] [part of a name]
 #include <capo/autograd/autograd.h>
+#include <capo/bench/peak.h>
 #include <capo/engine/cpu.h>
 #include <capo/engine/threads.h>
 #include <capo/ops/attention.h>
@@ -29,28 +30,11 @@ double seconds(clockid_t clock) {
 }
 double now() { return seconds(num_threads() == 1 ? CLOCK_THREAD_CPUTIME_ID : CLOCK_MONOTONIC); }
 
-// Twelve independent chains of x = x * m + c in registers: FLOP/s of one core.
-#if defined(__x86_64__)
-#define CAPO_CHAINS(V, step)                                                                                \
-  V a{}, b{}, c{}, d{}, e{}, f{}, g{}, h{}, i{}, j{}, k{}, l{}, m = V{} + 0.5f;                              \
-  const double start = now();                                                                               \
-  for (int n = 0; n < kSteps; ++n) {                                                                        \
-    step(a) step(b) step(c) step(d) step(e) step(f) step(g) step(h) step(i) step(j) step(k) step(l)          \
-  }                                                                                                         \
-  return 2.0 * 12 * sizeof(V) / 4 * kSteps / (now() - start);
-#define CAPO_FMA(x) asm volatile("vfmadd213ps %1, %1, %0" : "+v"(x) : "v"(m));
-#define CAPO_MUL_ADD(x) x = x * m + m; asm volatile("" : "+x"(x));
-constexpr int kSteps = 200000;
-typedef float F16 __attribute__((vector_size(64)));
-typedef float F8 __attribute__((vector_size(32)));
-typedef float F4 __attribute__((vector_size(16)));
-[[gnu::target("avx512f")]] double peak_v4() { CAPO_CHAINS(F16, CAPO_FMA) }
-[[gnu::target("avx2,fma")]] double peak_v3() { CAPO_CHAINS(F8, CAPO_FMA) }
-double peak_v2() { CAPO_CHAINS(F4, CAPO_MUL_ADD) }
-double peak() { return isa() == Isa::v4 ? peak_v4() : isa() == Isa::v3 ? peak_v3() : peak_v2(); }
-#else
-double peak() { return 1; }  // unknown: shares mean nothing
-#endif
+// FLOP/s of one core.
+double peak() {
+  const double start = now(), flops = bench::multiply_adds();
+  return std::max(flops, 1.0) / (now() - start);  // where it is not written, shares mean nothing
+}
 
 struct Case {
   std::string name;

@@ -9,72 +9,15 @@ stays when time runs out or a program dies.
 """
 import argparse
 import json
-import math
 import os
-import queue
 import statistics
 import subprocess
 import sys
-import threading
 import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-
-
-class Failed(Exception):
-    pass
-
-
-class Program:
-    """A program that speaks the protocol of bench_gpu_vit_step --serve. Its other output goes to stderr."""
-
-    def __init__(self, name, command, patience):
-        self.name = name
-        self.lines = queue.Queue()
-        self.tail = []
-        print("+", *command, file=sys.stderr, flush=True)
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        threading.Thread(target=self.read, daemon=True).start()
-        self.step_seconds = self.wait("READY", patience)["seconds"]
-        self.steps = max(1, math.ceil(0.5 / max(self.step_seconds, 1e-6)))
-
-    def read(self):
-        for line in self.process.stdout:
-            self.lines.put(line)
-        self.lines.put(None)
-
-    def wait(self, word, patience):
-        end = time.monotonic() + patience
-        while True:
-            try:
-                line = self.lines.get(timeout=max(0.1, end - time.monotonic()))
-            except queue.Empty:
-                self.kill()
-                raise Failed(f"{self.name}: no {word} within {patience:.0f} s; last: {' | '.join(self.tail)}") from None
-            if line is None:
-                raise Failed(f"{self.name}: ended with {self.process.wait()} before {word}; last: {' | '.join(self.tail)}")
-            if line.startswith(word + " "):
-                return json.loads(line[len(word):])
-            print(f"[{self.name}] {line}", end="", file=sys.stderr, flush=True)
-            self.tail = [*self.tail, line.strip()[:300]][-8:]
-
-    def round(self):
-        try:
-            self.process.stdin.write(f"{self.steps}\n")
-            self.process.stdin.flush()
-        except OSError:
-            pass  # wait() tells what it said last
-        return self.wait("ROUND", 60 + 20 * self.steps * self.step_seconds)["seconds"]
-
-    def finish(self):
-        self.process.stdin.close()
-        result = self.wait("RESULT", 60)
-        self.process.wait(timeout=60)
-        return result
-
-    def kill(self):
-        self.process.kill()
-        self.process.wait()
+sys.path.insert(0, os.path.dirname(HERE))
+from serve import Failed, Program  # noqa: E402
 
 
 def clocks():
