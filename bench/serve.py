@@ -21,7 +21,7 @@ class Failed(Exception):
 class Program:
     """Its other output goes to `log`."""
 
-    def __init__(self, name, command, patience, env=None, log=sys.stderr):
+    def __init__(self, name, command, patience, env=None, log=sys.stderr, round_seconds=0.5):
         self.name = name
         self.log = log
         self.lines = queue.Queue()
@@ -31,7 +31,7 @@ class Program:
                                         env={**os.environ, **(env or {})})
         threading.Thread(target=self.read, daemon=True).start()
         self.ready = self.wait("READY", patience)
-        self.plan(self.ready["seconds"], 0.5)
+        self.plan(self.ready["seconds"], round_seconds)
 
     def plan(self, step_seconds, round_seconds):
         self.step_seconds = step_seconds
@@ -79,7 +79,7 @@ class Program:
 
     def finish(self):
         self.process.stdin.close()
-        result = self.wait("RESULT", 60)
+        result = self.wait("RESULT", 60 + 20 * self.step_seconds)  # a peer may profile a step
         self.process.wait(timeout=60)
         return result
 

@@ -1,12 +1,17 @@
 #include <capo/bench/gpu/harness.h>
 #include <capo/bench/gpu/replay.h>
+#include <capo/engine/allocator.h>
 #include <capo/engine/error.h>
 #include <capo/ops/copy.h>
 
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <fstream>
 #include <nlohmann/json.hpp>
+#ifdef __linux__
+#include <malloc.h>
+#endif
 
 namespace capo::bench {
 
@@ -89,6 +94,25 @@ nlohmann::json figures(const Case& c) {
 void print_result(const nlohmann::json& result) {
   std::printf("RESULT %s\n", result.dump().c_str());
   std::fflush(stdout);
+}
+
+namespace {
+std::int64_t status_bytes(const std::string& field) {
+  std::ifstream status("/proc/self/status");
+  for (std::string line; std::getline(status, line);)
+    if (line.rfind(field + ":", 0) == 0) return 1024 * std::atoll(line.c_str() + field.size() + 1);
+  return 0;
+}
+}  // namespace
+
+std::int64_t resident_bytes() { return status_bytes("VmRSS"); }
+std::int64_t resident_peak_bytes() { return status_bytes("VmHWM"); }
+void reset_resident_peak() {
+  allocator(kCpu).release_all();
+#ifdef __linux__
+  malloc_trim(0);
+  std::ofstream("/proc/self/clear_refs") << 5;
+#endif
 }
 
 int guarded(int argc, char** argv, void (*body)(Options)) try {

@@ -45,7 +45,18 @@ Tensor TrainStep::forward_backward() {
   return loss.detach();
 }
 
+void TrainStep::infer() {
+  model_.train(false);
+  optimizer_.reset();
+  forward_only_ = true;
+}
+
 void TrainStep::run() {
+  if (forward_only_) {
+    NoGrad no_grad;
+    loss_ = cross_entropy(cast(model_(images_), f32), labels_);
+    return;
+  }
   if (graph_) {
     optimizer_->next_replay(kRate);
     graph_->replay();

@@ -36,6 +36,8 @@ class TrainStep {
   // From now on run() replays the step as one graph, as the Trainer's graph option does, but for reading the loss. CUDA only, after
   // a first run().
   void capture();
+  // From now on run() is the forward pass alone, in evaluation mode and unrecorded; the loss is still there.
+  void infer();
   double loss();  // of the newest step; waits
 
   std::int64_t batch() const { return images_.size(0); }
@@ -49,6 +51,7 @@ class TrainStep {
   Tensor forward_backward();  // the loss
   std::unique_ptr<train::AdamW> optimizer_;
   Tensor images_, labels_, loss_;
+  bool forward_only_ = false;
   std::unique_ptr<Graph> graph_;
   GradVerdict verdict_;
 };

@@ -40,10 +40,14 @@ def main():
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--out", required=True)
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--batch", type=int, default=0, help="other than the row's")
+    parser.add_argument("--infer", action="store_true", help="the forward pass alone")
+    parser.add_argument("--round-seconds", type=float, default=0.5, help="a round is at least so long, and a step")
     parser.add_argument("--tiny", action="store_true")
     args = parser.parse_args()
     end = time.monotonic() + args.seconds
     same = ["--row", args.row, "--device", args.device, "--serve"] + (["--tiny"] if args.tiny else [])
+    same += (["--batch", str(args.batch)] if args.batch else []) + (["--infer"] if args.infer else [])
     failures = []
 
     def write(kind, what):
@@ -52,7 +56,7 @@ def main():
 
     def start(name, command, patience):
         try:
-            return Program(name, command, patience)
+            return Program(name, command, patience, round_seconds=args.round_seconds)
         except (Failed, OSError) as e:
             failures.append(str(e))
             write("failure", {"variant": name, "text": str(e)})

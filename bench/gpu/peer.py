@@ -8,13 +8,17 @@
 A variant is WEIGHTS:MODE.
   masters    bf16 weights, f32 masters in the optimiser: Capo's own arithmetic
   autocast   f32 weights, torch.autocast(bf16)
+  f32        f32 weights, no autocast: what bench/cpu/run compares with
   pure       bf16 weights and moments, no masters: less arithmetic than Capo's, reported but not compared with
   eager | compile | step-graph (compile, and the whole step with its optimiser as one CUDA graph) | reduce-overhead |
-  max-autotune (with step-graph's capture)
+  max-autotune (with step-graph's capture) | freeze (compile with the weights as constants; --infer alone)
 
-All of them: SDPA, channels-last input, fused AdamW, gradients set to None. The last line is RESULT {json}.
+On the CPU the result also tells what one step adds to the resident size, and which share of it torch.profiler finds in products and
+convolutions. All of them: SDPA, channels-last input, fused AdamW, gradients set to None. The last line is RESULT {json}.
 """
 import argparse
+import ctypes
+import gc
 import json
 import statistics
 import sys
@@ -109,13 +113,15 @@ def build(row, tiny):
 class Step:
     """Forward, loss, backward, AdamW; weights as `weights` says, run as `mode` says."""
 
-    def __init__(self, row, variant, device, tiny):
+    def __init__(self, row, variant, device, tiny, batch=0, infer=False):
         self.device = device
         weights, self.mode = variant.split(":")
         torch.manual_seed(0)
         model, image, self.classes, self.batch = build(row, tiny)
+        self.batch = batch or self.batch
+        self.infer = infer
         half = weights in ("masters", "pure")
-        model = model.to(device=device, dtype=torch.bfloat16 if half else torch.float32).train()
+        model = model.to(device=device, dtype=torch.bfloat16 if half else torch.float32).train(not infer)
         self.parameters = sum(p.numel() for p in model.parameters())
         self.trained = [p for p in model.parameters() if p.requires_grad]
         self.trainable = sum(p.numel() for p in self.trained)
@@ -125,7 +131,9 @@ class Step:
         groups = [{"params": [t for t in targets if t.ndim >= 2]},
                   {"params": [t for t in targets if t.ndim < 2], "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=1e-4, weight_decay=0.05, fused=True, capturable=graph)
-        self.x = torch.randn(self.batch, 3, image, image, device=device).bfloat16().to(memory_format=torch.channels_last)
+        self.x = torch.randn(self.batch, 3, image, image, device=device).to(memory_format=torch.channels_last)
+        if weights != "f32":
+            self.x = self.x.bfloat16()
         self.y = torch.arange(self.batch, device=device) * 37 % self.classes
 
         def loss(x, y):
@@ -134,7 +142,7 @@ class Step:
             return F.cross_entropy(logits.float(), y)
 
         compiled = {"compile": {}, "step-graph": {}, "reduce-overhead": {"mode": "reduce-overhead"},
-                    "max-autotune": {"mode": "max-autotune-no-cudagraphs"}}
+                    "max-autotune": {"mode": "max-autotune-no-cudagraphs"}, "freeze": {"options": {"freezing": True}}}
         self.loss = loss if self.mode == "eager" else torch.compile(loss, **compiled[self.mode])
         self.newest = None
         self.replay = None
@@ -142,6 +150,10 @@ class Step:
             self.capture()
 
     def once(self):
+        if self.infer:
+            with torch.no_grad():
+                self.newest = self.loss(self.x, self.y)
+            return
         if self.mode == "reduce-overhead":
             torch.compiler.cudagraph_mark_step_begin()
         loss = self.loss(self.x, self.y)
@@ -187,6 +199,42 @@ class Step:
         return (time.perf_counter() - start) / steps
 
 
+PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::mkldnn_convolution", "aten::convolution_backward",
+            "aten::mkldnn_convolution_backward", "aten::_slow_conv2d_forward", "aten::_slow_conv2d_backward", "aten::convolution",
+            "mkldnn::_linear_pointwise", "mkldnn::_convolution_pointwise", "mkl::_mkl_linear")
+
+
+def shares(step):
+    """Of one step's time, by torch.profiler: products and convolutions; attention, whose products are not in these; AdamW."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        begin = time.perf_counter()
+        step.run()
+        microseconds = 1e6 * (time.perf_counter() - begin)
+    found = {"products": 0.0, "attention": 0.0, "adamw": 0.0}
+    for event in profile.key_averages():
+        kind = ("products" if event.key in PRODUCTS or event.key.startswith("cpp_CppMicroGemm") else
+                "attention" if "attention" in event.key else "adamw" if "fused_adamw" in event.key else None)
+        if kind:
+            found[kind] += event.self_cpu_time_total / microseconds
+    return found
+
+
+def status_bytes(field):
+    with open("/proc/self/status") as f:
+        return next(1024 * int(line.split()[1]) for line in f if line.startswith(field + ":"))
+
+
+def resident_step(step):
+    """Resident bytes before a step, and what the step adds at most."""
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    with open("/proc/self/clear_refs", "w") as f:
+        f.write("5")
+    before = status_bytes("VmRSS")
+    step.run()
+    return before, status_bytes("VmHWM") - before
+
+
 def say(word, what):
     print(word, json.dumps(what), flush=True)
 
@@ -194,13 +242,14 @@ def say(word, what):
 def train_row(args, device):
     cuda = device.type == "cuda"
     begin = time.perf_counter()
-    step = Step(args.row, args.variant, device, args.tiny)
-    step.timed(1 if args.tiny else 5)
+    step = Step(args.row, args.variant, device, args.tiny, args.batch, args.infer)
+    step.timed(1 if args.tiny else 5 if cuda else 2)
+    resident = (0, 0) if cuda else resident_step(step)
     # A graph's replays allocate nothing: there the peak is that of the steps before and during the capture.
     live = torch.cuda.memory_allocated() if cuda else 0
     if cuda and step.mode in ("eager", "compile"):
         torch.cuda.reset_peak_memory_stats()
-    guess = step.timed(1 if args.tiny else 3)
+    guess = step.timed(3 if cuda and not args.tiny else 1)
     warm_up = time.perf_counter() - begin
     rounds = []
     if args.serve:
@@ -216,6 +265,8 @@ def train_row(args, device):
               "batch": step.batch, "parameters": step.parameters, "trainable": step.trainable, "loss": float(step.newest),
               "peak_bytes": peak, "live_bytes": live, "step_bytes": peak - live, "warm_up_seconds": warm_up,
               "reserved_bytes": torch.cuda.max_memory_reserved() if cuda else 0, "torch": torch.__version__, "timm": timm.__version__}
+    if not cuda:
+        result.update(resident_bytes=resident[0], resident_step_bytes=resident[1], shares=shares(step))
     if rounds:
         seconds = statistics.median(rounds)
         result.update(seconds=seconds, rounds=rounds, images_per_second=step.batch / seconds)
@@ -326,6 +377,8 @@ def main():
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--serve", action="store_true")
+    parser.add_argument("--batch", type=int, default=0, help="other than the row's")
+    parser.add_argument("--infer", action="store_true", help="the forward pass alone")
     args = parser.parse_args()
     torch.backends.cuda.matmul.allow_tf32 = True
     device = torch.device(args.device)
