@@ -4,18 +4,36 @@
 #include <capo/ops/binary.h>
 #include <capo/ops/copy.h>
 #include <capo/ops/group_norm.h>
+#include <capo/ops/kernel.h>
 #include <capo/ops/unary.h>
-#include <capo/ops/view.h>
 
 namespace capo {
+
+CAPO_KERNEL_CUDA(batch_norm_running, RunningStatsArgs)
+
 namespace {
 
 constexpr const char* kOp = "batch_norm";
+constexpr std::int64_t kRunningGrain = 4096;
 
-// running = (1 - momentum) running + momentum * batch
-void update(const Tensor& running, const Tensor& batch, double momentum) {
-  const Tensor now = cast(running, batch.dtype()) * (1 - momentum) + reshape(batch, running.shape()) * momentum;
-  copy_into(running, cast(now, running.dtype()));
+// n: values of a channel. What the kernel does not take (strides, halves on the CPU, two dtypes) goes through copies.
+void move_running(const Tensor& mean, const Tensor& var, const detail::ChannelMoments& batch, double momentum,
+                    std::int64_t n) {
+  const DType acc = batch.mean.dtype(), t = mean.dtype();
+  const bool direct = mean.is_contiguous() && var.is_contiguous() && var.dtype() == t &&
+                      (t == acc || mean.device().is_cuda());
+  const Tensor m = direct ? mean : clone(cast(mean, acc)), v = direct ? var : clone(cast(var, acc));
+  if (direct) {
+    write_in_place(kOp, mean);
+    write_in_place(kOp, var);
+  }
+  const RunningStatsArgs args{m.dtype(),         data_or_null(batch.mean), data_or_null(batch.var),
+                              data_or_null(m),   data_or_null(v),          1 - momentum,
+                              momentum,          static_cast<double>(n) / static_cast<double>(n - 1)};
+  launch(kernels::batch_norm_running, mean.device(), args, mean.numel(), kRunningGrain);
+  if (direct) return;
+  copy_into(mean, cast(m, t));
+  copy_into(var, cast(v, var.dtype()));
 }
 
 }  // namespace
@@ -53,8 +71,7 @@ Tensor batch_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, con
   const Tensor y = cast(detail::channel_norm(kOp, u, w, b, 1, columns, eps, epilogue, &batch), t);
   if (update_running && running_mean.defined() && rows > 0 && !replaying()) {
     const NoGrad off;
-    update(running_mean, batch.mean, momentum);
-    update(running_var, batch.var * (static_cast<double>(rows) / static_cast<double>(rows - 1)), momentum);
+    move_running(running_mean, running_var, batch, momentum, rows);
   }
   return y;
 }

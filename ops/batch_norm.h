@@ -39,4 +39,13 @@ Tensor batch_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, con
                   bool update_running = true, Activation activation = Activation::none, const Tensor& residual = {},
                   double slope = 0);
 
+// batch_norm_running, one launch: running = keep running + weight batch for both, the batch's variance times unbias,
+// every product and sum rounded by itself. An item is one channel.
+struct RunningStatsArgs {
+  DType dtype;             // of the running statistics: f32 or f64; on CUDA also bf16 and f16
+  const void *mean, *var;  // the batch's, f32 (f64 for f64)
+  void *running_mean, *running_var;
+  double keep, weight, unbias;  // 1 - momentum, momentum, n / (n - 1)
+};
+
 }  // namespace capo
