@@ -110,6 +110,23 @@ class Pass {
     std::size_t index;
   };
 
+  // The sums that wait at the ends of one node's edges.
+  class Started final : public Pending {
+   public:
+    Started(Pass& pass, const std::vector<Edge>& edges) : pass_(pass), edges_(edges) {}
+    Tensor take(int input) override {
+      const Edge& e = edges_[static_cast<std::size_t>(input)];
+      if (pass_.options_.create_graph || !pass_.wants(e)) return {};
+      if (e.leaf) return std::exchange(pass_.leaves_[e.leaf.get()].sum, Tensor());
+      Grads& waiting = pass_.states_[e.node.get()].cotangents;
+      return waiting.empty() ? Tensor() : std::exchange(waiting[static_cast<std::size_t>(e.output)], Tensor());
+    }
+
+   private:
+    Pass& pass_;
+    const std::vector<Edge>& edges_;
+  };
+
   bool wants(const Edge& e) const {
     if (e.leaf) return all_leaves_ || wanted_leaves_.count(e.leaf.get());
     if (!e.node) return false;
@@ -183,12 +200,13 @@ class Pass {
     for (std::size_t i = 0; i < edges.size(); ++i)
       if (wants(edges[i])) mask |= std::uint64_t{1} << (i < 63 ? i : 63);
     Grads grads;
+    Started started(*this, edges);
     if (options_.create_graph) {
       const WithGrad on;
-      grads = node->apply(cotangents, Needs(mask));
+      grads = node->apply(cotangents, Needs(mask), started);
     } else {
       const NoGrad off;
-      grads = node->apply(cotangents, Needs(mask));
+      grads = node->apply(cotangents, Needs(mask), started);
     }
     CAPO_CHECK(grads.size() <= edges.size(), node->op(), ": returned ", grads.size(), " gradients for ", edges.size(),
                " inputs");

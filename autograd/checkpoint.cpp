@@ -40,7 +40,7 @@ class CheckpointNode final : public Node {
       : Node("checkpoint", detail::edges_of(all), Saved(inputs, {})), segment_(std::move(segment)),
         parameters_(parameters), draws_(std::move(draws)), inputs_(inputs.size()) {}
 
-  Grads apply(const Grads& cotangents, Needs need) override {
+  Grads apply(const Grads& cotangents, Needs need, Pending&) override {
     CAPO_CHECK(!grad_enabled(), "checkpoint: has no second derivative");
     std::vector<Tensor> inputs, wanted, outputs, seeds;
     std::vector<std::size_t> place;

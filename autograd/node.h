@@ -30,6 +30,17 @@ class Needs {
   std::uint64_t mask_ = 0;
 };
 
+// What a pass has summed up so far, from an input's other uses, while a node's gradient runs. A gradient that can add to
+// it for nothing (a matrix product) takes it and returns the sum; what nobody takes the pass adds itself, one more trip
+// through memory. Undefined when there is nothing yet, or when the gradients are themselves recorded.
+class Pending {
+ public:
+  virtual Tensor take(int input) = 0;
+
+ protected:
+  ~Pending() = default;
+};
+
 class Node;
 using GradHook = void (*)(const Tensor& leaf_grad, void* user);
 
@@ -99,7 +110,7 @@ class Node : public RefCounted {
   Needs needs() const;
 
   // The gradient: one cotangent per output in, one gradient per edge out.
-  virtual Grads apply(const Grads& cotangents, Needs need) = 0;
+  virtual Grads apply(const Grads& cotangents, Needs need, Pending& pending) = 0;
   // Frees what was saved; a later pass over the node throws.
   virtual void free_saved();
   bool freed() const { return freed_; }
@@ -142,8 +153,10 @@ class OpNode final : public Node {
   OpNode(const char* op, std::vector<Edge> edges, Saved saved, F f)
       : Node(op, std::move(edges), std::move(saved)), f_(f) {}
 
-  Grads apply(const Grads& cotangents, Needs need) override {
-    if constexpr (std::is_invocable_v<F, const Saved&, const Tensor&, Needs>)
+  Grads apply(const Grads& cotangents, Needs need, [[maybe_unused]] Pending& pending) override {
+    if constexpr (std::is_invocable_v<F, const Saved&, const Tensor&, Needs, Pending&>)
+      return f_(saved_, cotangents[0], need, pending);
+    else if constexpr (std::is_invocable_v<F, const Saved&, const Tensor&, Needs>)
       return f_(saved_, cotangents[0], need);
     else
       return f_(saved_, cotangents, need);
@@ -159,7 +172,8 @@ class OpNode final : public Node {
 // its inputs need: an OpObserver sees the result in any case.
 //   y, outputs  fresh tensors without a gradient slot
 //   inputs      in the order of the gradients that f returns
-//   f           Grads(const Saved&, const Tensor& dy, Needs), or with const Grads& dys for several outputs.
+//   f           Grads(const Saved&, const Tensor& dy, Needs), or with const Grads& dys for several outputs; with one
+//               output also Grads(const Saved&, const Tensor& dy, Needs, Pending&).
 // f may capture plain values only (kernel attributes): tensors go through Saved, where they are versioned, counted
 // and freed.
 template <class F>

@@ -5,7 +5,7 @@
 // operand. Any of the four transpositions is read in place. What it refuses goes to our own kernel: an operand with no
 // unit stride, batches that are not evenly spaced, k = 0, shapes without an algorithm.
 //
-// Epilogue: the bias always; gelu_tanh, whose formula is the same as ours; every other activation is a second pass
+// A residual is its C, added in f32 before the one rounding (beta = 1). Epilogue: the bias always; gelu_tanh, whose formula is the same as ours; every other activation is a second pass
 // (gemm_finish), which then reads z rounded to the dtype. The algorithm is the heuristic's first, kept per problem; in
 // split-k only reductions in f32 through the workspace are allowed: the same bits every time on one kind of device.
 #include <capo/cuda/gemm.h>
@@ -118,14 +118,14 @@ struct Descriptors {
     };
     matrix(first, q.first);
     matrix(second, q.second);
-    matrix(d, {p.n, p.m, p.n, p.m * p.n, false});
+    matrix(d, {p.n, p.m, p.c_row, p.m * p.c_row, false});  // C as well
   }
 };
 
 using gpu::kWorkspace;  // one product at a time runs on a stream, so one serves it
 
 struct Library {
-  using Key = std::array<std::int64_t, 21>;
+  using Key = std::array<std::int64_t, 23>;
 
   std::mutex mutex;
   std::map<int, cublasLtHandle_t> handles;                  // by device
@@ -162,7 +162,7 @@ std::optional<cublasLtMatmulAlgo_t> search(cublasLtHandle_t handle, const GemmAr
   set(&preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, static_cast<std::uint32_t>(CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE));
   set(&preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, alignment(p.b));
   set(&preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, alignment(p.a));
-  set(&preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, alignment(q.d));
+  set(&preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, alignment(p.residual ? p.residual : q.d));
   set(&preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, alignment(q.d));
   cublasLtMatmulHeuristicResult_t found{};
   int count = 0;
@@ -178,7 +178,7 @@ std::optional<cublasLtMatmulAlgo_t> algorithm(int device, cublasLtHandle_t handl
   const Library::Key key{device, static_cast<int>(p.dtype), p.bf16, q.epilogue, p.m, p.n, p.k, q.batches,
                          q.first.transposed, q.first.ld, q.first.step, q.second.transposed, q.second.ld, q.second.step,
                          alignment(p.a), alignment(p.b), alignment(q.d), p.bias ? alignment(p.bias) : 0, q.aux ? alignment(p.z) : 0,
-                         q.first.rows, q.second.rows};
+                         q.first.rows, q.second.rows, p.c_row, p.residual ? alignment(p.residual) : 0};
   const std::lock_guard lock(library.mutex);
   const auto at = library.algorithms.find(key);
   if (at != library.algorithms.end()) return at->second;
@@ -198,12 +198,14 @@ bool product(const GemmArgs& p, bool run, void* stream) {
     const auto algo = algorithm(device, handle, p, *q, desc);
     if (!algo) continue;
     if (!run) return true;
-    const float one = 1, zero = 0;
-    check(cublasLtMatmul(handle, &desc.product, &one, p.b, &desc.first, p.a, &desc.second, &zero, q->d, &desc.d, q->d, &desc.d,
+    const float one = 1, beta = p.residual ? 1 : 0;
+    const void* const c = p.residual ? p.residual : q->d;
+    check(cublasLtMatmul(handle, &desc.product, &one, p.b, &desc.first, p.a, &desc.second, &beta, c, &desc.d, q->d, &desc.d,
                          &*algo, backend()->workspace(device, stream, kWorkspace), kWorkspace, static_cast<cudaStream_t>(stream)),
           "multiplying");
     if (q->finish)
-      kernels::gemm_finish_cuda({p.dtype, p.dtype, q->d, nullptr, nullptr, p.c, p.activation, 1, p.matrices * p.m, p.n}, stream);
+      kernels::gemm_finish_cuda({p.dtype, p.dtype, q->d, nullptr, nullptr, p.c, p.activation, 1, p.matrices * p.m, p.n, nullptr, p.n},
+                                stream);
     return true;
   }
   return false;

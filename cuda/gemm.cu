@@ -47,10 +47,25 @@ __device__ inline void store(T* to, const float (&x)[kCount], bool packed, int64
     if (i < left) to[i] = gpu::Store<T>::from(x[i]);
 }
 
-// bias and activation of elements column .. column + kCount of a row that starts at `row` in c and z.
+// x += r[0 .. kCount), read as store writes.
 template <class T, int kCount>
-__device__ inline void finish(const void* bias, void* z, void* c, Activation activation, int64_t row, int64_t column,
-                              int64_t n, bool packed, float (&x)[kCount]) {
+__device__ inline void add(const T* r, float (&x)[kCount], bool packed, int64_t left) {
+  constexpr int kPart = kCount < gpu::kPack<T> ? kCount : gpu::kPack<T>;
+  if (packed) {
+    for (int i = 0; i < kCount; i += kPart) {
+      const auto pack = *reinterpret_cast<const gpu::Pack<T, kPart>*>(r + i);
+      for (int j = 0; j < kPart; ++j) x[i + j] += gpu::load(pack.v[j]);
+    }
+    return;
+  }
+  for (int i = 0; i < kCount; ++i)
+    if (i < left) x[i] += gpu::load(r[i]);
+}
+
+// bias, activation and residual of elements column .. column + kCount of a row that starts at `row` in c, z and residual.
+template <class T, int kCount>
+__device__ inline void finish(const void* bias, void* z, const void* residual, void* c, Activation activation, int64_t row,
+                              int64_t column, int64_t n, bool packed, float (&x)[kCount]) {
   const int64_t left = n - column;
   packed = packed && left >= kCount;
   if (bias)
@@ -58,13 +73,15 @@ __device__ inline void finish(const void* bias, void* z, void* c, Activation act
       if (i < left) x[i] += gpu::load(static_cast<const T*>(bias)[column + i]);
   if (z) store(static_cast<T*>(z) + row + column, x, packed, left);
   activate(activation, x);
+  if (residual) add(static_cast<const T*>(residual) + row + column, x, packed, left);
   store(static_cast<T*>(c) + row + column, x, packed, left);
 }
 
 // What one block computes.
 struct Place {
   int64_t row, column, k0, k1;  // first row and column, range of k
-  int64_t a, b, out;            // where its matrices start, in elements
+  int64_t a, b;                 // where its matrices start, in elements
+  int64_t out;                  // in rows of c
   int64_t chunk;
 };
 
@@ -89,7 +106,7 @@ __device__ inline Place place_of(const GemmArgs& p) {
     index /= p.batch[i];
     t.a += at * p.sa[i], t.b += at * p.sb[i];
   }
-  t.out = matrix * p.m * p.n;
+  t.out = matrix * p.m;
   return t;
 }
 
@@ -98,11 +115,11 @@ template <class T, int kCount>
 __device__ inline void emit(const GemmArgs& p, const Place& t, bool packed, int64_t row, int64_t column,
                             float (&x)[kCount]) {
   if (row >= p.m || column >= p.n) return;
-  const int64_t at = t.out + row * p.n;
+  row += t.out;
   if (p.parts)
-    store(p.parts + t.chunk * p.matrices * p.m * p.n + at + column, x, packed && p.n - column >= kCount, p.n - column);
+    store(p.parts + (t.chunk * p.matrices * p.m + row) * p.n + column, x, packed && p.n - column >= kCount, p.n - column);
   else
-    finish<T>(p.bias, p.z, p.c, p.activation, at, column, p.n, packed, x);
+    finish<T>(p.bias, p.z, p.residual, p.c, p.activation, row * p.c_row, column, p.n, packed, x);
 }
 
 // Which operand accesses may be 16 bytes wide, decided on the host.
@@ -308,13 +325,14 @@ __global__ void __launch_bounds__(kFinishThreads) gemm_finish(GemmFinishArgs p, 
           if (j < left) x[j] += gpu::load(src[j]);
       }
     }
-    finish<T>(p.bias, p.z, p.c, p.activation, row * p.n, column, p.n, wide, x);
+    finish<T>(p.bias, p.z, p.residual, p.c, p.activation, row * p.c_row, column, p.n, wide, x);
   }
 }
 
 template <class S, class T>
 void start_finish(const GemmFinishArgs& p, void* stream) {
-  const bool wide = p.n % 4 == 0 && gpu::aligned(p.src) && gpu::aligned(p.z) && gpu::aligned(p.c);
+  const bool wide = p.n % 4 == 0 && p.c_row % 4 == 0 && gpu::aligned(p.src) && gpu::aligned(p.z) && gpu::aligned(p.c) &&
+                    gpu::aligned(p.residual);
   gpu::launch("gemm_finish", gemm_finish<S, T>, gpu::blocks_for(p.rows * ((p.n + 3) / 4), kFinishThreads),
               kFinishThreads, 0, stream, p, wide);
 }
@@ -336,7 +354,7 @@ Wide wide_of(const GemmArgs& p) {
   const bool a_along_k = p.a_k == 1, b_along_k = p.b_k == 1;
   return {wide_operand(p.a, a_along_k ? p.a_k : p.a_row, a_along_k ? p.a_row : p.a_k, p.rank, p.sa, kPack),
           wide_operand(p.b, b_along_k ? p.b_k : p.b_col, b_along_k ? p.b_col : p.b_k, p.rank, p.sb, kPack),
-          whole(p.n, kPack) && gpu::aligned(p.c) && gpu::aligned(p.z)};
+          whole(p.n, kPack) && whole(p.c_row, kPack) && gpu::aligned(p.c) && gpu::aligned(p.z) && gpu::aligned(p.residual)};
 }
 
 int64_t blocks_of(const GemmArgs& p, int64_t tile) {
@@ -393,7 +411,9 @@ void gemm_cuda(const GemmArgs& p, std::int64_t, void* stream) {
 #endif
   gpu::for_floating("matmul", p.dtype, [&](auto t) { multiply<decltype(t)>(p, stream); });
   if (!p.parts) return;
-  gemm_finish_cuda({p.dtype, f32, p.parts, p.bias, p.z, p.c, p.activation, p.k_chunks, p.matrices * p.m, p.n}, stream);
+  gemm_finish_cuda({p.dtype, f32, p.parts, p.bias, p.z, p.c, p.activation, p.k_chunks, p.matrices * p.m, p.n, p.residual,
+                    p.c_row},
+                   stream);
 }
 
 }  // namespace capo::kernels

@@ -5,13 +5,16 @@
 
 namespace capo {
 
-// c[rows, n] = act(sum over chunks of src[chunk, rows, n] + bias), and z before the activation. src may be c or z.
+// c[rows, n] = act(sum over chunks of src[chunk, rows, n] + bias) + residual, and z before the activation. src may be c or
+// z, whose rows then follow each other.
 struct GemmFinishArgs {
   DType dtype, src_dtype;  // src: f32, or like the rest
   const void *src, *bias;
   void *z, *c;
   Activation activation;
   std::int64_t chunks, rows, n;
+  const void* residual;  // or null; only without activation
+  std::int64_t c_row;    // from one row of c, z and residual to the next
 };
 
 namespace kernels {

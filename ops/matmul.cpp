@@ -102,10 +102,13 @@ std::int64_t lay_out(Args& p, const Tensor& a, const Tensor& b, const Shape& bat
 
 const void* data_of(const Tensor& t) { return t.defined() ? t.data() : nullptr; }
 
+// From one row of a result to the next: [..., M, N] without gaps, or [M, N] of any row stride.
+std::int64_t row_step(const Tensor& c) { return c.rank() == 2 && c.size(0) > 1 ? c.strides()[0] : c.size(-1); }
+
 #if defined(CAPO_WITH_CUDA)
 // One kernel over all matrices, and few tiles with a long k (weight gradients) in chunks of k, by shape alone.
 Tensor product_cuda(const Tensor& a, const Tensor& b, const Shape& batch, const Tensor& c, const Tensor& bias,
-                    Activation activation, const Tensor* z) {
+                    Activation activation, const Tensor* z, const Tensor& residual) {
   GemmArgs p{};
   p.dtype = c.dtype();
   p.bf16 = c.dtype() == f32 && matmul_precision() == bf16;
@@ -113,6 +116,7 @@ Tensor product_cuda(const Tensor& a, const Tensor& b, const Shape& batch, const 
   p.matrices = lay_out(p, a, b, batch);
   p.a = data_of(a), p.b = data_of(b), p.bias = data_of(bias);
   p.c = c.data(), p.z = z ? z->data() : nullptr;
+  p.residual = data_of(residual), p.c_row = row_step(c);
   p.k_chunk = p.k, p.k_chunks = 1;
   detail::current_stream(c.device());  // makes the device current, which cuBLASLt asks
   Tensor parts;
@@ -134,16 +138,15 @@ Tensor product_cuda(const Tensor& a, const Tensor& b, const Shape& batch, const 
 }
 #endif
 
-// c = act(a b + bias), also z = a b + bias when z is given. a [batch.., M, K], b [batch.., K, N] of any strides.
-Tensor product(const Tensor& a, const Tensor& b, const Shape& batch, const Shape& out, const Tensor& bias = {},
-               Activation activation = Activation::none, Tensor* z = nullptr) {
+// c = act(a b + bias), also z = a b + bias when z is given; or c = a b + bias + residual, whose rows lie like c's.
+// a [batch.., M, K], b [batch.., K, N] of any strides.
+Tensor product_into(const Tensor& c, const Tensor& a, const Tensor& b, const Shape& batch, const Tensor& bias,
+                    Activation activation, const Tensor* z, const Tensor& residual) {
   const DType t = a.dtype();
   const Device device = a.device();
-  const Tensor c = empty(out, t, device);
-  if (z) *z = empty(out, t, device);
   if (c.numel() == 0) return c;
 #if defined(CAPO_WITH_CUDA)
-  if (device.is_cuda()) return product_cuda(a, b, batch, c, bias, activation, z);
+  if (device.is_cuda()) return product_cuda(a, b, batch, c, bias, activation, z, residual);
 #endif
 
   MatmulArgs p{};
@@ -172,7 +175,9 @@ Tensor product(const Tensor& a, const Tensor& b, const Shape& batch, const Shape
     }
     packed = empty({distinct, p.bf16_dot ? ceil_div(p.k, 2) : p.k, round_up(p.n, 16)}, t, device);
   }
-  if (p.k_chunks > 1) parts = empty({matrices, p.k_chunks, p.m, p.n}, t, device);
+  const std::int64_t c_row = row_step(c);
+  p.c_row = c_row, p.residual = nullptr;
+  if (p.k_chunks > 1) parts = empty({matrices, p.k_chunks, p.m, p.n}, t, device), p.c_row = p.n;
   if (device.is_meta()) return c;
 
   p.a = a.data();
@@ -180,6 +185,7 @@ Tensor product(const Tensor& a, const Tensor& b, const Shape& batch, const Shape
   p.c = parts.defined() ? parts.data() : c.data();
   p.bias = data_of(bias);
   p.z = z ? z->data() : nullptr;
+  p.residual = data_of(residual);
   if (p.packed && p.k > 0) {
     pack.b = p.b;
     pack.packed = packed.data();
@@ -194,10 +200,17 @@ Tensor product(const Tensor& a, const Tensor& b, const Shape& batch, const Shape
   const std::int64_t work = p.row_block * p.col_block * p.k_chunk + 1;  // of an item, in multiply-adds
   launch(kernels::matmul, device, p, items, work >= (1 << 17) ? 1 : (1 << 17) / work + 1);
   if (parts.defined()) {
-    const MatmulSumArgs sum{t, p.c, p.bias, p.z, c.data(), activation, p.k_chunks, p.m * p.n, p.n};
+    const MatmulSumArgs sum{t,          p.c,        p.bias,    p.z, c.data(),   activation,
+                            p.k_chunks, p.m * p.n, p.n, p.residual, c_row};
     launch(kernels::matmul_sum, device, sum, c.numel(), 8192);
   }
   return c;
+}
+
+Tensor product(const Tensor& a, const Tensor& b, const Shape& batch, const Shape& out, const Tensor& bias = {},
+               Activation activation = Activation::none, Tensor* z = nullptr) {
+  if (z) *z = empty(out, a.dtype(), a.device());
+  return product_into(empty(out, a.dtype(), a.device()), a, b, batch, bias, activation, z, {});
 }
 
 Tensor matrix_transpose(const Tensor& x) { return transpose(x, -2, -1); }
@@ -220,9 +233,16 @@ UnaryKind unary_of(Activation activation) {
   }
 }
 
-Grads linear_gradient(const Saved& s, const Tensor& dz, Needs need) {
+// dz w, added to what `pending` holds for that input.
+Tensor input_gradient(const Tensor& dz, const Tensor& w, int input, Pending& pending) {
+  if (const Tensor before = pending.take(input); before.defined())
+    return add_linear(before, {{dz, matrix_transpose(w)}});
+  return dz.rank() > 1 ? matmul(dz, w) : reshape(matmul(as_rows(dz), w), {w.size(1)});
+}
+
+Grads linear_gradient(const Saved& s, const Tensor& dz, Needs need, Pending& pending) {
   Tensor dx, dw, db;
-  if (need[0]) dx = dz.rank() > 1 ? matmul(dz, s[1]) : reshape(matmul(as_rows(dz), s[1]), {s[1].size(1)});
+  if (need[0]) dx = input_gradient(dz, s[1], 0, pending);
   if (need[1]) dw = matmul(matrix_transpose(as_rows(dz)), as_rows(s[0]));
   if (need[2]) db = sum(as_rows(dz), {0});
   return {dx, dw, db};
@@ -303,6 +323,104 @@ Tensor linear(const Tensor& x, const Tensor& w, const Tensor& b, Activation acti
   return record(name_of(activation), y, {z}, Saved({z}), [activation](const Saved& s, const Tensor& dy, Needs) -> Grads {
     return {unary_gradient(unary_of(activation), dy, s[0])};
   });
+}
+
+namespace {
+
+void check_branch(const Tensor& r, const LinearBranch& branch, std::int64_t first) {
+  const auto& [x, w, b, column] = branch;
+  CAPO_CHECK(x.dtype() == r.dtype() && w.dtype() == r.dtype(), "add_linear: x and w must be ", r.dtype(),
+             " like r, got ", describe(x), " and ", describe(w));
+  CAPO_CHECK(x.device() == r.device() && w.device() == r.device(), "add_linear: devices must be equal, got ", r.device(),
+             ", ", x.device(), " and ", w.device());
+  CAPO_CHECK(w.rank() == 2 && x.rank() == r.rank(), "add_linear: needs x [..., I] of r's rank and w [O, I], got r ",
+             r.shape(), ", x ", x.shape(), " and w ", w.shape());
+  for (int i = 0; i + 1 < r.rank(); ++i)
+    CAPO_CHECK(x.shape()[i] == r.shape()[i], "add_linear: x must have the leading axes of r ", r.shape(), ", got ", x.shape());
+  CAPO_CHECK(x.size(-1) == w.size(1), "add_linear: w must be [O, ", x.size(-1), "] to match the last axis of x ",
+             x.shape(), ", got ", w.shape());
+  CAPO_CHECK(column >= first && column + w.size(0) <= r.size(-1), "add_linear: columns ", column, " .. ",
+             column + w.size(0), " must follow each other in r's ", r.size(-1), ", from ", first, " on");
+  if (b.defined())
+    CAPO_CHECK(b.shape() == Shape{w.size(0)} && b.dtype() == r.dtype() && b.device() == r.device(), "add_linear: b must be ",
+               r.dtype(), " [", w.size(0), "] on ", r.device(), ", got ", describe(b));
+}
+
+// What add_linear's gradient takes besides tensors: where its branches' columns lie.
+struct Columns {
+  int count;
+  Dims first, widths;
+};
+
+// y = r + the branches, all rows of length r.size(-1).
+void add_branches(const Tensor& y, const Tensor& r, const std::vector<LinearBranch>& branches) {
+  const std::int64_t width = r.size(-1), rows = width ? r.numel() / width : 0;
+  const auto part = [&](const Tensor& t, std::int64_t from, std::int64_t to) {
+    return strided_view(t, {rows, to - from}, {width, 1}, t.offset() + from);
+  };
+  const auto copy = [&](std::int64_t from, std::int64_t to) {
+    if (from < to) copy_into(part(y, from, to), part(r, from, to));
+  };
+  std::int64_t done = 0;
+  for (const auto& [x, w, b, column] : branches) {
+    const std::int64_t end = column + w.size(0);
+    copy(done, column);
+    const Tensor wt = strided_view(w, {w.size(1), w.size(0)}, {w.strides()[1], w.strides()[0]}, w.offset());
+    product_into(part(y, column, end), as_rows(x.detach()), wt, {}, b.defined() ? contiguous(b.detach()) : b,
+                 Activation::none, nullptr, part(r, column, end));
+    done = end;
+  }
+  copy(done, width);
+}
+
+Tensor add_linear_through_f32(const Tensor& r, const std::vector<LinearBranch>& branches) {
+  std::vector<LinearBranch> wide;
+  for (const auto& [x, w, b, column] : branches)
+    wide.push_back({cast(x, f32), cast(w, f32), b.defined() ? cast(b, f32) : b, column});
+  return cast(add_linear(cast(r, f32), wide), r.dtype());
+}
+
+}  // namespace
+
+Tensor add_linear(const Tensor& r, const std::vector<LinearBranch>& branches) {
+  CAPO_CHECK(is_floating(r.dtype()) && r.rank() >= 1, "add_linear: r must be floating, of rank 1 or more, got ", describe(r));
+  CAPO_CHECK(!branches.empty() && branches.size() <= kMaxDims, "add_linear: needs 1 to ", kMaxDims, " branches, got ",
+             branches.size());
+  Columns at{static_cast<int>(branches.size()), {}, {}};
+  std::vector<Tensor> inputs{r};
+  std::int64_t end = 0;
+  for (const auto& branch : branches) {
+    check_branch(r, branch, end);
+    end = branch.column + branch.w.size(0);
+    at.first.push_back(branch.column), at.widths.push_back(branch.w.size(0));
+    for (const Tensor& t : {branch.x, branch.w, branch.b}) inputs.push_back(t);
+  }
+  if (is_half(r.dtype()) && !r.device().is_cuda()) return add_linear_through_f32(r, branches);
+
+  const Tensor y = empty(r.shape(), r.dtype(), r.device());
+  if (y.numel() > 0) {
+    const NoGrad off;
+    add_branches(y, contiguous(r.detach()), branches);
+  }
+  const Needs need = needs_of(inputs);
+  std::vector<Tensor> kept;
+  for (int i = 0; i < at.count; ++i) {
+    const LinearBranch& branch = branches[static_cast<std::size_t>(i)];
+    kept.push_back(keep_if(need[3 * i + 2], branch.x));
+    kept.push_back(keep_if(need[3 * i + 1], branch.w));
+  }
+  return record("add_linear", y, inputs, Saved(kept, {}),
+                [at](const Saved& s, const Tensor& dy, Needs n, Pending& pending) -> Grads {
+                  Grads g{keep_if(n[0], dy)};
+                  for (int i = 0; i < at.count; ++i) {
+                    const Tensor dz = slice(dy, -1, at.first[i], at.first[i] + at.widths[i]);
+                    const int x = 3 * i + 1;
+                    g.push_back(n[x] ? input_gradient(dz, s[2 * i + 1], x, pending) : Tensor());
+                    g.push_back(n[x + 1] ? matmul(matrix_transpose(as_rows(dz)), as_rows(s[2 * i])) : Tensor());
+                    g.push_back(n[x + 2] ? sum(as_rows(dz), {0}) : Tensor());
+                  }
+                  return g;
+                });
 }
 
 }  // namespace capo

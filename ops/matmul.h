@@ -1,4 +1,5 @@
-// Matrix products: matmul, and linear with its bias and activation in the product's epilogue.
+// Matrix products: matmul, linear with its bias and activation in the product's epilogue, and add_linear, which adds to
+// a result that is already there.
 //
 // dtypes  a, b (x, w, b) equal: f32, f64; bf16 and f16 summed in f32 (CPU: through a cast copy; CUDA: tensor cores, no
 //         f64). Mixed dtypes and devices throw.
@@ -8,6 +9,8 @@
 
 #include <capo/engine/tensor.h>
 #include <capo/ops/activation.h>
+
+#include <vector>
 
 namespace capo {
 
@@ -29,7 +32,20 @@ Tensor matmul(const Tensor& a, const Tensor& b);
 //   Tensor hidden = linear(x, fc1_weight, fc1_bias, Activation::gelu);  // [B, N, 768] -> [B, N, 3072]
 Tensor linear(const Tensor& x, const Tensor& w, const Tensor& b = {}, Activation activation = Activation::none);
 
-// C[batch, m, n] = act(A B + bias). A work item of the kernel is one (batch, chunk of k, block of rows, block of
+// r with x w^T + b of each branch added to its columns: columns column .. column + O' of the result are those of r plus
+// x w^T + b, the others r's own. r [..., O], x [..., I] with r's leading axes, w [O', I], b [O'] or undefined; one to
+// eight branches, their columns in ascending order and apart. The sum joins the product where it is written: no pass
+// over r, no tensor of r's size besides the result. What a LoRA (its last product) and an adapter add to a frozen
+// layer. Values: add's of r and linear's.
+// grad  dr = dy; dx, dw, db are linear's of dy's columns, as is what is kept.
+//   y = add_linear(y, {{linear(x, a), b}});  // y + (x a^T) b^T
+struct LinearBranch {
+  Tensor x, w, b = {};
+  std::int64_t column = 0;
+};
+Tensor add_linear(const Tensor& r, const std::vector<LinearBranch>& branches);
+
+// C[batch, m, n] = act(A B + bias) + residual. A work item of the kernel is one (batch, chunk of k, block of rows, block of
 // columns); with k_chunks > 1 each chunk's sum goes to its own plane of `c` and matmul_sum joins them.
 struct MatmulArgs {
   DType dtype;
@@ -40,6 +56,8 @@ struct MatmulArgs {
   const void* bias;     // [n] or null
   void* z;              // where A B + bias goes as well, or null
   void* c;              // [batch, k_chunks, m, n]
+  const void* residual; // laid out like c, or null; only without activation
+  std::int64_t c_row;   // from one row of c, z and residual to the next; n for chunks of k
   Activation activation;
   std::int64_t m, n, k;
   std::int64_t a_row, a_k, b_k, b_col;  // strides
@@ -59,7 +77,7 @@ struct MatmulPackArgs {
   int rank;
   std::int64_t batch[kMaxDims], sb[kMaxDims];
 };
-// c[i] = act(sum over chunks of parts[batch, chunk, i] + bias); items are elements of c.
+// c[i] = act(sum over chunks of parts[batch, chunk, i] + bias) + residual; items are elements of c.
 struct MatmulSumArgs {
   DType dtype;
   const void* parts;
@@ -67,15 +85,19 @@ struct MatmulSumArgs {
   void *z, *c;
   Activation activation;
   std::int64_t chunks, plane, n;  // plane = m * n
+  const void* residual;           // or null
+  std::int64_t c_row;             // of c, z and residual
 };
 
-// The same product on CUDA, nothing packed: c[matrices, m, n] = act(a b + bias). With k_chunks > 1 the sums of each
+// The same product on CUDA, nothing packed: c[matrices, m, n] = act(a b + bias) + residual. With k_chunks > 1 the sums of each
 // chunk of k go to their own plane of `parts`, and a second kernel adds them in order.
 struct GemmArgs {
   DType dtype;
   bool bf16;             // f32 operands are rounded to bf16
   const void *a, *b, *bias;
   void *z, *c;
+  const void* residual;  // or null; only without activation and z
+  std::int64_t c_row;    // from one row of c, z and residual to the next
   float* parts;          // [k_chunks, matrices, m, n], or null
   Activation activation;
   std::int64_t m, n, k;

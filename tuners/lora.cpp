@@ -52,16 +52,15 @@ double Lora::scale() const {
 Tensor Lora::apply(const nn::Site& site) {
   if (merged_) return site.y;
   const Tensor x = dropout_(site.z);
-  const auto branch = [&](const Pair& p) {
-    const Tensor d = linear(linear(x, p.a), p.b);
-    return scale() == 1.0 ? d : d * scale();
+  const auto branch = [&](const Pair& p, std::int64_t column) -> LinearBranch {
+    const Tensor h = linear(x, p.a);
+    return {scale() == 1.0 ? h : h * scale(), p.b, {}, column};  // scaled where the rows are short
   };
-  if (whole_) return site.y + branch(*whole_);
-  std::vector<Tensor> parts;
-  Shape zero_shape = site.y.shape();
-  zero_shape.back() = linear_->in();
-  for (const auto& p : slice_) parts.push_back(p ? branch(*p) : expand(zeros({1}, x.dtype(), x.device()), zero_shape));
-  return site.y + concat(parts, -1);
+  if (whole_) return add_linear(site.y, {branch(*whole_, 0)});
+  std::vector<LinearBranch> branches;
+  for (int i = 0; i < 3; ++i)
+    if (slice_[i]) branches.push_back(branch(*slice_[i], i * linear_->in()));
+  return add_linear(site.y, branches);
 }
 
 Tensor Lora::delta_weight() const {

@@ -62,8 +62,7 @@ UAdapter::UAdapter(nn::Module* target, std::string_view name, const AdapterOptio
 
 Tensor UAdapter::apply(const nn::Site& site) {
   const Tensor& t = options.reads == Reads::x ? site.x : options.reads == Reads::z ? site.z : site.y;
-  const Tensor tau = up(down.with_activation(t, options.act));
-  return site.y + (options.scale == 1.0 ? tau : tau * options.scale);
+  return up.add_to(site.y, down.with_activation(t, options.act), options.scale);
 }
 
 UPrefix::UPrefix(nn::Module* core, std::string_view name, const nn::AttentionPlace& place, const TokenOptions& o)

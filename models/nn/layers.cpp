@@ -35,6 +35,14 @@ Tensor Linear::with_activation(const Tensor& x, Activation act) {
   return linear(x, weight, bias_or_none(), act);
 }
 
+// The factor goes to the product's narrower operands.
+Tensor Linear::add_to(const Tensor& r, const Tensor& x, double scale) {
+  const auto scaled = [scale](const Tensor& t) { return scale == 1.0 || !t.defined() ? t : t * scale; };
+  if (tapped()) return r + scaled((*this)(x));
+  const ModuleScope scope(&path());
+  return add_linear(r, {{scaled(x), weight, scaled(bias_or_none())}});
+}
+
 LayerNorm::LayerNorm(Module* up, std::string_view name, std::int64_t dim, double e)
     : Layer(up, name), weight(this, "weight", {dim}, Init::one()), bias(this, "bias", {dim}, Init::zero()), eps(e) {}
 Tensor LayerNorm::forward(const Tensor& x) { return layer_norm(x, weight, bias, eps); }

@@ -16,6 +16,8 @@ class Linear : public Layer<Linear> {
   Tensor forward(const Tensor& x) { return linear(x, weight, bias_or_none()); }
   // act(this(x)), fused while nothing is attached.
   Tensor with_activation(const Tensor& x, Activation act);
+  // r + scale * this(x), fused while nothing is attached.
+  Tensor add_to(const Tensor& r, const Tensor& x, double scale = 1.0);
   Tensor bias_or_none() const { return bias ? bias->value() : Tensor(); }
   std::int64_t in() const { return weight.value().size(1); }
   std::int64_t out() const { return weight.value().size(0); }

@@ -38,10 +38,25 @@ void finish_rows(T* c, T* z, const T* bias, int64_t ld, int64_t m, int64_t n) {
     bias ? finish_rows<F, true, false>(c, z, bias, ld, m, n) : finish_rows<F, false, false>(c, z, bias, ld, m, n);
 }
 
+// c[i, j] = r[i, j] + (c[i, j] + bias[j]), rounded as add would.
 template <class T>
-void finish(Activation activation, T* c, T* z, const T* bias, int64_t ld, int64_t m, int64_t n) {
+void add_rows(T* c, const T* r, const T* bias, int64_t ld, int64_t m, int64_t n) {
+  for (int64_t i = 0; i < m; ++i, c += ld, r += ld) {
+    if (bias) {
+#pragma omp simd
+      for (int64_t j = 0; j < n; ++j) c[j] = r[j] + (c[j] + bias[j]);
+    } else {
+#pragma omp simd
+      for (int64_t j = 0; j < n; ++j) c[j] = r[j] + c[j];
+    }
+  }
+}
+
+template <class T>
+void finish(Activation activation, T* c, T* z, const T* r, const T* bias, int64_t ld, int64_t m, int64_t n) {
   switch (activation) {
     case Activation::none:
+      if (r) return add_rows(c, r, bias, ld, m, n);
       if (bias || z) finish_rows<Identity>(c, z, bias, ld, m, n);
       return;
     case Activation::relu: return finish_rows<Relu>(c, z, bias, ld, m, n);
@@ -59,6 +74,7 @@ struct Item {
   const T *a, *b;          // a at (r0, k0); b at the matrix's start, unless packed
   int64_t packed_matrix;   // index among the packed matrices
   T *c, *z;                // at row r0
+  const T* r;
 };
 
 template <class T>
@@ -84,9 +100,10 @@ Item<T> locate(const capo::MatmulArgs& p, int64_t item) {
     else
       t.b += index * p.sb[i];
   }
-  const int64_t at = ((matrix * p.k_chunks + chunk) * p.m + r0) * p.n;
+  const int64_t at = ((matrix * p.k_chunks + chunk) * p.m + r0) * p.c_row;
   t.c = static_cast<T*>(p.c) + at;
   t.z = p.z ? static_cast<T*>(p.z) + at : nullptr;
+  t.r = p.residual ? static_cast<const T*>(p.residual) + at : nullptr;
   return t;
 }
 
@@ -94,7 +111,9 @@ Item<T> locate(const capo::MatmulArgs& p, int64_t item) {
 template <class T>
 void finish_panel(const capo::MatmulArgs& p, const Item<T>& t, int64_t j, int64_t n) {
   const T* bias = static_cast<const T*>(p.bias);
-  if (p.k_chunks == 1) finish(p.activation, t.c + j, t.z ? t.z + j : nullptr, bias ? bias + j : nullptr, p.n, t.m, n);
+  if (p.k_chunks == 1)
+    finish(p.activation, t.c + j, t.z ? t.z + j : nullptr, t.r ? t.r + j : nullptr, bias ? bias + j : nullptr, p.c_row,
+           t.m, n);
 }
 
 inline void round_if(bool bf16, float* x, int64_t n) {
@@ -144,7 +163,7 @@ void multiply(const capo::MatmulArgs& p, int64_t item) {
         ldb = panel_width<T>(0, n);
         round_if(p.bf16, b_panel, k * ldb);
       }
-      panel(m, k, rows_a, rs, panel_b, ldb, t.c + j, p.n, n, kb > 0);
+      panel(m, k, rows_a, rs, panel_b, ldb, t.c + j, p.c_row, n, kb > 0);
       if (last) finish_panel(p, t, j, n);
     }
     kb += step;
@@ -173,7 +192,7 @@ void multiply_dot(const capo::MatmulArgs& p, int64_t item) {
         pack_panel(t.b + (t.k0 + kb) * p.b_k + j * p.b_col, p.b_k, p.b_col, k, n, b_panel);
         panel_b = b_panel;
       }
-      panel(t.m, pairs, a_rows, kLda, panel_b, gemm::panel_width<float>(0, n), t.c + j, p.n, n, kb > 0);
+      panel(t.m, pairs, a_rows, kLda, panel_b, gemm::panel_width<float>(0, n), t.c + j, p.c_row, n, kb > 0);
       if (kb + k >= t.k_total) finish_panel(p, t, j, n);
     }
     kb += step;
@@ -228,6 +247,7 @@ void join(const capo::MatmulSumArgs& p, int64_t begin, int64_t end) {
   const T* parts = static_cast<const T*>(p.parts);
   T* c = static_cast<T*>(p.c);
   T* z = static_cast<T*>(p.z);
+  const T* r = static_cast<const T*>(p.residual);
   const T* bias = static_cast<const T*>(p.bias);
   for (int64_t i = begin; i < end;) {  // pieces of rows
     const int64_t in = i % p.plane, j = in % p.n, n = lesser(lesser(p.n - j, end - i), int64_t{256});
@@ -238,8 +258,9 @@ void join(const capo::MatmulSumArgs& p, int64_t begin, int64_t end) {
       const T* s = src + chunk * p.plane;
       for (int64_t x = 0; x < n; ++x) sum[x] += s[x];
     }
-    for (int64_t x = 0; x < n; ++x) c[i + x] = sum[x];
-    finish(p.activation, c + i, z ? z + i : nullptr, bias ? bias + j : nullptr, p.n, 1, n);
+    const int64_t at = i / p.n * p.c_row + j;
+    for (int64_t x = 0; x < n; ++x) c[at + x] = sum[x];
+    finish(p.activation, c + at, z ? z + at : nullptr, r ? r + at : nullptr, bias ? bias + j : nullptr, p.c_row, 1, n);
     i += n;
   }
 }

@@ -1,11 +1,15 @@
 // matmul and linear against scalar loops; the activations against unary ops.
 #include <capo/ops/binary.h>
+#include <capo/ops/join.h>
 #include <capo/ops/matmul.h>
 #include <capo/ops/unary.h>
 #include <capo/ops/view.h>
 #include <capo/tests/op_test.h>
 
 #include <doctest/doctest.h>
+
+#include <algorithm>
+#include <string>
 
 namespace capo::test {
 namespace {
@@ -143,9 +147,77 @@ OpCase linear_case() {
   return c;
 }
 
+// inputs: r, then x, w and maybe b of each branch; the branches' first columns.
+Sample added(const std::string& label, const Tensors& inputs, const std::vector<std::int64_t>& columns, bool bias) {
+  const auto branches = [=](const Tensors& in) {
+    std::vector<LinearBranch> out;
+    for (std::size_t i = 0, at = 1; i < columns.size(); ++i, at += bias ? 3 : 2)
+      out.push_back({in[at], in[at + 1], bias ? in[at + 2] : Tensor(), columns[i]});
+    return out;
+  };
+  Sample s;
+  s.label = label;
+  s.inputs = inputs;
+  s.run = [=](const Tensors& in) -> Tensors { return {add_linear(in[0], branches(in))}; };
+  s.reference = [=](const Tensors& in) -> Tensors {
+    Tensors parts;
+    std::int64_t done = 0;
+    for (const auto& [x, w, b, column] : branches(in)) {
+      if (done < column) parts.push_back(slice(in[0], -1, done, column));
+      done = column + w.size(0);
+      const Tensor r = slice(in[0], -1, column, done);
+      std::int64_t rows = 1;
+      for (int i = 0; i + 1 < x.rank(); ++i) rows *= x.shape()[i];
+      const Tensor d = matmul(reshape(x, {rows, x.size(-1)}), transpose(w, 0, 1));
+      parts.push_back(r + reshape(b.defined() ? d + b : d, r.shape()));
+    }
+    if (done < in[0].size(-1)) parts.push_back(slice(in[0], -1, done, in[0].size(-1)));
+    return {parts.size() == 1 ? parts[0] : concat(parts, -1)};
+  };
+  s.second_order = true;
+  s.tol_f32 = 4e-6;
+  return s;
+}
+
+OpCase add_linear_case() {
+  OpCase c{"add_linear", {}, {}};
+  auto& s = c.samples;
+  const auto n = [](const Shape& shape, const char* name) { return normal(shape, cat(name, shape)); };
+  s.push_back(added("plain", {n({4, 5}, "r"), n({4, 3}, "x"), n({5, 3}, "w"), n({5}, "b")}, {0}, true));
+  s.push_back(added("no bias", {n({2, 3, 17}, "r"), n({2, 3, 7}, "x"), n({17, 7}, "w")}, {0}, false));
+  s.push_back(added("one row", {n({4}, "r"), n({9}, "x"), n({4, 9}, "w"), n({4}, "b")}, {0}, true));
+  s.push_back(added("columns in the middle", {n({3, 9}, "r"), n({3, 2}, "x"), n({4, 2}, "w"), n({4}, "b")}, {3}, true));
+  s.push_back(added("first and last columns",
+                    {n({2, 7, 30}, "r"), n({2, 7, 4}, "x"), n({10, 4}, "w"), n({2, 7, 3}, "x"), n({10, 3}, "w")}, {0, 20}, false));
+  s.push_back(added("three that meet, whole packs",
+                    {n({2, 35, 96}, "r"), n({2, 35, 8}, "x"), n({32, 8}, "w"), n({32}, "b"), n({2, 35, 16}, "x"), n({32, 16}, "w"),
+                     n({32}, "c"), n({2, 35, 24}, "x"), n({32, 24}, "w"), n({32}, "d")}, {0, 32, 64}, true));
+  s.push_back(added("many rows, packs", {n({130, 64}, "r"), n({130, 24}, "x"), n({64, 24}, "w"), n({64}, "b")}, {0}, true));
+  s.push_back(added("a range of many rows", {n({130, 150}, "r"), n({130, 8}, "x"), n({65, 8}, "w")}, {50}, false));
+  s.push_back(added("long k in chunks", {n({3, 150}, "r"), n({3, 2051}, "x"), normal({130, 2051}, "w", 0, 0.03), n({130}, "b")}, {7}, true));
+  s.back().second_order = false;
+  s.push_back(added("long k, many rows", {n({100, 80}, "r"), n({100, 2051}, "x"), normal({70, 2051}, "w", 0, 0.03), n({70}, "b")}, {10}, true));
+  s.back().second_order = false;
+  s.push_back(added("no rows", {n({0, 5}, "r"), n({0, 3}, "x"), n({4, 3}, "w"), n({4}, "b")}, {1}, true));
+  s.push_back(added("no inputs: the bias", {n({3, 5}, "r"), n({3, 0}, "x"), n({4, 0}, "w"), n({4}, "b")}, {1}, true));
+  s.push_back(added("no columns", {n({3, 5}, "r"), n({3, 2}, "x"), n({0, 2}, "w"), n({0}, "b")}, {2}, true));
+  const Tensor r = n({2, 3}, "r"), x = n({2, 4}, "x"), w = n({3, 4}, "w");
+  c.errors = {
+      {"rows", [=] { add_linear(r, {{n({3, 4}, "x"), w}}); }, "leading axes of r [2, 3]"},
+      {"rank", [=] { add_linear(r, {{n({1, 2, 4}, "x"), w}}); }, "of r's rank"},
+      {"w columns", [=] { add_linear(r, {{x, n({3, 5}, "w")}}); }, "w must be [O, 4]"},
+      {"beyond r", [=] { add_linear(r, {{x, w, {}, 1}}); }, "columns 1 .. 4"},
+      {"before the one before", [=] { add_linear(r, {{x, w}, {x, n({1, 4}, "w"), {}, 0}}); }, "must follow each other"},
+      {"bias", [=] { add_linear(r, {{x, w, n({2}, "b")}}); }, "b must be"},
+      {"dtypes", [=] { add_linear(r, {{x, cast(w, f32)}}); }, "x and w must be"},
+      {"none", [=] { add_linear(r, {}); }, "needs 1 to 8 branches"},
+  };
+  return c;
+}
+
 }  // namespace
 
-std::vector<OpCase> op_cases() { return {matmul_case(), linear_case()}; }
+std::vector<OpCase> op_cases() { return {matmul_case(), linear_case(), add_linear_case()}; }
 
 TEST_CASE("linear with an activation: what create_graph records grows with the depth, not faster") {
   struct Seen {
@@ -172,6 +244,26 @@ TEST_CASE("linear with an activation: what create_graph records grows with the d
     CHECK(two > 2);
     CHECK(four - two > 0);
     CHECK(eight - four == 2 * (four - two));
+  }
+}
+
+TEST_CASE("a linear's gradient is added to what reached its input before, without a pass of its own") {
+  const Tensor x = cast(normal({65, 24}, "x"), f32), w = cast(normal({33, 24}, "w"), f32), a = cast(normal({8, 24}, "a"), f32);
+  for (const bool leaf : {true, false}) {
+    const Tensor start = x.detach();
+    set_requires_grad(start, true);
+    const Tensor in = leaf ? start : start * 1.0;
+    const Tensor y = linear(in, w), h = linear(in, a), dy = cast(normal({65, 33}, "dy"), f32), dh = cast(normal({65, 8}, "dh"), f32);
+    std::vector<std::string> ops;
+    const auto hook = [](const char* op, const Tensor&, void* user) { static_cast<std::vector<std::string>*>(user)->push_back(op); };
+    Tensors g;
+    {
+      const OpObserver observer(hook, &ops);
+      g = grad({y, h}, {start}, {dy, dh});
+    }
+    CHECK(std::count(ops.begin(), ops.end(), "add_linear") == 1);
+    CHECK(std::count(ops.begin(), ops.end(), "add") == 0);
+    CHECK(same_bits(g[0], matmul(dh, a) + matmul(dy, w)));  // on the CPU
   }
 }
 
