@@ -31,6 +31,13 @@ class WithGrad {
   bool before_;
 };
 
+// Whether what one cheap pass makes again from tensors that are kept anyway (an activation from its argument, a norm's
+// output from its input) is made again where a gradient needs it, not kept beside them. On unless set: a ViT keeps a third less, for
+// 1 to 3 % of its step. Off: kept, as in PyTorch. For the whole process; what is recorded keeps the rule of its time. A second backward
+// pass over part of a graph may then ask for keep_graph where it did not have to.
+bool recompute();
+void set_recompute(bool on);
+
 // Makes t a trainable leaf (or a frozen one). Throws on a tensor that an op made, and on non-floating dtypes.
 void set_requires_grad(const Tensor& t, bool value);
 // What backward() left on a leaf; undefined before. It may share its memory with another leaf's, and have any strides.

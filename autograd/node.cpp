@@ -9,9 +9,25 @@ void account_saved(const char* op, const Saved& saved);  // memory.cpp
 
 namespace {
 std::atomic<std::uint64_t> next_sequence{1};
+std::atomic<bool> recomputes{true};
 
 const GradSlot* slot_of(const Tensor& t) { return static_cast<const GradSlot*>(t.grad_slot().get()); }
+
+// y in its place in the graph: output k of a node.
+Tensor linked_to(const Tensor& y, Node* node, int k) {
+  Tensor linked = y.detach();
+  auto slot = make_ref<GradSlot>();
+  slot->shape = linked.shape();
+  slot->dtype = linked.dtype();
+  slot->node = Ref<Node>(node);
+  slot->output = k;
+  linked.set_grad_slot(slot);
+  return linked;
+}
 }  // namespace
+
+bool recompute() { return recomputes.load(std::memory_order_relaxed); }
+void set_recompute(bool on) { recomputes = on; }
 
 bool requires_grad(const Tensor& t) {
   if (!t.defined()) return false;
@@ -36,9 +52,15 @@ Saved::Saved(std::vector<Tensor> inputs, std::vector<Tensor> outputs) {
   for (auto* list : {&inputs, &outputs})
     for (auto& t : *list) {
       Item item;
-      if (t.defined()) item.storage = t.storage().get(), item.version = item.storage->version();
-      item.tensor = std::move(t);
       item.own = list == &outputs;
+      const GradSlot* slot = t.defined() && !item.own && recompute() ? slot_of(t) : nullptr;
+      if (slot && slot->node && slot->node->remakes(slot->output)) {
+        item.maker = slot->node;
+        item.made = slot->output;
+      } else {
+        if (t.defined()) item.storage = t.storage().get(), item.version = item.storage->version();
+        item.tensor = std::move(t);
+      }
       items_.push_back(std::move(item));
     }
 }
@@ -53,27 +75,29 @@ void Saved::attach(Node* node, const std::vector<Tensor>& outputs) {
   }
 }
 
+Tensor Saved::remade(const Item& item) {
+  Tensor y;
+  {
+    const NoGrad off;
+    y = item.maker->remake(item.made);
+  }
+  return grad_enabled() ? linked_to(y, item.maker.get(), item.made) : y;  // create_graph: it depends on the maker's inputs
+}
+
 Tensor Saved::operator[](int i) const {
   const char* op = node_ ? node_->op() : "saved";
   CAPO_CHECK(!freed_, op, ": its saved tensors were freed by an earlier backward pass; ask that pass to keep_graph");
   CAPO_CHECK(i >= 0 && i < size(), op, ": saved tensor ", i, " of ", size());
   const Item& item = items_[static_cast<std::size_t>(i)];
+  if (item.maker) return remade(item);
   if (!item.tensor.defined()) return {};
   const Storage& storage = *item.tensor.storage();
   CAPO_CHECK(&storage == item.storage, op, ": a tensor ", item.tensor.shape(),
              " saved for its gradient was exchanged by swap_storage");
   CAPO_CHECK(storage.version() == item.version, op, ": a tensor ", item.tensor.shape(),
              " saved for its gradient was changed in place by ", storage.last_writer());
-  if (item.output >= 0 && grad_enabled()) {  // create_graph: the output depends on the inputs through this node
-    Tensor linked = item.tensor.detach();
-    auto slot = make_ref<GradSlot>();
-    slot->shape = linked.shape();
-    slot->dtype = linked.dtype();
-    slot->node = Ref<Node>(node_);
-    slot->output = item.output;
-    linked.set_grad_slot(slot);
-    return linked;
-  }
+  // create_graph: the output depends on the inputs through this node.
+  if (item.output >= 0 && grad_enabled()) return linked_to(item.tensor, node_, item.output);
   return item.tensor;
 }
 
@@ -106,6 +130,8 @@ void Node::bind_outputs(const std::vector<Tensor>& outputs) {
   saved_.attach(this, outputs);
   account_saved(op_, saved_);
 }
+
+Tensor Node::remake(int output) const { detail::fail(op_, ": output ", output, " is not remade"); }
 
 void Node::free_saved() {
   saved_.clear();

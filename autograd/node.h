@@ -65,7 +65,8 @@ struct Edge {
 };
 
 // What a gradient keeps: inputs with their place in the graph, outputs and own intermediates without it.
-// Reading checks that nothing was changed in place, swapped or freed since, and says which op did.
+// Reading checks that nothing was changed in place, swapped or freed since, and says which op did. An input that its own
+// node remakes (set_recompute, autograd.h) is not kept but made again at every reading.
 class Saved {
  public:
   Saved() = default;
@@ -85,7 +86,10 @@ class Saved {
     std::uint32_t version = 0;
     int output = -1;   // index among the node's outputs, or -1
     bool own = false;  // second list: stored without its node
+    Ref<Node> maker;   // not kept: output `made` of this node
+    int made = 0;
   };
+  static Tensor remade(const Item& item);
   void attach(Node* node, const std::vector<Tensor>& outputs);
   void clear() { items_.clear(), freed_ = true; }
 
@@ -111,6 +115,9 @@ class Node : public RefCounted {
 
   // The gradient: one cotangent per output in, one gradient per edge out.
   virtual Grads apply(const Grads& cotangents, Needs need, Pending& pending) = 0;
+  // Whether one cheap pass over what is saved makes output k again; remake() does so, without its place in the graph.
+  virtual bool remakes(int) const { return false; }
+  virtual Tensor remake(int output) const;
   // Frees what was saved; a later pass over the node throws.
   virtual void free_saved();
   bool freed() const { return freed_; }
@@ -147,11 +154,20 @@ Edge edge_of(const Tensor& t);
 std::vector<Edge> edges_of(const std::vector<Tensor>& inputs);
 void observe(const char* op, const Tensor& y);  // tells this thread's OpObserver (autograd.h), if there is one
 
-template <class F>
+// The last argument of record() where no output is remade.
+struct RemakesNone {
+  bool operator()(int) const { return false; }
+  Tensor operator()(const Saved&, int) const { return {}; }
+};
+
+template <class F, class R>
 class OpNode final : public Node {
  public:
-  OpNode(const char* op, std::vector<Edge> edges, Saved saved, F f)
-      : Node(op, std::move(edges), std::move(saved)), f_(f) {}
+  OpNode(const char* op, std::vector<Edge> edges, Saved saved, F f, R remake)
+      : Node(op, std::move(edges), std::move(saved)), f_(f), remake_(remake) {}
+
+  bool remakes(int output) const override { return remake_(output); }
+  Tensor remake(int output) const override { return remake_(saved_, output); }
 
   Grads apply(const Grads& cotangents, Needs need, [[maybe_unused]] Pending& pending) override {
     if constexpr (std::is_invocable_v<F, const Saved&, const Tensor&, Needs, Pending&>)
@@ -164,6 +180,7 @@ class OpNode final : public Node {
 
  private:
   F f_;
+  R remake_;
 };
 
 }  // namespace detail
@@ -174,27 +191,25 @@ class OpNode final : public Node {
 //   inputs      in the order of the gradients that f returns
 //   f           Grads(const Saved&, const Tensor& dy, Needs), or with const Grads& dys for several outputs; with one
 //               output also Grads(const Saved&, const Tensor& dy, Needs, Pending&).
-// f may capture plain values only (kernel attributes): tensors go through Saved, where they are versioned, counted
+//   remake      how an output is made again from what is saved: bool(int output) says whether, Tensor(const Saved&, int
+//               output) does it, in a NoGrad scope. Absent: none is.
+// f and remake may hold plain values only (kernel attributes): tensors go through Saved, where they are versioned, counted
 // and freed.
-template <class F>
+template <class F, class R = detail::RemakesNone>
 std::vector<Tensor> record_many(const char* op, std::vector<Tensor> outputs, const std::vector<Tensor>& inputs,
-                                Saved saved, F f) {
-  static_assert(std::is_trivially_copyable_v<F>, "a gradient closure must not capture tensors: put them in Saved");
+                                Saved saved, F f, R remake = {}) {
+  static_assert(std::is_trivially_copyable_v<F> && std::is_trivially_copyable_v<R>,
+                "a gradient closure must not capture tensors: put them in Saved");
   for (const Tensor& y : outputs) detail::observe(op, y);
   if (!needs_of(inputs).any()) return outputs;
-  auto node = make_ref<detail::OpNode<F>>(op, detail::edges_of(inputs), std::move(saved), f);
+  auto node = make_ref<detail::OpNode<F, R>>(op, detail::edges_of(inputs), std::move(saved), f, remake);
   node->bind_outputs(outputs);
   return outputs;
 }
 
-template <class F>
-Tensor record(const char* op, const Tensor& y, const std::vector<Tensor>& inputs, Saved saved, F f) {
-  static_assert(std::is_trivially_copyable_v<F>, "a gradient closure must not capture tensors: put them in Saved");
-  detail::observe(op, y);
-  if (!needs_of(inputs).any()) return y;
-  auto node = make_ref<detail::OpNode<F>>(op, detail::edges_of(inputs), std::move(saved), f);
-  node->bind_outputs({y});
-  return y;
+template <class F, class R = detail::RemakesNone>
+Tensor record(const char* op, const Tensor& y, const std::vector<Tensor>& inputs, Saved saved, F f, R remake = {}) {
+  return record_many(op, {y}, inputs, std::move(saved), f, remake)[0];
 }
 
 // For results that have no gradient although an input may need one: throws by name when it does and gradients are on.

@@ -130,6 +130,18 @@ Rows forward(const Tensor& x, const Tensor& r, const Tensor& w, const Tensor& b,
   return {sum, y, row_mean, row_rstd};
 }
 
+// Output `y` once more, from the tensor that was normalised, weight and bias: Saved holds them in this order, or those two
+// first where the node normalised a sum of its own.
+struct RemakesNormal {
+  Norm norm;
+  int y;
+  bool possible;
+  bool operator()(int output) const { return possible && output == y; }
+  Tensor operator()(const Saved& s, int) const {
+    return y == 0 ? forward(s[0], {}, s[1], s[2], norm, false).y : forward(s[2], {}, s[0], s[1], norm, false).y;
+  }
+};
+
 Tensor normalize(const char* op, const Tensor& x0, const Tensor& w0, const Tensor& b0, double eps, bool rms) {
   check(op, x0, w0, b0, eps);
   if (through_f32(x0)) {
@@ -141,10 +153,11 @@ Tensor normalize(const char* op, const Tensor& x0, const Tensor& w0, const Tenso
   const Needs need = needs_of({x, w, b});
   const bool keep = need[0] || need[1];
   const Rows rows = forward(x, {}, w, b, norm, keep);
-  return record(op, rows.y, {x, w, b}, Saved({keep_if(keep, x), keep_if(need[0], w)}, {rows.mean, rows.rstd}),
+  return record(op, rows.y, {x, w, b}, Saved({keep_if(keep, x), keep_if(keep, w), keep_if(keep, b)}, {rows.mean, rows.rstd}),
                 [norm](const Saved& s, const Tensor& dy, Needs n) -> Grads {
-                  return backward({s[0], s[1], s[2], s[3]}, dy, {}, norm, n);
-                });
+                  return backward({s[0], n[0] ? s[1] : Tensor(), s[3], s[4]}, dy, {}, norm, n);
+                },
+                RemakesNormal{norm, 0, keep});
 }
 
 AddNorm add_normalize(const char* op, const Tensor& x0, const Tensor& r0, const Tensor& w0, const Tensor& b0,
@@ -162,13 +175,14 @@ AddNorm add_normalize(const char* op, const Tensor& x0, const Tensor& r0, const 
   const bool through = need[0] || need[1], keep = through || need[2];
   const Rows rows = forward(x, r, w, b, norm, keep);
   record_many(op, {rows.sum, rows.y}, {x, r, w, b},
-              Saved({keep_if(through, w)}, {keep_if(keep, rows.sum), rows.mean, rows.rstd}),
+              Saved({keep_if(keep, w), keep_if(keep, b)}, {keep_if(keep, rows.sum), rows.mean, rows.rstd}),
               [norm](const Saved& s, const Grads& d, Needs n) -> Grads {
                 const Needs inner((n[0] || n[1] ? 1u : 0u) | (n[2] ? 2u : 0u) | (n[3] ? 4u : 0u));
                 Grads g{d[0], {}, {}};  // when nothing came through y
-                if (d[1].defined()) g = backward({s[1], s[0], s[2], s[3]}, d[1], d[0], norm, inner);
+                if (d[1].defined()) g = backward({s[2], inner[0] ? s[0] : Tensor(), s[3], s[4]}, d[1], d[0], norm, inner);
                 return {keep_if(n[0], g[0]), keep_if(n[1], g[0]), g[1], g[2]};
-              });
+              },
+              RemakesNormal{norm, 1, keep});
   return {rows.sum, rows.y};
 }
 

@@ -320,9 +320,10 @@ Tensor linear(const Tensor& x, const Tensor& w, const Tensor& b, Activation acti
   Tensor z;
   const Tensor y = product(rows, wt, batch, out, bias, activation, &z);
   z = record_linear(z);
-  return record(name_of(activation), y, {z}, Saved({z}), [activation](const Saved& s, const Tensor& dy, Needs) -> Grads {
+  const auto gradient = [activation](const Saved& s, const Tensor& dy, Needs) -> Grads {
     return {unary_gradient(unary_of(activation), dy, s[0])};
-  });
+  };
+  return record(name_of(activation), y, {z}, Saved({z}), gradient, RemakesUnary{unary_of(activation)});
 }
 
 namespace {

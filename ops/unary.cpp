@@ -78,6 +78,8 @@ Tensor composite_gradient(UnaryKind kind, const Tensor& dy, const Tensor& s, dou
 
 }  // namespace
 
+Tensor RemakesUnary::operator()(const Saved& s, int) const { return apply(kind, contiguous(s[0]), {}, p, q); }
+
 Tensor unary_backward(UnaryKind kind, const Tensor& dy, const Tensor& saved, double p, double q) {
   CAPO_CHECK(dy.shape() == saved.shape() && dy.dtype() == saved.dtype() && dy.device() == saved.device(),
              "unary_backward: dy must be ", describe(saved), ", got ", describe(dy));
@@ -98,13 +100,14 @@ Tensor unary(UnaryKind kind, const Tensor& x0, double p, double q) {
   const bool need = needs_of({x}).any();
   const bool keeps_nothing = kind == UnaryKind::neg || kind == UnaryKind::affine || kind == UnaryKind::sign || kind == UnaryKind::floor;
   Saved saved = !need || keeps_nothing ? Saved() : reads_output(kind) ? Saved({}, {y}) : Saved({x});
-  return record(name, y, {x}, std::move(saved), [kind, p, q](const Saved& s, const Tensor& dy, Needs) -> Grads {
+  const auto gradient = [kind, p, q](const Saved& s, const Tensor& dy, Needs) -> Grads {
     if (s.size() == 0) {
       if (kind == UnaryKind::neg) return {neg(dy)};
       return {dy * (kind == UnaryKind::affine ? p : 0.0)};
     }
     return {unary_gradient(kind, dy, s[0], p, q)};
-  });
+  };
+  return record(name, y, {x}, std::move(saved), gradient, RemakesUnary{kind, p, q, !keeps_nothing && !reads_output(kind)});
 }
 
 }  // namespace capo

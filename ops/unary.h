@@ -9,6 +9,8 @@
 
 namespace capo {
 
+class Saved;
+
 enum class UnaryKind : int {
   abs, neg, sign, floor, exp, log, sqrt, rsqrt, reciprocal, square, sin, cos, tanh, sigmoid, relu, leaky_relu, gelu,
   gelu_tanh, quick_gelu, silu, softplus, erf, clamp, pow, affine
@@ -51,6 +53,15 @@ bool reads_output(UnaryKind kind);
 Tensor unary_backward(UnaryKind kind, const Tensor& dy, const Tensor& saved, double p, double q);
 // The same for gradients of ops that end in such a function: that kernel, or under create_graph recorded primitives.
 Tensor unary_gradient(UnaryKind kind, const Tensor& dy, const Tensor& saved, double p = 0, double q = 0);
+
+// How a node whose first saved tensor is x remakes f(x): record()'s last argument (autograd/node.h).
+struct RemakesUnary {
+  UnaryKind kind;
+  double p = 0, q = 0;
+  bool possible = true;
+  bool operator()(int) const { return possible; }
+  Tensor operator()(const Saved& s, int) const;
+};
 
 struct UnaryArgs {
   UnaryKind kind;

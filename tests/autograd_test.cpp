@@ -1,9 +1,12 @@
 // autograd/: passes, graphs, scopes, hooks, checkpoints, accounting.
 #include <capo/autograd/autograd.h>
+#include <capo/engine/caching_allocator.h>
 #include <capo/engine/rng.h>
 #include <capo/engine/threads.h>
 #include <capo/ops/binary.h>
 #include <capo/ops/copy.h>
+#include <capo/ops/layer_norm.h>
+#include <capo/ops/matmul.h>
 #include <capo/ops/reduce.h>
 #include <capo/ops/unary.h>
 #include <capo/ops/view.h>
@@ -687,6 +690,61 @@ TEST_CASE("SavedBytes: frozen inputs keep nothing, scopes nest, meta counts alik
   const Tensor m = empty({100}, f32, kMeta), n = leaf(empty({100}, f32, kMeta));
   m * n;
   CHECK(outer.total() == static_cast<std::int64_t>(rounded_bytes(400)));
+}
+
+// A norm, a Linear with GELU, a Linear: what a block's FFN is.
+struct SmallMlp {
+  Tensor x, gamma, beta, w1, b1, w2;
+  SmallMlp() {
+    Generator rng(3);
+    const auto random = [&](const Shape& shape) { return leaf(cast(rand_normal(shape, rng), f64)); };
+    x = random({6, 8}), gamma = random({8}), beta = random({8}), w1 = random({32, 8}), b1 = random({32}), w2 = random({4, 32});
+  }
+  std::vector<Tensor> leaves() const { return {x, gamma, beta, w1, b1, w2}; }
+  Tensor loss() const { return sum(square(linear(linear(layer_norm(x, gamma, beta), w1, b1, Activation::gelu), w2))); }
+};
+struct Recompute {  // for a scope
+  explicit Recompute(bool on) { set_recompute(on); }
+  ~Recompute() { set_recompute(true); }
+};
+
+TEST_CASE("recompute: activations and norms' outputs are made again, to the same gradients") {
+  const SmallMlp m;
+  std::vector<std::vector<double>> gradients[2];
+  std::int64_t kept[2];
+  for (const bool on : {false, true}) {
+    const Recompute scope(on);
+    const SavedBytes saved(m.leaves());
+    const Tensor loss = m.loss();
+    kept[on] = saved.total();
+    for (const Tensor& g : grad({loss}, m.leaves())) gradients[on].push_back(list(g));
+  }
+  CHECK(gradients[0] == gradients[1]);
+  // Without: the norm's output [6, 8], gelu's [6, 32]. The argument z [6, 32] and the norm's statistics stay.
+  CHECK(kept[0] - kept[1] == static_cast<std::int64_t>(rounded_bytes(6 * 8 * 8) + rounded_bytes(6 * 32 * 8)));
+}
+
+TEST_CASE("recompute: second derivatives pass through what was made again") {
+  const SmallMlp m;
+  std::vector<double> second[2];
+  for (const bool on : {false, true}) {
+    const Recompute scope(on);
+    const Tensor first = grad({m.loss()}, {m.w2}, {}, {.create_graph = true})[0];
+    second[on] = list(grad({sum(square(first))}, {m.w1})[0]);
+  }
+  CHECK(second[0] == second[1]);
+  CHECK(second[0] != std::vector<double>(second[0].size(), 0.0));
+}
+
+TEST_CASE("recompute: a part of the graph that an earlier pass freed is named") {
+  const SmallMlp m;
+  const Tensor h = gelu(m.x), first = sum(h), second = sum(linear(h, m.w1));
+  grad({first}, {m.x});
+  CHECK_THROWS_WITH_AS(grad({second}, {m.w1}), doctest::Contains("gelu: its saved tensors were freed by an earlier backward pass"), Error);
+  const Recompute scope(false);
+  const Tensor h2 = gelu(m.x), first2 = sum(h2), second2 = sum(linear(h2, m.w1));
+  grad({first2}, {m.x});
+  CHECK(grad({second2}, {m.w1})[0].numel() == 32 * 8);
 }
 
 TEST_CASE("a pass on the meta device gives shapes") {
