@@ -397,11 +397,11 @@ void gemm_finish_cuda(const GemmFinishArgs& p, void* stream) {
 }
 
 // Who multiplies: cuBLASLt whenever it takes the product, else the kernels here; on the host shim always these.
-bool gemm_in_library([[maybe_unused]] const GemmArgs& p) {
+bool gemm_in_library([[maybe_unused]] const GemmArgs& p, [[maybe_unused]] void* stream) {
 #if defined(CAPO_HOST_SHIM)
   return false;
 #else
-  return cublaslt_takes(p);
+  return cublaslt_takes(p, stream);
 #endif
 }
 
@@ -409,6 +409,7 @@ void gemm_cuda(const GemmArgs& p, std::int64_t, void* stream) {
 #if !defined(CAPO_HOST_SHIM)
   if (p.k_chunks == 1 && cublaslt_multiply(p, stream)) return;
 #endif
+  CAPO_CHECK(!p.a_sums, "matmul: only cuBLASLt gives the sums of a, and it does not take this product");
   gpu::for_floating("matmul", p.dtype, [&](auto t) { multiply<decltype(t)>(p, stream); });
   if (!p.parts) return;
   gemm_finish_cuda({p.dtype, f32, p.parts, p.bias, p.z, p.c, p.activation, p.k_chunks, p.matrices * p.m, p.n, p.residual,

@@ -22,7 +22,7 @@ namespace kernels {
 void gemm_finish_cuda(const GemmFinishArgs& args, void* stream);
 
 // Whether cuBLASLt has an algorithm for the product; multiply returns false, having done nothing, when it has none.
-bool cublaslt_takes(const GemmArgs& args);
+bool cublaslt_takes(const GemmArgs& args, void* stream);
 bool cublaslt_multiply(const GemmArgs& args, void* stream);
 
 }  // namespace kernels

@@ -17,15 +17,19 @@ CAPO_KERNEL(matmul_sum, MatmulSumArgs)
 CAPO_KERNEL_CUDA_ONLY(gemm, GemmArgs)
 #if defined(CAPO_WITH_CUDA)
 namespace kernels {
-bool gemm_in_library(const GemmArgs& args);  // cuda/gemm.cu: cuBLASLt multiplies, and cuts k as it likes
+// cuda/gemm.cu: cuBLASLt multiplies, and cuts k as it likes.
+bool gemm_in_library(const GemmArgs& args, void* stream);
 }
 #endif
 
 namespace {
-std::atomic<bool> rounds_to_bf16{false};
+std::atomic<bool> rounds_to_bf16{false}, tunes{false};
 }
 
 DType matmul_precision() { return rounds_to_bf16.load(std::memory_order_relaxed) ? bf16 : f32; }
+bool product_tuning() { return tunes.load(std::memory_order_relaxed); }
+void set_product_tuning(bool on) { tunes = on; }
+
 void set_matmul_precision(DType precision) {
   CAPO_CHECK(precision == f32 || precision == bf16, "set_matmul_precision: must be f32 or bf16, got ", precision);
   rounds_to_bf16 = precision == bf16;
@@ -106,21 +110,25 @@ const void* data_of(const Tensor& t) { return t.defined() ? t.data() : nullptr; 
 std::int64_t row_step(const Tensor& c) { return c.rank() == 2 && c.size(0) > 1 ? c.strides()[0] : c.size(-1); }
 
 #if defined(CAPO_WITH_CUDA)
-// One kernel over all matrices, and few tiles with a long k (weight gradients) in chunks of k, by shape alone.
-Tensor product_cuda(const Tensor& a, const Tensor& b, const Shape& batch, const Tensor& c, const Tensor& bias,
-                    Activation activation, const Tensor* z, const Tensor& residual) {
+GemmArgs gemm_args(const Tensor& a, const Tensor& b, const Shape& batch, const Tensor& c) {
   GemmArgs p{};
   p.dtype = c.dtype();
   p.bf16 = c.dtype() == f32 && matmul_precision() == bf16;
-  p.activation = activation;
   p.matrices = lay_out(p, a, b, batch);
-  p.a = data_of(a), p.b = data_of(b), p.bias = data_of(bias);
-  p.c = c.data(), p.z = z ? z->data() : nullptr;
-  p.residual = data_of(residual), p.c_row = row_step(c);
+  p.a = data_of(a), p.b = data_of(b), p.c = c.data();
+  p.c_row = row_step(c);
   p.k_chunk = p.k, p.k_chunks = 1;
-  detail::current_stream(c.device());  // makes the device current, which cuBLASLt asks
+  return p;
+}
+
+// One kernel over all matrices, and few tiles with a long k (weight gradients) in chunks of k, by shape alone.
+Tensor product_cuda(const Tensor& a, const Tensor& b, const Shape& batch, const Tensor& c, const Tensor& bias,
+                    Activation activation, const Tensor* z, const Tensor& residual) {
+  GemmArgs p = gemm_args(a, b, batch, c);
+  p.activation = activation;
+  p.bias = data_of(bias), p.z = z ? z->data() : nullptr, p.residual = data_of(residual);
   Tensor parts;
-  if (!kernels::gemm_in_library(p)) {
+  if (!kernels::gemm_in_library(p, detail::current_stream(c.device()))) {
     constexpr std::int64_t kTile = 64, kBlocks = 256, kMinChunk = 512, kMaxChunks = 64;
     const std::int64_t tiles = ceil_div(p.m, kTile) * ceil_div(p.n, kTile) * p.matrices, wanted = kBlocks / tiles;
     std::int64_t chunks = p.k / kMinChunk;
@@ -240,9 +248,27 @@ Tensor input_gradient(const Tensor& dz, const Tensor& w, int input, Pending& pen
   return dz.rank() > 1 ? matmul(dz, w) : reshape(matmul(as_rows(dz), w), {w.size(1)});
 }
 
+// dw = dz^T x and db, the sum of dz's rows, from one pass over dz, where the device's library gives both. dz [T, O], x [T, I].
+bool joint_gradient([[maybe_unused]] const Tensor& dz, [[maybe_unused]] const Tensor& x, [[maybe_unused]] Tensor& dw,
+                    [[maybe_unused]] Tensor& db) {
+#if defined(CAPO_WITH_CUDA)
+  if (!dz.device().is_cuda() || grad_enabled() || dz.numel() == 0 || x.numel() == 0) return false;
+  const Tensor c = empty({dz.size(1), x.size(1)}, dz.dtype(), dz.device()), sums = empty({dz.size(1)}, dz.dtype(), dz.device());
+  GemmArgs p = gemm_args(matrix_transpose(dz), x, {}, c);
+  p.a_sums = sums.data();
+  if (!kernels::gemm_in_library(p, detail::current_stream(c.device()))) return false;
+  launch(kernels::gemm, c.device(), p, 1, 1);
+  dw = c, db = sums;
+  return true;
+#else
+  return false;
+#endif
+}
+
 Grads linear_gradient(const Saved& s, const Tensor& dz, Needs need, Pending& pending) {
   Tensor dx, dw, db;
   if (need[0]) dx = input_gradient(dz, s[1], 0, pending);
+  if (need[1] && need[2] && joint_gradient(as_rows(dz), as_rows(s[0]), dw, db)) return {dx, dw, db};
   if (need[1]) dw = matmul(matrix_transpose(as_rows(dz)), as_rows(s[0]));
   if (need[2]) db = sum(as_rows(dz), {0});
   return {dx, dw, db};

@@ -21,6 +21,12 @@ namespace capo {
 DType matmul_precision();
 void set_matmul_precision(DType precision);
 
+// CUDA: whether a product of a new shape times the first offers of cuBLASLt and keeps the fastest for the process, instead of
+// taking the first one. A few milliseconds for each shape. Off unless set: which offer wins may differ from one process to the
+// next, and with it the last bits; within a process they repeat.
+bool product_tuning();
+void set_product_tuning(bool on);
+
 // [..., M, K] x [..., K, N] -> [..., M, N], contiguous. Leading axes broadcast. Any strides, read without copies. K = 0
 // gives zeros. A rank below 2 throws.
 // grad  da = dy b^T, db = a^T dy, summed over broadcast axes; made of ops: any order.
@@ -98,6 +104,7 @@ struct GemmArgs {
   void *z, *c;
   const void* residual;  // or null; only without activation and z
   std::int64_t c_row;    // from one row of c, z and residual to the next
+  void* a_sums;          // [m]: the sums of a over k, or null; only where the library takes it, and for one matrix
   float* parts;          // [k_chunks, matrices, m, n], or null
   Activation activation;
   std::int64_t m, n, k;

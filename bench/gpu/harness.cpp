@@ -3,6 +3,7 @@
 #include <capo/engine/allocator.h>
 #include <capo/engine/error.h>
 #include <capo/ops/copy.h>
+#include <capo/ops/matmul.h>
 
 #include <algorithm>
 #include <cstdio>
@@ -116,7 +117,9 @@ void reset_resident_peak() {
 }
 
 int guarded(int argc, char** argv, void (*body)(Options)) try {
-  body(parse(argc, argv));
+  Options options = parse(argc, argv);
+  set_product_tuning(!options.has("--untuned"));
+  body(std::move(options));
   return 0;
 } catch (const std::exception& e) {
   std::fprintf(stderr, "%s: %s\n", argv[0], e.what());
