@@ -46,6 +46,8 @@ foreach(stem IN LISTS CAPO_STEMS)
   if(EXISTS ${CMAKE_CURRENT_SOURCE_DIR}/ops/cpu/${stem}.cpp)  # pure views and composites have no kernel
     list(APPEND capo_kernel_sources ops/cpu/${stem}.cpp)
   endif()
+  file(GLOB capo_more CONFIGURE_DEPENDS RELATIVE ${CMAKE_CURRENT_SOURCE_DIR} ops/cpu/${stem}/*.cpp)  # a long stem's other parts
+  list(APPEND capo_kernel_sources ${capo_more})
 endforeach()
 
 add_library(capo ${capo_sources})

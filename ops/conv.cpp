@@ -45,40 +45,80 @@ Shape w_shape(const Geometry& g) {
 // Chunks of items of `cost` multiply-adds each: enough work to hide a fork.
 std::int64_t grain_for(std::int64_t cost) { return 1 + (std::int64_t{1} << 20) / (cost + 1); }
 
+// How many positions the largest phase of the result has, and how many lines of the last axis.
+struct Extent {
+  std::int64_t phases, lines, positions;
+};
+Extent extent_of(const Geometry& g, bool transposed) {
+  Extent e{1, g.batch, g.batch};
+  for (int a = 0; a < 3; ++a) {
+    const std::int64_t result = transposed ? (g.in[a] + g.stride[a] - 1) / g.stride[a] : g.out[a];
+    if (transposed) e.phases *= g.stride[a];
+    if (a < 2) e.lines *= result;
+    e.positions *= result;
+  }
+  return e;
+}
+
+// Groups of few channels are multiplied side by side, as one group with zeros between them: a vector's worth at a time.
+std::int64_t merged_groups(const Geometry& g, DType dtype) {
+  const std::int64_t channels = std::max(g.cin, g.cout), vector = dtype == f64 ? 8 : 16;
+  for (std::int64_t m = std::min(vector / channels, g.groups); m > 1; --m)
+    if (g.groups % m == 0) return m;
+  return 1;
+}
+Geometry merge(Geometry g, std::int64_t m) {
+  g.groups /= m, g.cin *= m, g.cout *= m;
+  return g;
+}
+
+Tensor apply_depthwise(const Geometry& g, bool transposed, const Tensor& source, const Tensor& w, const Tensor& bias, const Tensor& y) {
+  const std::int64_t taps = taps_of(g);
+  const Tensor packed = empty({taps, g.groups}, source.dtype(), source.device());
+  if (y.device().is_meta() || y.numel() == 0) return y;
+  const Extent e = extent_of(g, transposed);
+  const ConvPackArgs pack{g, source.dtype(), transposed, w.data(), packed.data(), 0, 1};
+  const ConvArgs args{g, source.dtype(), transposed, source.data(), w.data(), packed.data(), data_or_null(bias), y.data(), e.lines, 0, 0};
+  launch(kernels::conv_depthwise_pack, y.device(), pack, 1, 1);
+  launch(kernels::conv_depthwise, y.device(), args, e.phases * e.lines,
+         grain_for(e.positions / e.lines * g.groups * taps / e.phases * 4));
+  return y;
+}
+
+Tensor apply_dense(const Geometry& one, bool transposed, const Tensor& source, const Tensor& w, const Tensor& bias, const Tensor& y) {
+  const auto parts = [](std::int64_t n, std::int64_t part) { return (n + part - 1) / part; };
+  const std::int64_t merged = merged_groups(one, source.dtype());
+  const Geometry g = merge(one, merged);
+  const std::int64_t depth = transposed ? g.cout : g.cin, n = transposed ? g.cin : g.cout, taps = taps_of(g);
+  const std::int64_t padded = parts(n, 16) * 16;  // whole vectors of any instruction set
+  const Tensor packed = empty({g.groups * taps * depth * padded + depth}, source.dtype(), source.device());
+  if (y.device().is_meta() || y.numel() == 0) return y;
+
+  // Tiles of up to kConvTile positions and all columns; fewer columns when that leaves too few items for the threads.
+  const Extent e = extent_of(g, transposed);
+  std::int64_t tiles = parts(e.positions, kConvTile);
+  const std::int64_t tile = parts(parts(e.positions, tiles), 24) * 24;
+  tiles = parts(e.positions, tile);
+  const std::int64_t wanted = std::min(parts(32, tiles * e.phases * g.groups), parts(n, 128));
+  const std::int64_t columns = parts(parts(n, wanted), 64) * 64, blocks = parts(n, columns);
+  const ConvPackArgs pack{g, source.dtype(), transposed, w.data(), packed.data(), tile, merged};
+  const ConvArgs args{g,        source.dtype(), transposed, source.data(), w.data(), packed.data(), data_or_null(bias),
+                      y.data(), tiles,          tile,       columns};
+  launch(kernels::conv_pack, y.device(), pack, g.groups * e.phases * parts(n, 64), 1);
+  launch(kernels::conv, y.device(), args, g.groups * e.phases * blocks * tiles,
+         grain_for(tile * (taps / e.phases + 1) * depth * std::min(padded, columns)));
+  return y;
+}
+
 // y from x (transposed = false), or what is shaped like x from what is shaped like y. All contiguous; bias may be undefined.
 Tensor apply(const Geometry& g, bool transposed, const Tensor& source, const Tensor& w, const Tensor& bias) {
-  const std::int64_t depth = transposed ? g.cout : g.cin, n = transposed ? g.cin : g.cout, taps = taps_of(g);
   const Tensor y = empty(transposed ? x_shape(g) : y_shape(g), source.dtype(), source.device());
   if (y.device().is_cuda()) {
     const ConvDirectArgs direct{g, source.dtype(), transposed, source.data(), w.data(), data_or_null(bias), y.data()};
     launch(kernels::conv_direct, y.device(), direct, y.numel(), 1);
     return y;
   }
-  const bool depthwise = is_depthwise(g);
-  const std::int64_t padded = depthwise ? 1 : (n + 15) / 16 * 16;  // whole vectors of any instruction set
-  const Tensor packed = empty({g.groups, taps * depth, padded}, source.dtype(), source.device());
-  if (y.device().is_meta() || y.numel() == 0) return y;
-
-  ConvArgs args{g, source.dtype(), transposed, source.data(), w.data(), packed.data(), data_or_null(bias), y.data(), 0};
-  std::int64_t phases = 1, lines = g.batch, positions = g.batch;
-  for (int a = 0; a < 3; ++a) {
-    const std::int64_t result = transposed ? (g.in[a] + g.stride[a] - 1) / g.stride[a] : g.out[a];
-    if (transposed) phases *= g.stride[a];
-    if (a < 2) lines *= result;
-    positions *= result;
-  }
-  const ConvPackArgs pack{g, source.dtype(), transposed, w.data(), packed.data()};
-  if (depthwise) {
-    args.tiles = lines;
-    launch(kernels::conv_depthwise_pack, y.device(), pack, 1, 1);
-    launch(kernels::conv_depthwise, y.device(), args, phases * lines, grain_for(positions / lines * g.groups * taps / phases * 4));
-  } else {
-    args.tiles = (positions + kConvTile - 1) / kConvTile;
-    launch(kernels::conv_pack, y.device(), pack, g.groups * phases * ((n + 63) / 64), 1);
-    launch(kernels::conv, y.device(), args, g.groups * phases * args.tiles,
-           grain_for(kConvTile * (taps / phases + 1) * depth * padded));
-  }
-  return y;
+  return is_depthwise(g) ? apply_depthwise(g, transposed, source, w, bias, y) : apply_dense(g, transposed, source, w, bias, y);
 }
 
 // The same on CUDA: about 512 blocks, chunks of at least 256 positions, parts below 64 MB.

@@ -65,11 +65,13 @@ struct ConvArgs {
   const void* packed;  // by conv_pack
   const void* bias;    // of the result's channels, or null
   void* result;
-  std::int64_t tiles;  // conv: tiles of kConvTile positions in the largest phase; depthwise: lines in it
+  std::int64_t tiles;          // of `tile` positions in the largest phase; depthwise: lines in it
+  std::int64_t tile, columns;  // of one item: positions, at most kConvTile; result channels, a multiple of 64
 };
-inline constexpr std::int64_t kConvTile = 48;
+inline constexpr std::int64_t kConvTile = 96;
 
-// packed: the weights as GEMM panels, per (group, phase); depthwise: [taps, channels].
+// packed: the weights as GEMM panels, per (group, phase), then zeros for as many channels as the source has in a group, which
+// stand for its padding; depthwise: [taps, channels].
 // Items: conv: group x phase x panels of 64 columns; depthwise: 1.
 struct ConvPackArgs {
   ConvGeometry g;
@@ -77,6 +79,8 @@ struct ConvPackArgs {
   bool transposed;
   const void* w;
   void* packed;
+  std::int64_t tile;    // as ConvArgs
+  std::int64_t merged;  // each group of g stands for so many, whose weights lie in w one after the other
 };
 
 // dw = sum over positions of y's gradient x the sources under each tap. Positions are cut into `chunks`, each summed to

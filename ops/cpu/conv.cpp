@@ -1,114 +1,74 @@
-#include <capo/ops/conv.h>
-#include <capo/ops/conv_axis_internal.h>
-#include <capo/ops/cpu/gemm.h>
-#include <capo/ops/cpu/kernel.h>
+#include <capo/ops/cpu/conv_tile.h>
+#include <capo/ops/cpu/conv_walk.h>
 
 namespace {
 
 using capo::ConvArgs;
-using capo::ConvGeometry;
-using capo::kConvColumns;
 using capo::kConvTile;
-using std::int64_t;
 
-using Axis = ConvAxis<int64_t>;
+// ---- The summed axis ----
 
-int64_t phases_of(const ConvGeometry& g, bool transposed) {
-  return transposed ? g.stride[0] * g.stride[1] * g.stride[2] : 1;
-}
-int64_t taps_of(const ConvGeometry& g) { return g.kernel[0] * g.kernel[1] * g.kernel[2]; }
-
-struct Phase {
-  Axis axis[3];
-  int64_t taps, taps_before;
+// A phase sums `segments` runs of k source elements: the channels under one tap, read where they lie; or, when those are
+// few, the channels under all taps of a line, read from copies of the lines (a window). A segment longer than kLongest is
+// cut into pieces of `step`; shorter ones are summed `per` at a time.
+struct Sum {
+  bool window;
+  int64_t segments, k, per, step, blocks;
+  int64_t line;  // window: elements of one copied line
 };
+template <class T>
+constexpr int64_t kLongest = 2304 / static_cast<int64_t>(sizeof(T));  // a panel of 64 columns: 144 KiB
+template <class T>
+constexpr int64_t kWindow = (1 << 18) / static_cast<int64_t>(sizeof(T));  // elements of all copied lines
+constexpr int64_t kFew = 48;       // channels
+constexpr int64_t kSegments = 32;  // of a block
 
-Phase phase_of(const ConvGeometry& g, bool transposed, int64_t index) {
-  Phase p;
-  int64_t number[3] = {0, 0, 0};
-  if (transposed) {
-    number[2] = index % g.stride[2];
-    number[1] = index / g.stride[2] % g.stride[1];
-    number[0] = index / g.stride[2] / g.stride[1];
+template <class T>
+Sum sum_of(const Phase& phase, int64_t depth, int64_t tile) {
+  using gemm::round_up;
+  const Axis& w = phase.axis[2];
+  Sum s{false, phase.taps, depth, 0, 0, 0, 0};
+  if (w.taps > 1 && w.offset_step == 1 && depth < kFew && w.count > 0) {
+    s.line = round_up(((lesser(tile, w.count) - 1) * w.source_step + w.taps) * depth, 16);
+    s.window = ((tile - 1) / w.count + 2) * (phase.taps / w.taps) * s.line <= kWindow<T>;
   }
-  for (int a = 0; a < 3; ++a) p.axis[a] = conv_axis(g, transposed, a, number[a]);
-  const Axis &d = p.axis[0], &h = p.axis[1], &w = p.axis[2];
-  p.taps = d.taps * h.taps * w.taps;
-  p.taps_before = d.taps_before * g.kernel[1] * g.kernel[2] + d.taps * (h.taps_before * g.kernel[2] + h.taps * w.taps_before);
-  return p;
+  if (s.window) s.segments = phase.taps / w.taps, s.k = w.taps * depth;
+  if (s.k > kLongest<T>) {
+    const int64_t pieces = (s.k + kLongest<T> - 1) / kLongest<T>;
+    s.per = 1, s.step = round_up((s.k + pieces - 1) / pieces, 16);
+    s.blocks = s.segments * ((s.k + s.step - 1) / s.step);
+  } else {
+    const int64_t most = lesser(kLongest<T> / s.k, kSegments), blocks = (s.segments + most - 1) / most;
+    s.step = s.k, s.per = blocks > 0 ? (s.segments + blocks - 1) / blocks : 1;
+    s.blocks = (s.segments + s.per - 1) / s.per;
+  }
+  return s;
 }
 
-template <class T>
-inline void copy(T* dst, const T* src, int64_t n) {
-  __builtin_memcpy(dst, src, static_cast<unsigned long>(n) * sizeof(T));
-}
-template <class T>
-inline void zero(T* dst, int64_t n) {
-  __builtin_memset(dst, 0, static_cast<unsigned long>(n) * sizeof(T));
-}
-
-struct Position {
-  int64_t b, t[3];  // t: position numbers within the phase
+// Block number b: segments first .. first + segments, elements at .. at + k of each.
+struct Block {
+  int64_t first, segments, at, k;
 };
-
-inline Position position_of(const Axis* axis, int64_t m) {
-  Position p;
-  for (int a = 2; a >= 0; --a) {
-    p.t[a] = m % axis[a].count;
-    m /= axis[a].count;
-  }
-  p.b = m;
-  return p;
-}
-inline void advance(const Axis* axis, Position& p) {
-  for (int a = 2; a >= 0; --a) {
-    if (++p.t[a] < axis[a].count) return;
-    p.t[a] = 0;
-  }
-  ++p.b;
-}
-
-// Columns [c0, c1) of one row of the im2col matrix: (tap, channel) in row-major order, zeros outside the source.
-// source points at the group's first channel; pixels are `pixel` elements apart and give `channels` columns.
-template <class T>
-void gather(const Axis* axis, const Position& p, const T* source, int64_t pixel, int64_t channels, int64_t c0, int64_t c1, T* dst) {
-  const Axis &d = axis[0], &h = axis[1], &w = axis[2];
-  const int64_t line = w.taps * channels;  // columns of one (d, h) tap pair
-  const bool dense = w.offset_step == 1 && pixel == channels;
-  const int64_t w0 = p.t[2] * w.source_step + w.offset;
-  for (int64_t l = c0 / line; l * line < c1; ++l) {
-    const int64_t begin = greater(c0 - l * line, int64_t{0}), end = lesser(c1 - l * line, line);
-    const int64_t jd = l / h.taps, jh = l % h.taps;
-    const int64_t sd = p.t[0] * d.source_step + d.offset + jd * d.offset_step;
-    const int64_t sh = p.t[1] * h.source_step + h.offset + jh * h.offset_step;
-    if (sd < 0 || sd >= d.source || sh < 0 || sh >= h.source) {
-      zero(dst, end - begin);
-      dst += end - begin;
-      continue;
-    }
-    const T* row = source + ((p.b * d.source + sd) * h.source + sh) * w.source * pixel;
-    if (dense) {  // the taps lie side by side
-      const int64_t lo = lesser(greater(-w0 * channels, begin), end), hi = greater(lesser((w.source - w0) * channels, end), lo);
-      zero(dst, lo - begin);
-      if (hi > lo) copy(dst + (lo - begin), row + w0 * channels + lo, hi - lo);
-      zero(dst + (hi - begin), end - hi);
-      dst += end - begin;
-      continue;
-    }
-    for (int64_t at = begin; at < end;) {
-      const int64_t j = at / channels, c = at % channels, n = lesser(channels - c, end - at);
-      const int64_t sw = w0 + j * w.offset_step;
-      if (sw < 0 || sw >= w.source)
-        zero(dst, n);
-      else
-        copy(dst, row + sw * pixel + c, n);
-      dst += n;
-      at += n;
-    }
-  }
+inline Block block_of(const Sum& s, int64_t b) {
+  const int64_t pieces = (s.k + s.step - 1) / s.step;
+  if (pieces > 1) return {b / pieces, 1, b % pieces * s.step, lesser(s.step, s.k - b % pieces * s.step)};
+  return {b * s.per, lesser(s.per, s.segments - b * s.per), 0, s.k};
 }
 
 // ---- Weights ----
+
+// Rows c .. c + rows of one tap, columns j .. j + n, of `merged` groups side by side: zero where the groups differ.
+template <class T>
+void pack_merged(const capo::ConvPackArgs& p, int64_t group, int64_t tap, int64_t c, int64_t rows, int64_t j, int64_t n, int64_t width,
+                 T* dst) {
+  const int64_t cin = p.g.cin / p.merged, cout = p.g.cout / p.merged, taps = taps_of(p.g);
+  const T* w = static_cast<const T*>(p.w) + group * p.g.cout * taps * cin;
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t x = 0; x < width; ++x) {
+      const int64_t i = p.transposed ? j + x : c + r, o = p.transposed ? c + r : j + x;
+      dst[r * width + x] = x < n && i / cin == o / cout ? w[(o * taps + tap) * cin + i % cin] : T(0);
+    }
+}
 
 template <class T>
 void pack(const capo::ConvPackArgs& p, int64_t item) {
@@ -118,281 +78,138 @@ void pack(const capo::ConvPackArgs& p, int64_t item) {
   const int64_t blocks = (n + 63) / 64, phases = phases_of(g, p.transposed), taps = taps_of(g), padded = round_up(n, kWidth<T>);
   const int64_t j0 = item % blocks * 64, group = item / blocks / phases;
   const Phase phase = phase_of(g, p.transposed, item / blocks % phases);
-  const Axis &d = phase.axis[0], &h = phase.axis[1], &w = phase.axis[2];
+  const Sum sum = sum_of<T>(phase, depth, p.tile);
   const T* src = static_cast<const T*>(p.w) + group * g.cout * taps * g.cin;
   T* dst = static_cast<T*>(p.packed) + (group * taps + phase.taps_before) * depth * padded;
-  const int64_t k_total = phase.taps * depth, step = k_block<T>(k_total);
   const int64_t ks = p.transposed ? taps * g.cin : 1, cs = p.transposed ? 1 : taps * g.cin;
-  for (int64_t k0 = 0; k0 < k_total; k0 += step) {
-    const int64_t k = lesser(step, k_total - k0);
+  for (int64_t b = 0; b < sum.blocks; ++b) {
+    const Block block = block_of(sum, b);
+    const int64_t k0 = block.first * sum.k + block.at, k = block.segments * block.k;
     for (int64_t j = j0; j < lesser(j0 + 64, n); j += kPanel<T>) {
       const int64_t columns = lesser(int64_t{kPanel<T>}, n - j), width = panel_width<T>(0, columns);
       T* panel = dst + k0 * padded + j * k;
       for (int64_t at = k0; at < k0 + k;) {  // pieces of one tap
-        const int64_t j_tap = at / depth, c = at % depth, rows = lesser(depth - c, k0 + k - at);
-        const int64_t jw = j_tap % w.taps, jh = j_tap / w.taps % h.taps, jd = j_tap / w.taps / h.taps;
-        const int64_t tap = ((d.first_tap + jd * d.tap_step) * g.kernel[1] + h.first_tap + jh * h.tap_step) * g.kernel[2] +
-                            w.first_tap + jw * w.tap_step;
-        pack_panel(src + tap * g.cin + c * ks + j * cs, ks, cs, rows, columns, panel + (at - k0) * width);
+        const int64_t c = at % depth, rows = lesser(depth - c, k0 + k - at), tap = tap_at(g, phase.axis, at / depth);
+        if (p.merged > 1)
+          pack_merged(p, group, tap, c, rows, j, columns, width, panel + (at - k0) * width);
+        else
+          pack_panel(src + tap * g.cin + c * ks + j * cs, ks, cs, rows, columns, panel + (at - k0) * width);
         at += rows;
       }
     }
   }
-}
-
-// [channels, taps] -> [taps, channels], so that neighbouring channels make a vector.
-template <class T>
-void pack_depthwise(const capo::ConvPackArgs& p) {
-  const T* w = static_cast<const T*>(p.w);
-  T* packed = static_cast<T*>(p.packed);
-  const int64_t taps = taps_of(p.g), channels = p.g.groups;
-  for (int64_t c = 0; c < channels; ++c)
-    for (int64_t t = 0; t < taps; ++t) packed[t * channels + c] = w[c * taps + t];
+  if (item == 0) zero(static_cast<T*>(p.packed) + g.groups * taps * depth * padded, depth);
 }
 
 // ---- Forward and data gradient ----
 
+// `count` neighbours of one line of the result, from position p on: rows row .. of the tile.
+struct Piece {
+  Position p;
+  int64_t row, count;
+};
+
+// One source line under `taps` taps for `count` results from number t on, zeros outside; line: the line's start or null.
+template <class T>
+void copy_line(const Axis& w, int64_t t, int64_t count, const T* line, int64_t pixel, int64_t depth, T* dst) {
+  const int64_t first = t * w.source_step + w.offset, n = (count - 1) * w.source_step + w.taps;
+  const int64_t lo = line ? lesser(greater(-first, int64_t{0}), n) : n, hi = greater(lesser(w.source - first, n), lo);
+  zero(dst, lo * depth);
+  const T* src = line + (first + lo) * pixel;
+  if (hi > lo && pixel == depth) {
+    copy(dst + lo * depth, src, (hi - lo) * depth);
+  } else {
+    for (int64_t i = lo; i < hi; ++i, src += pixel) {
+      T* d = dst + i * depth;
+      for (int64_t c = 0; c < depth; ++c) d[c] = src[c];
+    }
+  }
+  zero(dst + hi * depth, (n - hi) * depth);
+}
+
+// Where the results of one piece find their sources under one tap: base[0 .. count).
+template <class T>
+void find_sources(const Axis* axis, const Piece& piece, int64_t tap, const T* source, int64_t pixel, const T* zeros, const T** base) {
+  const Axis &h = axis[1], &w = axis[2];
+  const int64_t line = source_line(axis, piece.p, tap / w.taps / h.taps, tap / w.taps % h.taps), s = w.source_step;
+  const int64_t first = piece.p.t[2] * s + w.offset + tap % w.taps * w.offset_step;
+  int64_t lo = 0, hi = 0;
+  if (line >= 0) {
+    lo = first >= 0 ? 0 : lesser((s - 1 - first) / s, piece.count);
+    hi = greater(lesser(first < w.source ? (w.source - first + s - 1) / s : 0, piece.count), lo);
+  }
+  for (int64_t i = 0; i < lo; ++i) base[i] = zeros;
+  const T* at = source + ((line < 0 ? 0 : line) * w.source + first + lo * s) * pixel;
+  for (int64_t i = lo; i < hi; ++i, at += s * pixel) base[i] = at;
+  for (int64_t i = hi; i < piece.count; ++i) base[i] = zeros;
+}
+
 template <class T>
 void convolve(const ConvArgs& p, int64_t item) {
   using namespace gemm;
-  constexpr int64_t kLda = kMaxK<T> + 16;
-  alignas(64) T a_rows[kConvTile * kLda];
   const ConvGeometry& g = p.g;
   const int64_t depth = p.transposed ? g.cout : g.cin, n = p.transposed ? g.cin : g.cout;
-  const int64_t phases = phases_of(g, p.transposed), padded = round_up(n, kWidth<T>);
-  const int64_t tile = item % p.tiles, group = item / p.tiles / phases;
-  const Phase phase = phase_of(g, p.transposed, item / p.tiles % phases);
+  const int64_t phases = phases_of(g, p.transposed), padded = round_up(n, kWidth<T>), column_blocks = (n + p.columns - 1) / p.columns;
+  const int64_t m0 = item % p.tiles * p.tile, c0 = item / p.tiles % column_blocks * p.columns, c1 = lesser(c0 + p.columns, n);
+  const int64_t rest = item / p.tiles / column_blocks, group = rest / phases;
+  const Phase phase = phase_of(g, p.transposed, rest % phases);
   const Axis *axis = phase.axis, &w = axis[2];
-  const int64_t positions = g.batch * axis[0].count * axis[1].count * w.count, m0 = tile * kConvTile;
-  const int64_t rows = lesser(kConvTile, positions - m0);
-  if (rows <= 0) return;
+  const int64_t m = lesser(p.tile, g.batch * axis[0].count * axis[1].count * w.count - m0);
+  if (m <= 0) return;
 
-  const int64_t pixel = g.groups * depth, ldc = g.groups * n;
+  const int64_t pixel = g.groups * depth, ldc = g.groups * n, taps = taps_of(g);
   const T* source = static_cast<const T*>(p.source) + group * depth;
-  const T* packed = static_cast<const T*>(p.packed) + (group * taps_of(g) + phase.taps_before) * depth * padded;
+  const T* packed = static_cast<const T*>(p.packed) + (group * taps + phase.taps_before) * depth * padded;
+  const T* zeros = static_cast<const T*>(p.packed) + g.groups * taps * depth * padded;
   T* result = static_cast<T*>(p.result) + group * n;
-  const T* bias = p.bias ? static_cast<const T*>(p.bias) + group * n : nullptr;
+  const Sum sum = sum_of<T>(phase, depth, p.tile);
 
-  bool in_place = phase.taps == 1, whole = true;  // 1x1: A is the source; results without gaps: one run of rows
-  for (int a = 0; a < 3; ++a) {
-    in_place = in_place && axis[a].source_step == 1 && axis[a].offset == 0 && axis[a].count == axis[a].source;
-    whole = whole && axis[a].step == 1 && axis[a].count == axis[a].result;
-  }
-  const Position first = position_of(axis, m0);
-  const int64_t k_total = phase.taps * depth, step = k_block<T>(k_total);
-  int64_t k0 = 0;
-  do {  // once when no tap counts: stores zeros
-    const int64_t k = lesser(step, k_total - k0);
-    const T* a = in_place ? source + m0 * pixel + k0 : a_rows;
-    const int64_t lda = in_place ? pixel : kLda;
-    if (!in_place && k > 0) {
-      Position at = first;
-      for (int64_t i = 0; i < rows; ++i, advance(axis, at)) gather(axis, at, source, pixel, depth, k0, k0 + k, a_rows + i * kLda);
-    }
-    Position at = first;
-    for (int64_t i = 0; i < rows;) {
-      const int64_t run = whole ? rows : lesser(rows - i, w.count - at.t[2]);
-      int64_t c = at.b;
-      for (int x = 0; x < 3; ++x) c = c * axis[x].result + axis[x].start + at.t[x] * axis[x].step;
-      T* out = result + c * ldc;
-      block(run, n, k, a + i * lda, lda, packed + k0 * padded, out, w.step * ldc, k0 > 0);
-      if (bias && k0 + step >= k_total)
-        for (int64_t r = 0; r < run; ++r) {
-          T* row = out + r * w.step * ldc;
-#pragma omp simd
-          for (int64_t j = 0; j < n; ++j) row[j] += bias[j];
-        }
-      i += run;
-      if (i < rows) {  // to the start of the next line
-        at.t[2] = w.count - 1;
-        advance(axis, at);
+  alignas(64) T window[kWindow<T>];
+  alignas(64) T bias[kPanel<T>];
+  const T* base[kSegments * kConvTile];
+  T* out[kConvTile];
+  Piece pieces[kConvTile];
+  int64_t count = 0;
+  Position at = position_of(axis, m0);
+  for (int64_t row = 0; row < m; next_line(axis, at)) {
+    const Piece piece{at, row, lesser(m - row, w.count - at.t[2])};
+    T* to = result + result_pixel(axis, at) * ldc;
+    for (int64_t i = 0; i < piece.count; ++i) out[row + i] = to + i * w.step * ldc;
+    if (sum.window) {
+      T* copies = window + count * sum.segments * sum.line;
+      for (int64_t s = 0; s < sum.segments; ++s) {
+        const int64_t line = source_line(axis, at, s / axis[1].taps, s % axis[1].taps);
+        copy_line(w, at.t[2], piece.count, line < 0 ? nullptr : source + line * w.source * pixel, pixel, depth,
+                  copies + s * sum.line);
       }
+      for (int64_t i = 0; i < piece.count; ++i) base[row + i] = copies + i * w.source_step * depth;
     }
-    k0 += step;
-  } while (k0 < k_total);
-}
+    pieces[count++] = piece;
+    row += piece.count;
+  }
 
-// ---- Depthwise ----
-
-// Sums NV vectors of channels over the taps under one position; `source` and `w` point at the first channel.
-template <class T, int NV>
-inline void depthwise_vectors(const Phase& phase, const ConvGeometry& g, const Position& at, const T* source, const T* w,
-                              const T* bias, T* out) {
-  using namespace gemm;
-  constexpr int W = kWidth<T>;
-  const Axis &ad = phase.axis[0], &ah = phase.axis[1], &aw = phase.axis[2];
-  const int64_t channels = g.groups;
-  Vector<T> sum[NV];
-#pragma GCC unroll 4
-  for (int v = 0; v < NV; ++v) sum[v] = bias ? load(bias + v * W) : Vector<T>{};
-  for (int64_t jd = 0; jd < ad.taps; ++jd) {
-    const int64_t sd = at.t[0] * ad.source_step + ad.offset + jd * ad.offset_step;
-    if (sd < 0 || sd >= ad.source) continue;
-    for (int64_t jh = 0; jh < ah.taps; ++jh) {
-      const int64_t sh = at.t[1] * ah.source_step + ah.offset + jh * ah.offset_step;
-      if (sh < 0 || sh >= ah.source) continue;
-      const int64_t tap = ((ad.first_tap + jd * ad.tap_step) * g.kernel[1] + ah.first_tap + jh * ah.tap_step) * g.kernel[2];
-      const T* row = source + ((at.b * ad.source + sd) * ah.source + sh) * aw.source * channels;
-      for (int64_t jw = 0; jw < aw.taps; ++jw) {
-        const int64_t sw = at.t[2] * aw.source_step + aw.offset + jw * aw.offset_step;
-        if (sw < 0 || sw >= aw.source) continue;
-        const T* x = row + sw * channels;
-        const T* k = w + (tap + aw.first_tap + jw * aw.tap_step) * channels;
-#pragma GCC unroll 4
-        for (int v = 0; v < NV; ++v) sum[v] += load(x + v * W) * load(k + v * W);
+  int64_t b = 0;
+  do {  // once when no tap counts: stores the bias or zeros
+    const Block block = sum.blocks > 0 ? block_of(sum, b) : Block{0, 0, 0, 0};
+    conv_tile::Rows<T> rows{base, sum.window ? 0 : kConvTile, sum.window ? sum.line : 0, block.at, block.segments, block.k, zeros};
+    if (sum.window) {
+      rows.first += block.first * sum.line;
+    } else if (block.at == 0) {
+      for (int64_t s = 0; s < block.segments; ++s)
+        for (int64_t i = 0; i < count; ++i)
+          find_sources(axis, pieces[i], block.first + s, source, pixel, zeros, base + s * kConvTile + pieces[i].row);
+    }
+    const int64_t k0 = block.first * sum.k + block.at, k = block.segments * block.k;
+    for (int64_t j = c0; j < c1; j += kPanel<T>) {
+      const int64_t columns = lesser(int64_t{kPanel<T>}, c1 - j);
+      const bool start = b == 0 && p.bias;
+      if (start) {
+        copy(bias, static_cast<const T*>(p.bias) + group * n + j, columns);
+        zero(bias + columns, kPanel<T> - columns);
       }
+      conv_tile::panel(m, rows, packed + k0 * padded + j * k, {out, j, columns, start ? bias : nullptr, b > 0});
     }
-  }
-#pragma GCC unroll 4
-  for (int v = 0; v < NV; ++v) store(out + v * W, sum[v]);
-}
-
-template <class T>
-inline T depthwise_one(const Phase& phase, const ConvGeometry& g, const Position& at, const T* source, const T* w, T sum) {
-  const Axis &ad = phase.axis[0], &ah = phase.axis[1], &aw = phase.axis[2];
-  for (int64_t jd = 0; jd < ad.taps; ++jd) {
-    const int64_t sd = at.t[0] * ad.source_step + ad.offset + jd * ad.offset_step;
-    if (sd < 0 || sd >= ad.source) continue;
-    for (int64_t jh = 0; jh < ah.taps; ++jh) {
-      const int64_t sh = at.t[1] * ah.source_step + ah.offset + jh * ah.offset_step;
-      if (sh < 0 || sh >= ah.source) continue;
-      const int64_t tap = ((ad.first_tap + jd * ad.tap_step) * g.kernel[1] + ah.first_tap + jh * ah.tap_step) * g.kernel[2];
-      for (int64_t jw = 0; jw < aw.taps; ++jw) {
-        const int64_t sw = at.t[2] * aw.source_step + aw.offset + jw * aw.offset_step;
-        if (sw < 0 || sw >= aw.source) continue;
-        sum += source[(((at.b * ad.source + sd) * ah.source + sh) * aw.source + sw) * g.groups] *
-               w[(tap + aw.first_tap + jw * aw.tap_step) * g.groups];
-      }
-    }
-  }
-  return sum;
-}
-
-// One line of the last spatial axis of one phase.
-template <class T>
-void depthwise(const ConvArgs& p, int64_t item) {
-  constexpr int W = gemm::kWidth<T>;
-  const ConvGeometry& g = p.g;
-  const Phase phase = phase_of(g, p.transposed, item / p.tiles);
-  const Axis* axis = phase.axis;
-  if (axis[0].count * axis[1].count == 0) return;
-  const int64_t line = item % p.tiles, width = axis[2].count, channels = g.groups;
-  if (line >= g.batch * axis[0].count * axis[1].count) return;
-  Position at{line / axis[1].count / axis[0].count, {line / axis[1].count % axis[0].count, line % axis[1].count, 0}};
-  int64_t c = at.b;
-  for (int x = 0; x < 2; ++x) c = c * axis[x].result + axis[x].start + at.t[x] * axis[x].step;
-  const T* source = static_cast<const T*>(p.source);
-  const T* w = static_cast<const T*>(p.packed);
-  const T* bias = static_cast<const T*>(p.bias);
-  T* out = static_cast<T*>(p.result) + (c * axis[2].result + axis[2].start) * channels;
-  const int64_t step = axis[2].step * channels;
-  int64_t j = 0;
-  for (; j + 4 * W <= channels; j += 4 * W)
-    for (at.t[2] = 0; at.t[2] < width; ++at.t[2])
-      depthwise_vectors<T, 4>(phase, g, at, source + j, w + j, bias ? bias + j : nullptr, out + at.t[2] * step + j);
-  for (; j + W <= channels; j += W)
-    for (at.t[2] = 0; at.t[2] < width; ++at.t[2])
-      depthwise_vectors<T, 1>(phase, g, at, source + j, w + j, bias ? bias + j : nullptr, out + at.t[2] * step + j);
-  for (; j < channels; ++j)
-    for (at.t[2] = 0; at.t[2] < width; ++at.t[2])
-      out[at.t[2] * step + j] = depthwise_one(phase, g, at, source + j, w + j, bias ? bias[j] : T(0));
-}
-
-// ---- Weight gradient ----
-
-// Columns [c0, c1) of (tap, channel) for one chunk of positions: dw += dy^T im2col, dy transposed and im2col as panels.
-template <class T>
-void weight_gradient(const capo::ConvWeightArgs& p, int64_t item) {
-  using namespace gemm;
-  constexpr int64_t kRows = 96, kDepth = 128;  // channels of dy at once; positions at once
-  constexpr int64_t kLda = kDepth + 16;        // not a power of two: cache sets
-  alignas(64) T columns[kDepth * kConvColumns];
-  alignas(64) T a_rows[kRows * kLda];
-  const ConvGeometry& g = p.g;
-  const Phase phase = phase_of(g, false, 0);
-  const int64_t k_total = phase.taps * g.cin, blocks = (k_total + kConvColumns - 1) / kConvColumns;
-  const int64_t c0 = item % blocks * kConvColumns, c1 = lesser(c0 + kConvColumns, k_total);
-  const int64_t group = item / blocks % g.groups, chunk = item / blocks / g.groups;
-  const int64_t positions = g.batch * g.out[0] * g.out[1] * g.out[2];
-  const int64_t begin = chunk * p.chunk, end = lesser(begin + p.chunk, positions);
-  const T* x = static_cast<const T*>(p.x) + group * g.cin;
-  const T* dy = static_cast<const T*>(p.dy) + group * g.cout;
-  const int64_t dy_row = g.groups * g.cout;
-  T* dw = static_cast<T*>(p.planes) + (chunk * g.groups + group) * g.cout * k_total + c0;
-
-  if (begin >= end)  // no position at all: the gradient is zero
-    for (int64_t o = 0; o < g.cout; ++o) zero(dw + o * k_total, c1 - c0);
-  for (int64_t m = begin; m < end; m += kDepth) {
-    const int64_t depth = lesser(kDepth, end - m);
-    for (int64_t j = 0; j < c1 - c0; j += kPanel<T>) {
-      const int64_t n = lesser(int64_t{kPanel<T>}, c1 - c0 - j), width = panel_width<T>(0, n);
-      Position at = position_of(phase.axis, m);
-      for (int64_t i = 0; i < depth; ++i, advance(phase.axis, at)) {
-        T* row = columns + j * depth + i * width;
-        gather(phase.axis, at, x, g.groups * g.cin, g.cin, c0 + j, c0 + j + n, row);
-        zero(row + n, width - n);
-      }
-    }
-    for (int64_t o = 0; o < g.cout; o += kRows) {
-      const int64_t rows = lesser(kRows, g.cout - o);
-      pack_rows(dy + m * dy_row + o, int64_t{1}, dy_row, rows, depth, a_rows, kLda);
-      block(rows, c1 - c0, depth, a_rows, kLda, columns, dw + o * k_total, k_total, m > begin);
-    }
-  }
-}
-
-// 64 channels of one chunk of lines. Each (line, tap) is summed on its own and then added.
-template <class T>
-void depthwise_weight_gradient(const capo::ConvWeightArgs& p, int64_t item) {
-  constexpr int64_t kBlock = 64;
-  const ConvGeometry& g = p.g;
-  const int64_t channels = g.groups, blocks = (channels + kBlock - 1) / kBlock, taps = taps_of(g);
-  const int64_t c0 = item % blocks * kBlock, n = lesser(kBlock, channels - c0), chunk = item / blocks;
-  const int64_t lines = g.batch * g.out[0] * g.out[1];
-  const int64_t begin = chunk * p.chunk, end = lesser(begin + p.chunk, lines);
-  const T* x = static_cast<const T*>(p.x) + c0;
-  const T* dy = static_cast<const T*>(p.dy) + c0;
-  T* dw = static_cast<T*>(p.planes) + (chunk * channels + c0) * taps;
-  for (int64_t tap = 0; tap < taps; ++tap) {
-    const int64_t kw = tap % g.kernel[2], kh = tap / g.kernel[2] % g.kernel[1], kd = tap / g.kernel[2] / g.kernel[1];
-    T total[kBlock];
-    zero(total, kBlock);
-    for (int64_t line = begin; line < end; ++line) {
-      const int64_t oh = line % g.out[1], od = line / g.out[1] % g.out[0], b = line / g.out[1] / g.out[0];
-      const int64_t sd = od * g.stride[0] - g.pad[0] + kd * g.dilation[0], sh = oh * g.stride[1] - g.pad[1] + kh * g.dilation[1];
-      if (sd < 0 || sd >= g.in[0] || sh < 0 || sh >= g.in[1]) continue;
-      const T* xs = x + ((b * g.in[0] + sd) * g.in[1] + sh) * g.in[2] * channels;
-      const T* ds = dy + line * g.out[2] * channels;
-      T part[kBlock];
-      zero(part, kBlock);
-      for (int64_t ow = 0; ow < g.out[2]; ++ow) {
-        const int64_t sw = ow * g.stride[2] - g.pad[2] + kw * g.dilation[2];
-        if (sw < 0 || sw >= g.in[2]) continue;
-        const T *u = xs + sw * channels, *v = ds + ow * channels;
-        if (n == kBlock) {
-#pragma omp simd
-          for (int64_t j = 0; j < kBlock; ++j) part[j] += u[j] * v[j];
-        } else {
-          for (int64_t j = 0; j < n; ++j) part[j] += u[j] * v[j];
-        }
-      }
-#pragma omp simd
-      for (int64_t j = 0; j < kBlock; ++j) total[j] += part[j];
-    }
-    for (int64_t j = 0; j < n; ++j) dw[j * taps + tap] = total[j];
-  }
-}
-
-template <class T>
-void join(const capo::ConvJoinArgs& p, int64_t begin, int64_t end) {
-  const T* planes = static_cast<const T*>(p.planes);
-  T* dw = static_cast<T*>(p.dw);
-  for (int64_t i = begin; i < end; ++i) dw[i] = planes[i];
-  for (int64_t c = 1; c < p.chunks; ++c) {
-    const T* plane = planes + c * p.plane;
-#pragma omp simd
-    for (int64_t i = begin; i < end; ++i) dw[i] += plane[i];
-  }
+  } while (++b < sum.blocks);
 }
 
 }  // namespace
@@ -402,22 +219,4 @@ CAPO_CPU_KERNEL(conv_pack, capo::ConvPackArgs) {
 }
 CAPO_CPU_KERNEL(conv, capo::ConvArgs) {
   for (int64_t i = begin; i < end; ++i) args.dtype == capo::DType::f32 ? convolve<float>(args, i) : convolve<double>(args, i);
-}
-CAPO_CPU_KERNEL(conv_depthwise_pack, capo::ConvPackArgs) {
-  if (begin != 0 || end < 1) return;
-  args.dtype == capo::DType::f32 ? pack_depthwise<float>(args) : pack_depthwise<double>(args);
-}
-CAPO_CPU_KERNEL(conv_depthwise, capo::ConvArgs) {
-  for (int64_t i = begin; i < end; ++i) args.dtype == capo::DType::f32 ? depthwise<float>(args, i) : depthwise<double>(args, i);
-}
-CAPO_CPU_KERNEL(conv_weight_gradient, capo::ConvWeightArgs) {
-  for (int64_t i = begin; i < end; ++i)
-    args.dtype == capo::DType::f32 ? weight_gradient<float>(args, i) : weight_gradient<double>(args, i);
-}
-CAPO_CPU_KERNEL(conv_depthwise_weight_gradient, capo::ConvWeightArgs) {
-  for (int64_t i = begin; i < end; ++i)
-    args.dtype == capo::DType::f32 ? depthwise_weight_gradient<float>(args, i) : depthwise_weight_gradient<double>(args, i);
-}
-CAPO_CPU_KERNEL(conv_join, capo::ConvJoinArgs) {
-  args.dtype == capo::DType::f32 ? join<float>(args, begin, end) : join<double>(args, begin, end);
 }

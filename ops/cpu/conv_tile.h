@@ -1,0 +1,123 @@
+// The inner product of a convolution: rows of A are found through pointers, one per row and segment of the summed axis,
+// so that a window is multiplied where it lies. For ops/cpu files (unnamed namespace, see kernel.h).
+#pragma once
+
+#include <capo/ops/cpu/gemm.h>
+
+namespace {
+namespace conv_tile {
+
+using gemm::kPanel;
+using gemm::kPanelVectors;
+using gemm::kWidth;
+using gemm::load;
+using gemm::round_up;
+using gemm::store;
+using gemm::Vector;
+using std::int64_t;
+
+// Row i of A under segment s: k elements from base[s * base_step + i] + s * shift + first.
+template <class T>
+struct Rows {
+  const T* const* base;
+  int64_t base_step, shift, first, segments, k;
+  const T* zeros;  // where rows of padding point; segments that are padding in all rows of a tile are skipped
+};
+
+// C's rows and what is done with the sums. bias: whole vectors, or null.
+template <class T>
+struct Target {
+  T* const* row;
+  int64_t column, n;
+  const T* bias;
+  bool add;
+};
+
+template <class T>
+__attribute__((noinline)) void store_part(const T* sums, int m, int width, const Target<T>& c, int64_t row) {
+  for (int i = 0; i < m; ++i) {
+    const T* s = sums + i * width;
+    T* d = c.row[row + i] + c.column;
+    if (c.add) {
+      for (int64_t j = 0; j < c.n; ++j) d[j] += s[j];
+    } else {
+      for (int64_t j = 0; j < c.n; ++j) d[j] = s[j];
+    }
+  }
+}
+
+// MR rows from `row` on, NV vectors of columns; b: [segments * k, NV vectors].
+template <class T, int MR, int NV>
+__attribute__((noinline)) void tile(const Rows<T>& r, int64_t row, const T* b, const Target<T>& c) {
+  constexpr int W = kWidth<T>;
+  using V = Vector<T>;
+  V acc[MR][NV];
+#pragma GCC unroll 4
+  for (int j = 0; j < NV; ++j) {
+    const V start = c.bias ? load(c.bias + j * W) : V{};
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; ++i) acc[i][j] = start;
+  }
+  for (int64_t s = 0; s < r.segments; ++s, b += r.k * NV * W) {
+    const T* const* base = r.base + s * r.base_step + row;
+    bool padding = true;
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; ++i) padding &= base[i] == r.zeros;
+    if (padding) continue;
+    const T* a[MR];
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; ++i) a[i] = base[i] + s * r.shift + r.first;
+    const T* x = b;
+    for (int64_t p = 0; p < r.k; ++p, x += NV * W) {
+      V y[NV];
+#pragma GCC unroll 4
+      for (int j = 0; j < NV; ++j) y[j] = load(x + j * W);
+#pragma GCC unroll 16
+      for (int i = 0; i < MR; ++i) {
+        const V e = a[i][p] - V{};  // broadcast
+#pragma GCC unroll 4
+        for (int j = 0; j < NV; ++j) acc[i][j] += e * y[j];
+      }
+    }
+  }
+  if (c.n == NV * W) {
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; ++i) {
+      T* d = c.row[row + i] + c.column;
+#pragma GCC unroll 4
+      for (int j = 0; j < NV; ++j) store(d + j * W, c.add ? load(d + j * W) + acc[i][j] : acc[i][j]);
+    }
+    return;
+  }
+  T rest[MR * NV * W];
+#pragma GCC unroll 16
+  for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 4
+    for (int j = 0; j < NV; ++j) store(rest + (i * NV + j) * W, acc[i][j]);
+  store_part(rest, MR, NV * W, c, row);
+}
+
+template <class T, int NV>
+void rows(int64_t m, const Rows<T>& r, const T* b, const Target<T>& c) {
+  constexpr int R = NV == 4 || (kPanelVectors == 2 && NV == 2) ? 6 : 8;
+  int64_t i = 0;
+  for (; i + R <= m; i += R) tile<T, R, NV>(r, i, b, c);
+  if (m - i >= 4) tile<T, 4, NV>(r, i, b, c), i += 4;
+  if (m - i >= 2) tile<T, 2, NV>(r, i, b, c), i += 2;
+  if (m - i >= 1) tile<T, 1, NV>(r, i, b, c);
+}
+
+// m rows times one panel of up to kPanel columns.
+template <class T>
+inline void panel(int64_t m, const Rows<T>& r, const T* b, const Target<T>& c) {
+  const int64_t vectors = (c.n + kWidth<T> - 1) / kWidth<T>;
+  if (vectors == 1) return rows<T, 1>(m, r, b, c);
+  if (kPanelVectors == 2 || vectors == 2) return rows<T, 2>(m, r, b, c);
+  if constexpr (kPanelVectors == 4) {
+    if (vectors == 3) return rows<T, 3>(m, r, b, c);
+    return rows<T, 4>(m, r, b, c);
+  }
+}
+
+}  // namespace conv_tile
+}  // namespace
