@@ -142,30 +142,37 @@ Tensor weight_gradient_there(const Geometry& g, const Tensor& dy, const Tensor& 
   return dw;
 }
 
-Tensor apply_weight_gradient(const Geometry& g, const Tensor& dy, const Tensor& x) {
-  if (x.device().is_cuda()) return weight_gradient_there(g, dy, x);
-  const Tensor dw = empty(w_shape(g), x.dtype(), x.device());
-  const bool depthwise = is_depthwise(g);
-  const std::int64_t taps = taps_of(g), lines = g.batch * g.out[0] * g.out[1];
+Tensor apply_weight_gradient(const Geometry& one, const Tensor& dy, const Tensor& x) {
+  if (x.device().is_cuda()) return weight_gradient_there(one, dy, x);
+  const auto parts = [](std::int64_t n, std::int64_t part) { return (n + part - 1) / part; };
+  const bool depthwise = is_depthwise(one);
+  const std::int64_t merged = depthwise ? 1 : merged_groups(one, x.dtype());
+  const Geometry g = merge(one, merged);
+  const Tensor dw = empty(w_shape(one), x.dtype(), x.device());
+  const std::int64_t taps = taps_of(g), lines = g.batch * g.out[0] * g.out[1], plane = dw.numel() * merged;
   const std::int64_t work = depthwise ? lines : lines * g.out[2];  // what is cut into chunks
-  const std::int64_t blocks = depthwise ? (g.groups + 63) / 64 : g.groups * ((taps * g.cin + kConvColumns - 1) / kConvColumns);
-  // At least 32 items for the threads, chunks of whole depth blocks, planes below 64 MB.
+
+  // At least 32 items for the threads: blocks of columns, then of rows, then chunks of whole depth blocks, planes below 64 MB.
+  const std::int64_t columns = parts(parts(taps * g.cin, parts(taps * g.cin, kConvColumns)), 64) * 64;
+  std::int64_t blocks = depthwise ? 1 : g.groups * parts(taps * g.cin, columns), rows = g.cout;
+  if (!depthwise) {
+    rows = parts(parts(g.cout, std::min(parts(32, blocks), parts(g.cout, 96))), 6) * 6;
+    blocks *= parts(g.cout, rows);
+  }
   const std::int64_t unit = depthwise ? 4 : 128;
-  std::int64_t chunks = (32 + blocks - 1) / blocks;
-  chunks = std::min(chunks, (work + unit - 1) / unit);
-  chunks = std::min(chunks, (std::int64_t{1} << 24) / (dw.numel() + 1));
+  std::int64_t chunks = std::min({parts(32, blocks), parts(work, unit), (std::int64_t{1} << 24) / (plane + 1)});
   chunks = std::max<std::int64_t>(chunks, 1);
-  const std::int64_t chunk = std::max<std::int64_t>(((work + chunks - 1) / chunks + unit - 1) / unit * unit, unit);
-  chunks = std::max<std::int64_t>((work + chunk - 1) / chunk, 1);
-  Tensor planes = dw;
-  if (chunks > 1) planes = empty({chunks, dw.numel()}, x.dtype(), x.device());
+  const std::int64_t chunk = std::max<std::int64_t>(parts(parts(work, chunks), unit) * unit, unit);
+  chunks = std::max<std::int64_t>(parts(work, chunk), 1);
+  const bool as_it_is = chunks == 1 && merged == 1 && !depthwise;
+  const Tensor planes = as_it_is ? dw : empty({chunks, plane}, x.dtype(), x.device());
   if (dw.device().is_meta()) return dw;
 
-  const ConvWeightArgs args{g, x.dtype(), x.data(), dy.data(), planes.data(), chunks, chunk};
+  const ConvWeightArgs args{g, x.dtype(), x.data(), dy.data(), planes.data(), chunks, chunk, rows, columns};
   launch(depthwise ? kernels::conv_depthwise_weight_gradient : kernels::conv_weight_gradient, x.device(), args, chunks * blocks, 1);
-  if (chunks > 1) {
-    const ConvJoinArgs join{x.dtype(), planes.data(), dw.data(), chunks, dw.numel()};
-    launch(kernels::conv_join, x.device(), join, dw.numel(), 16384);
+  if (!as_it_is) {
+    const ConvJoinArgs join{x.dtype(), depthwise, planes.data(), dw.data(), chunks, plane, g.groups * g.cout, taps, one.cin, one.cout, merged};
+    launch(kernels::conv_join, x.device(), join, plane, 16384);
   }
   return dw;
 }

@@ -84,21 +84,25 @@ struct ConvPackArgs {
 };
 
 // dw = sum over positions of y's gradient x the sources under each tap. Positions are cut into `chunks`, each summed to
-// its own plane [chunks, cout * groups, taps, cin]; conv_join adds the planes in order.
-// Items: conv: chunk x group x blocks of kConvColumns (tap, cin) columns; depthwise: chunk x blocks of 64 channels.
+// its own plane [cout * groups, taps, cin], of a depthwise conv [taps, channels]; conv_join adds the planes in order.
+// Items: conv: chunk x group x blocks of `rows` channels of y x blocks of `columns` (tap, cin) columns; depthwise: chunk.
 struct ConvWeightArgs {
   ConvGeometry g;
   DType dtype;
   const void *x, *dy;
   void* planes;
   std::int64_t chunks, chunk;  // positions (depthwise: lines of the last spatial axis) per chunk
+  std::int64_t rows, columns;  // columns: a multiple of 64, at most kConvColumns
 };
 inline constexpr std::int64_t kConvColumns = 256;
+// Items: elements of a plane.
 struct ConvJoinArgs {
   DType dtype;
+  bool depthwise;
   const void* planes;
   void* dw;
   std::int64_t chunks, plane;
+  std::int64_t rows, taps, cin, cout, merged;  // of dw [rows, taps, cin]; cout rows a group, `merged` groups as one in planes
 };
 
 // ---- CUDA: nothing packed.

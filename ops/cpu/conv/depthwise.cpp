@@ -1,6 +1,5 @@
 #include <capo/ops/cpu/conv_walk.h>
 #include <capo/ops/cpu/gemm.h>
-#include <capo/ops/cpu/kernel.h>
 
 namespace {
 
@@ -16,58 +15,88 @@ void pack_depthwise(const capo::ConvPackArgs& p) {
     for (int64_t t = 0; t < taps; ++t) packed[t * channels + c] = w[c * taps + t];
 }
 
-// Sums NV vectors of channels over the taps under one position; `source` and `w` point at the first channel.
-template <class T, int NV>
-inline void depthwise_vectors(const Phase& phase, const ConvGeometry& g, const Position& at, const T* source, const T* w,
-                              const T* bias, T* out) {
-  using namespace gemm;
-  constexpr int W = kWidth<T>;
-  const Axis &ad = phase.axis[0], &ah = phase.axis[1], &aw = phase.axis[2];
-  const int64_t channels = g.groups;
-  Vector<T> sum[NV];
-#pragma GCC unroll 4
-  for (int v = 0; v < NV; ++v) sum[v] = bias ? load(bias + v * W) : Vector<T>{};
-  for (int64_t jd = 0; jd < ad.taps; ++jd) {
-    const int64_t sd = at.t[0] * ad.source_step + ad.offset + jd * ad.offset_step;
-    if (sd < 0 || sd >= ad.source) continue;
-    for (int64_t jh = 0; jh < ah.taps; ++jh) {
-      const int64_t sh = at.t[1] * ah.source_step + ah.offset + jh * ah.offset_step;
-      if (sh < 0 || sh >= ah.source) continue;
-      const int64_t tap = ((ad.first_tap + jd * ad.tap_step) * g.kernel[1] + ah.first_tap + jh * ah.tap_step) * g.kernel[2];
-      const T* row = source + ((at.b * ad.source + sd) * ah.source + sh) * aw.source * channels;
-      for (int64_t jw = 0; jw < aw.taps; ++jw) {
-        const int64_t sw = at.t[2] * aw.source_step + aw.offset + jw * aw.offset_step;
-        if (sw < 0 || sw >= aw.source) continue;
-        const T* x = row + sw * channels;
-        const T* k = w + (tap + aw.first_tap + jw * aw.tap_step) * channels;
-#pragma GCC unroll 4
-        for (int v = 0; v < NV; ++v) sum[v] += load(x + v * W) * load(k + v * W);
-      }
+constexpr int kTaps = 9;  // at once: their weights or sums stay in registers
+
+// Taps that all results of a run read: where the first result's source and the tap's weight lie, in elements.
+struct Taps {
+  int count;
+  int64_t source[kTaps], tap[kTaps];
+};
+
+// Calls f(first result, results, taps) for runs of one line of results that read the same taps, kTaps at a time and in
+// order, and f(first, results, no taps) for those that read none. `more`: the run's earlier taps are already summed.
+template <class F>
+void for_each_run(const ConvGeometry& g, const Axis* axis, const Position& line, const F& f) {
+  const Axis &ad = axis[0], &ah = axis[1], &aw = axis[2];
+  const int64_t s = aw.source_step;
+  for (int64_t t = 0, end; t < aw.count; t = end) {
+    end = aw.count;  // the run ends where a tap of the last axis enters or leaves
+    int64_t first = aw.taps, last = -1;
+    for (int64_t j = 0; j < aw.taps; ++j) {
+      const int64_t at = t * s + aw.offset + j * aw.offset_step;
+      if (at < 0)
+        end = lesser(end, t + (-at + s - 1) / s);
+      else if (at < aw.source)
+        end = lesser(end, t + (aw.source - at + s - 1) / s), first = lesser(first, j), last = j;
     }
+    Taps taps;
+    taps.count = 0;
+    bool more = false;
+    for (int64_t jd = 0; jd < ad.taps; ++jd)
+      for (int64_t jh = 0; jh < ah.taps; ++jh) {
+        const int64_t from = source_line(axis, line, jd, jh);
+        if (from < 0) continue;
+        for (int64_t j = first; j <= last; ++j) {
+          if (taps.count == kTaps) {
+            f(t, end - t, taps, more);
+            taps.count = 0, more = true;
+          }
+          taps.source[taps.count] = (from * aw.source + t * s + aw.offset + j * aw.offset_step) * g.groups;
+          taps.tap[taps.count++] = tap_at(g, axis, (jd * ah.taps + jh) * aw.taps + j);
+        }
+      }
+    f(t, end - t, taps, more);
   }
-#pragma GCC unroll 4
-  for (int v = 0; v < NV; ++v) store(out + v * W, sum[v]);
+}
+
+// ---- Forward and data gradient ----
+
+// One vector of channels: results out, out + step, .. from sources that advance by `stride`; N taps.
+template <class T, int N>
+void sum_taps(const Taps& taps, int64_t n, const T* source, int64_t stride, const T* w, int64_t channels, const T* bias, bool more,
+              T* out, int64_t step) {
+  using namespace gemm;
+  Vector<T> k[N + 1];
+  const T* x[N + 1];
+#pragma GCC unroll 9
+  for (int i = 0; i < N; ++i) k[i] = load(w + taps.tap[i] * channels), x[i] = source + taps.source[i];
+  const Vector<T> start = bias ? load(bias) : Vector<T>{};
+  for (int64_t t = 0; t < n; ++t, out += step) {
+    Vector<T> sum = more ? load(out) : start;
+#pragma GCC unroll 9
+    for (int i = 0; i < N; ++i) sum += load(x[i] + t * stride) * k[i];
+    store(out, sum);
+  }
 }
 
 template <class T>
-inline T depthwise_one(const Phase& phase, const ConvGeometry& g, const Position& at, const T* source, const T* w, T sum) {
-  const Axis &ad = phase.axis[0], &ah = phase.axis[1], &aw = phase.axis[2];
-  for (int64_t jd = 0; jd < ad.taps; ++jd) {
-    const int64_t sd = at.t[0] * ad.source_step + ad.offset + jd * ad.offset_step;
-    if (sd < 0 || sd >= ad.source) continue;
-    for (int64_t jh = 0; jh < ah.taps; ++jh) {
-      const int64_t sh = at.t[1] * ah.source_step + ah.offset + jh * ah.offset_step;
-      if (sh < 0 || sh >= ah.source) continue;
-      const int64_t tap = ((ad.first_tap + jd * ad.tap_step) * g.kernel[1] + ah.first_tap + jh * ah.tap_step) * g.kernel[2];
-      for (int64_t jw = 0; jw < aw.taps; ++jw) {
-        const int64_t sw = at.t[2] * aw.source_step + aw.offset + jw * aw.offset_step;
-        if (sw < 0 || sw >= aw.source) continue;
-        sum += source[(((at.b * ad.source + sd) * ah.source + sh) * aw.source + sw) * g.groups] *
-               w[(tap + aw.first_tap + jw * aw.tap_step) * g.groups];
-      }
-    }
+void sum_run(const Taps& taps, int64_t n, const T* source, int64_t stride, const T* w, int64_t channels, const T* bias, bool more,
+             T* out, int64_t step) {
+  switch (taps.count) {
+#define CAPO_TAPS(N) \
+  case N: return sum_taps<T, N>(taps, n, source, stride, w, channels, bias, more, out, step)
+    CAPO_TAPS(0);
+    CAPO_TAPS(1);
+    CAPO_TAPS(2);
+    CAPO_TAPS(3);
+    CAPO_TAPS(4);
+    CAPO_TAPS(5);
+    CAPO_TAPS(6);
+    CAPO_TAPS(7);
+    CAPO_TAPS(8);
+    CAPO_TAPS(9);
+#undef CAPO_TAPS
   }
-  return sum;
 }
 
 // One line of the last spatial axis of one phase.
@@ -77,68 +106,90 @@ void depthwise(const ConvArgs& p, int64_t item) {
   const ConvGeometry& g = p.g;
   const Phase phase = phase_of(g, p.transposed, item / p.tiles);
   const Axis* axis = phase.axis;
-  if (axis[0].count * axis[1].count == 0) return;
-  const int64_t line = item % p.tiles, width = axis[2].count, channels = g.groups;
+  if (axis[0].count * axis[1].count * axis[2].count == 0) return;
+  const int64_t line = item % p.tiles, channels = g.groups, step = axis[2].step * channels, stride = axis[2].source_step * channels;
   if (line >= g.batch * axis[0].count * axis[1].count) return;
-  Position at{line / axis[1].count / axis[0].count, {line / axis[1].count % axis[0].count, line % axis[1].count, 0}};
-  int64_t c = at.b;
-  for (int x = 0; x < 2; ++x) c = c * axis[x].result + axis[x].start + at.t[x] * axis[x].step;
+  const Position at = position_of(axis, line * axis[2].count);
   const T* source = static_cast<const T*>(p.source);
   const T* w = static_cast<const T*>(p.packed);
   const T* bias = static_cast<const T*>(p.bias);
-  T* out = static_cast<T*>(p.result) + (c * axis[2].result + axis[2].start) * channels;
-  const int64_t step = axis[2].step * channels;
-  int64_t j = 0;
-  for (; j + 4 * W <= channels; j += 4 * W)
-    for (at.t[2] = 0; at.t[2] < width; ++at.t[2])
-      depthwise_vectors<T, 4>(phase, g, at, source + j, w + j, bias ? bias + j : nullptr, out + at.t[2] * step + j);
-  for (; j + W <= channels; j += W)
-    for (at.t[2] = 0; at.t[2] < width; ++at.t[2])
-      depthwise_vectors<T, 1>(phase, g, at, source + j, w + j, bias ? bias + j : nullptr, out + at.t[2] * step + j);
-  for (; j < channels; ++j)
-    for (at.t[2] = 0; at.t[2] < width; ++at.t[2])
-      out[at.t[2] * step + j] = depthwise_one(phase, g, at, source + j, w + j, bias ? bias[j] : T(0));
+  T* result = static_cast<T*>(p.result) + result_pixel(axis, at) * channels;
+  for_each_run(g, axis, at, [&](int64_t t, int64_t n, const Taps& taps, bool more) {
+    T* out = result + t * step;
+    int64_t c = 0;
+    for (; c + W <= channels; c += W)
+      sum_run(taps, n, source + c, stride, w + c, channels, bias ? bias + c : nullptr, more, out + c, step);
+    for (; c < channels; ++c)
+      for (int64_t i = 0; i < n; ++i) {
+        T sum = more ? out[i * step + c] : bias ? bias[c] : T(0);
+        for (int x = 0; x < taps.count; ++x) sum += source[taps.source[x] + i * stride + c] * w[taps.tap[x] * channels + c];
+        out[i * step + c] = sum;
+      }
+  });
 }
 
-// 64 channels of one chunk of lines. Each (line, tap) is summed on its own and then added.
+// ---- Weight gradient ----
+
+// dw[tap] += sum over a run of dy x the tap's sources, one vector of channels; summed from zero, then added.
+template <class T, int N>
+void add_taps(const Taps& taps, int64_t n, const T* x0, int64_t stride, const T* dy, int64_t channels, T* dw, int64_t width) {
+  using namespace gemm;
+  Vector<T> sum[N];
+  const T* x[N];
+#pragma GCC unroll 9
+  for (int i = 0; i < N; ++i) sum[i] = Vector<T>{}, x[i] = x0 + taps.source[i];
+  for (int64_t t = 0; t < n; ++t) {
+    const Vector<T> v = load(dy + t * channels);
+#pragma GCC unroll 9
+    for (int i = 0; i < N; ++i) sum[i] += load(x[i] + t * stride) * v;
+  }
+#pragma GCC unroll 9
+  for (int i = 0; i < N; ++i) store(dw + taps.tap[i] * width, load(dw + taps.tap[i] * width) + sum[i]);
+}
+
+template <class T>
+void add_run(const Taps& taps, int64_t n, const T* x, int64_t stride, const T* dy, int64_t channels, T* dw, int64_t width) {
+  switch (taps.count) {
+#define CAPO_TAPS(N) \
+  case N: return add_taps<T, N>(taps, n, x, stride, dy, channels, dw, width)
+    CAPO_TAPS(1);
+    CAPO_TAPS(2);
+    CAPO_TAPS(3);
+    CAPO_TAPS(4);
+    CAPO_TAPS(5);
+    CAPO_TAPS(6);
+    CAPO_TAPS(7);
+    CAPO_TAPS(8);
+    CAPO_TAPS(9);
+#undef CAPO_TAPS
+  }
+}
+
+// All channels of one chunk of lines: dw's plane is [taps, channels].
 template <class T>
 void depthwise_weight_gradient(const capo::ConvWeightArgs& p, int64_t item) {
-  constexpr int64_t kBlock = 64;
+  constexpr int W = gemm::kWidth<T>;
   const ConvGeometry& g = p.g;
-  const int64_t channels = g.groups, blocks = (channels + kBlock - 1) / kBlock, taps = taps_of(g);
-  const int64_t c0 = item % blocks * kBlock, n = lesser(kBlock, channels - c0), chunk = item / blocks;
-  const int64_t lines = g.batch * g.out[0] * g.out[1];
-  const int64_t begin = chunk * p.chunk, end = lesser(begin + p.chunk, lines);
-  const T* x = static_cast<const T*>(p.x) + c0;
-  const T* dy = static_cast<const T*>(p.dy) + c0;
-  T* dw = static_cast<T*>(p.planes) + (chunk * channels + c0) * taps;
-  for (int64_t tap = 0; tap < taps; ++tap) {
-    const int64_t kw = tap % g.kernel[2], kh = tap / g.kernel[2] % g.kernel[1], kd = tap / g.kernel[2] / g.kernel[1];
-    T total[kBlock];
-    zero(total, kBlock);
-    for (int64_t line = begin; line < end; ++line) {
-      const int64_t oh = line % g.out[1], od = line / g.out[1] % g.out[0], b = line / g.out[1] / g.out[0];
-      const int64_t sd = od * g.stride[0] - g.pad[0] + kd * g.dilation[0], sh = oh * g.stride[1] - g.pad[1] + kh * g.dilation[1];
-      if (sd < 0 || sd >= g.in[0] || sh < 0 || sh >= g.in[1]) continue;
-      const T* xs = x + ((b * g.in[0] + sd) * g.in[1] + sh) * g.in[2] * channels;
-      const T* ds = dy + line * g.out[2] * channels;
-      T part[kBlock];
-      zero(part, kBlock);
-      for (int64_t ow = 0; ow < g.out[2]; ++ow) {
-        const int64_t sw = ow * g.stride[2] - g.pad[2] + kw * g.dilation[2];
-        if (sw < 0 || sw >= g.in[2]) continue;
-        const T *u = xs + sw * channels, *v = ds + ow * channels;
-        if (n == kBlock) {
-#pragma omp simd
-          for (int64_t j = 0; j < kBlock; ++j) part[j] += u[j] * v[j];
-        } else {
-          for (int64_t j = 0; j < n; ++j) part[j] += u[j] * v[j];
+  const Phase phase = phase_of(g, false, 0);
+  const int64_t channels = g.groups, begin = item * p.chunk, end = lesser(begin + p.chunk, g.batch * g.out[0] * g.out[1]);
+  const int64_t stride = g.stride[2] * channels;
+  const T* x = static_cast<const T*>(p.x);
+  T* dw = static_cast<T*>(p.planes) + item * taps_of(g) * channels;
+  zero(dw, taps_of(g) * channels);
+  for (int64_t line = begin; line < end && g.out[2] > 0; ++line) {
+    const Position at = position_of(phase.axis, line * g.out[2]);
+    const T* dy = static_cast<const T*>(p.dy) + line * g.out[2] * channels;
+    for_each_run(g, phase.axis, at, [&](int64_t t, int64_t n, const Taps& taps, bool) {
+      const T* d = dy + t * channels;
+      int64_t c = 0;
+      for (; c + W <= channels; c += W) add_run(taps, n, x + c, stride, d + c, channels, dw + c, channels);
+      for (; c < channels; ++c)
+        for (int i = 0; i < taps.count; ++i) {
+          T sum = 0;
+          for (int64_t j = 0; j < n; ++j) sum += x[taps.source[i] + j * stride + c] * d[j * channels + c];
+          dw[taps.tap[i] * channels + c] += sum;
         }
-      }
-#pragma omp simd
-      for (int64_t j = 0; j < kBlock; ++j) total[j] += part[j];
-    }
-    for (int64_t j = 0; j < n; ++j) dw[j * taps + tap] = total[j];
+    });
   }
 }
 

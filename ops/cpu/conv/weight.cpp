@@ -1,68 +1,110 @@
 #include <capo/ops/cpu/conv_walk.h>
 #include <capo/ops/cpu/gemm.h>
-#include <capo/ops/cpu/kernel.h>
 
 namespace {
 
-using capo::kConvColumns;
+// ---- The sources as panels ----
 
-inline void advance(const Axis* axis, Position& p) {
-  if (++p.t[2] == axis[2].count) next_line(axis, p);
+// n elements, a constant number of bytes at a time: two copies that overlap.
+template <int B, class T>
+inline void copy_twice(T* dst, const T* src, int64_t n) {
+  constexpr int64_t k = B / static_cast<int64_t>(sizeof(T));
+  __builtin_memcpy(dst, src, B);
+  __builtin_memcpy(dst + n - k, src + n - k, B);
 }
 
-// Columns [c0, c1) of one row of the im2col matrix: (tap, channel) in row-major order, zeros outside the source.
-// source points at the group's first channel; pixels are `pixel` elements apart and give `channels` columns.
+// `count` rows of n elements, `width` apart in dst and `step` apart in src.
 template <class T>
-void gather(const Axis* axis, const Position& p, const T* source, int64_t pixel, int64_t channels, int64_t c0, int64_t c1, T* dst) {
-  const Axis &d = axis[0], &h = axis[1], &w = axis[2];
-  const int64_t line = w.taps * channels;  // columns of one (d, h) tap pair
-  const bool dense = w.offset_step == 1 && pixel == channels;
-  const int64_t w0 = p.t[2] * w.source_step + w.offset;
-  for (int64_t l = c0 / line; l * line < c1; ++l) {
-    const int64_t begin = greater(c0 - l * line, int64_t{0}), end = lesser(c1 - l * line, line);
-    const int64_t jd = l / h.taps, jh = l % h.taps;
-    const int64_t sd = p.t[0] * d.source_step + d.offset + jd * d.offset_step;
-    const int64_t sh = p.t[1] * h.source_step + h.offset + jh * h.offset_step;
-    if (sd < 0 || sd >= d.source || sh < 0 || sh >= h.source) {
-      zero(dst, end - begin);
-      dst += end - begin;
-      continue;
+void copy_rows(T* dst, int64_t width, const T* src, int64_t step, int64_t count, int64_t n) {
+  using namespace gemm;
+  constexpr int W = kWidth<T>;
+  const int64_t bytes = n * static_cast<int64_t>(sizeof(T)), whole = (n - 1) / W * W;  // all but the last vector
+  if (n == W) {
+    for (int64_t i = 0; i < count; ++i, dst += width, src += step) store(dst, load(src));
+  } else if (n == 4 * W) {
+    for (int64_t i = 0; i < count; ++i, dst += width, src += step) {
+      store(dst, load(src)), store(dst + W, load(src + W)), store(dst + 2 * W, load(src + 2 * W));
+      store(dst + 3 * W, load(src + 3 * W));
     }
-    const T* row = source + ((p.b * d.source + sd) * h.source + sh) * w.source * pixel;
-    if (dense) {  // the taps lie side by side
-      const int64_t lo = lesser(greater(-w0 * channels, begin), end), hi = greater(lesser((w.source - w0) * channels, end), lo);
-      zero(dst, lo - begin);
-      if (hi > lo) copy(dst + (lo - begin), row + w0 * channels + lo, hi - lo);
-      zero(dst + (hi - begin), end - hi);
-      dst += end - begin;
-      continue;
+  } else if (n > W) {
+    for (int64_t i = 0; i < count; ++i, dst += width, src += step) {
+      for (int64_t j = 0; j < whole; j += W) store(dst + j, load(src + j));
+      store(dst + n - W, load(src + n - W));
     }
-    for (int64_t at = begin; at < end;) {
-      const int64_t j = at / channels, c = at % channels, n = lesser(channels - c, end - at);
-      const int64_t sw = w0 + j * w.offset_step;
-      if (sw < 0 || sw >= w.source)
-        zero(dst, n);
-      else
-        copy(dst, row + sw * pixel + c, n);
-      dst += n;
-      at += n;
-    }
+  } else if (bytes >= 32) {
+    for (int64_t i = 0; i < count; ++i, dst += width, src += step) copy_twice<32>(dst, src, n);
+  } else if (bytes >= 16) {
+    for (int64_t i = 0; i < count; ++i, dst += width, src += step) copy_twice<16>(dst, src, n);
+  } else {
+    for (int64_t i = 0; i < count; ++i, dst += width, src += step)
+      for (int64_t j = 0; j < n; ++j) dst[j] = src[j];
   }
 }
 
-// Columns [c0, c1) of (tap, channel) for one chunk of positions: dw += dy^T im2col, dy transposed and im2col as panels.
+// n columns that lie side by side under the taps of one line, for `depth` positions from number m on; `element`: the first
+// column's place in the line, from the pixel of the last axis's first tap. Zeros outside.
+template <class T>
+void fill_piece(const Axis* axis, int64_t m, int64_t depth, int64_t jd, int64_t jh, int64_t element, const T* x, int64_t pixel,
+                int64_t n, T* dst, int64_t width) {
+  const Axis& w = axis[2];
+  const int64_t step = w.source_step * pixel, room = w.source * pixel;
+  Position at = position_of(axis, m);
+  for (int64_t row = 0; row < depth; next_line(axis, at)) {
+    const int64_t count = lesser(depth - row, w.count - at.t[2]), line = source_line(axis, at, jd, jh);
+    const int64_t first = (at.t[2] * w.source_step + w.offset) * pixel + element;
+    int64_t lo = 0, hi = 0;  // of the rows that lie wholly inside
+    if (line >= 0) {
+      lo = first >= 0 ? 0 : lesser((step - 1 - first) / step, count);
+      hi = greater(lesser(room - n - first >= 0 ? (room - n - first) / step + 1 : 0, count), lo);
+    }
+    const T* src = x + (line < 0 ? 0 : line) * room;
+    if (hi > lo) copy_rows(dst + lo * width, width, src + first + lo * step, step, hi - lo, n);
+    for (int64_t i = 0; i < count; ++i) {
+      if (i == lo && hi > lo) i = hi;
+      if (i >= count) break;
+      const int64_t e = first + i * step;
+      const int64_t begin = line < 0 ? n : lesser(greater(-e, int64_t{0}), n), end = greater(lesser(room - e, n), begin);
+      T* d = dst + i * width;
+      zero(d, n);
+      if (end > begin) copy(d + begin, src + e + begin, end - begin);
+    }
+    row += count;
+    dst += count * width;
+  }
+}
+
+// Columns c .. c + n, at most a panel, of the matrix of (tap, channel) columns: rows m .. m + depth.
+template <class T>
+void fill_panel(const Phase& phase, int64_t m, int64_t depth, const T* x, int64_t pixel, int64_t channels, int64_t c, int64_t n, T* dst) {
+  const Axis &h = phase.axis[1], &w = phase.axis[2];
+  const int64_t width = gemm::panel_width<T>(0, n);
+  const bool dense = w.offset_step == 1 && pixel == channels;  // the taps of a line lie side by side
+  const int64_t unit = dense ? w.taps * channels : channels;
+  for (int64_t j = 0; j < n;) {
+    const int64_t at = (c + j) / unit, in = (c + j) % unit, columns = lesser(unit - in, n - j);
+    const int64_t line = dense ? at : at / w.taps, element = dense ? in : at % w.taps * w.offset_step * pixel + in;
+    fill_piece(phase.axis, m, depth, line / h.taps, line % h.taps, element, x, pixel, columns, dst + j, width);
+    j += columns;
+  }
+  for (int64_t i = 0; i < depth && n < width; ++i) zero(dst + i * width + n, width - n);
+}
+
+// ---- The product ----
+
+// Some channels of dy and some (tap, channel) columns for one chunk of positions: dw = dy^T columns.
 template <class T>
 void weight_gradient(const capo::ConvWeightArgs& p, int64_t item) {
   using namespace gemm;
   constexpr int64_t kRows = 96, kDepth = 128;  // channels of dy at once; positions at once
   constexpr int64_t kLda = kDepth + 16;        // not a power of two: cache sets
-  alignas(64) T columns[kDepth * kConvColumns];
+  alignas(64) T columns[kDepth * capo::kConvColumns];
   alignas(64) T a_rows[kRows * kLda];
   const ConvGeometry& g = p.g;
   const Phase phase = phase_of(g, false, 0);
-  const int64_t k_total = phase.taps * g.cin, blocks = (k_total + kConvColumns - 1) / kConvColumns;
-  const int64_t c0 = item % blocks * kConvColumns, c1 = lesser(c0 + kConvColumns, k_total);
-  const int64_t group = item / blocks % g.groups, chunk = item / blocks / g.groups;
+  const int64_t k_total = phase.taps * g.cin, column_blocks = (k_total + p.columns - 1) / p.columns, row_blocks = (g.cout + p.rows - 1) / p.rows;
+  const int64_t c0 = item % column_blocks * p.columns, c1 = lesser(c0 + p.columns, k_total);
+  const int64_t o0 = item / column_blocks % row_blocks * p.rows, o1 = lesser(o0 + p.rows, g.cout);
+  const int64_t rest = item / column_blocks / row_blocks, group = rest % g.groups, chunk = rest / g.groups;
   const int64_t positions = g.batch * g.out[0] * g.out[1] * g.out[2];
   const int64_t begin = chunk * p.chunk, end = lesser(begin + p.chunk, positions);
   const T* x = static_cast<const T*>(p.x) + group * g.cin;
@@ -71,35 +113,62 @@ void weight_gradient(const capo::ConvWeightArgs& p, int64_t item) {
   T* dw = static_cast<T*>(p.planes) + (chunk * g.groups + group) * g.cout * k_total + c0;
 
   if (begin >= end)  // no position at all: the gradient is zero
-    for (int64_t o = 0; o < g.cout; ++o) zero(dw + o * k_total, c1 - c0);
+    for (int64_t o = o0; o < o1; ++o) zero(dw + o * k_total, c1 - c0);
   for (int64_t m = begin; m < end; m += kDepth) {
     const int64_t depth = lesser(kDepth, end - m);
-    for (int64_t j = 0; j < c1 - c0; j += kPanel<T>) {
-      const int64_t n = lesser(int64_t{kPanel<T>}, c1 - c0 - j), width = panel_width<T>(0, n);
-      Position at = position_of(phase.axis, m);
-      for (int64_t i = 0; i < depth; ++i, advance(phase.axis, at)) {
-        T* row = columns + j * depth + i * width;
-        gather(phase.axis, at, x, g.groups * g.cin, g.cin, c0 + j, c0 + j + n, row);
-        zero(row + n, width - n);
-      }
-    }
-    for (int64_t o = 0; o < g.cout; o += kRows) {
-      const int64_t rows = lesser(kRows, g.cout - o);
+    for (int64_t j = 0; j < c1 - c0; j += kPanel<T>)
+      fill_panel(phase, m, depth, x, g.groups * g.cin, g.cin, c0 + j, lesser(int64_t{kPanel<T>}, c1 - c0 - j), columns + j * depth);
+    for (int64_t o = o0; o < o1; o += kRows) {
+      const int64_t rows = lesser(kRows, o1 - o);
       pack_rows(dy + m * dy_row + o, int64_t{1}, dy_row, rows, depth, a_rows, kLda);
       block(rows, c1 - c0, depth, a_rows, kLda, columns, dw + o * k_total, k_total, m > begin);
     }
   }
 }
 
+// ---- The sum of the chunks ----
+
+// Elements i .. i + n of a plane [taps, channels], summed, to dw [channels, taps].
+template <class T>
+void scatter_depthwise(const capo::ConvJoinArgs& p, int64_t i, int64_t n, const T* sum, T* dw) {
+  int64_t tap = i / p.rows, channel = i % p.rows;
+  for (int64_t x = 0; x < n; ++x) {
+    dw[channel * p.taps + tap] = sum[x];
+    if (++channel == p.rows) channel = 0, ++tap;
+  }
+}
+// The same of a plane [rows, taps, merged * cin] to dw [rows, taps, cin]: those of the row's own group.
+template <class T>
+void scatter_merged(const capo::ConvJoinArgs& p, int64_t i, int64_t n, const T* sum, T* dw) {
+  const int64_t width = p.merged * p.cin;
+  for (int64_t x = 0; x < n;) {
+    const int64_t line = (i + x) / width, c = (i + x) % width, here = lesser(width - c, n - x);
+    const int64_t first = line / p.taps / p.cout % p.merged * p.cin;
+    for (int64_t y = greater(first, c); y < lesser(first + p.cin, c + here); ++y) dw[line * p.cin + y - first] = sum[x + y - c];
+    x += here;
+  }
+}
+
 template <class T>
 void join(const capo::ConvJoinArgs& p, int64_t begin, int64_t end) {
+  constexpr int64_t kPart = 256;
   const T* planes = static_cast<const T*>(p.planes);
   T* dw = static_cast<T*>(p.dw);
-  for (int64_t i = begin; i < end; ++i) dw[i] = planes[i];
-  for (int64_t c = 1; c < p.chunks; ++c) {
-    const T* plane = planes + c * p.plane;
+  for (int64_t i = begin; i < end; i += kPart) {
+    const int64_t n = lesser(kPart, end - i);
+    T sum[kPart];
+    copy(sum, planes + i, n);
+    for (int64_t c = 1; c < p.chunks; ++c) {
+      const T* plane = planes + c * p.plane + i;
 #pragma omp simd
-    for (int64_t i = begin; i < end; ++i) dw[i] += plane[i];
+      for (int64_t x = 0; x < n; ++x) sum[x] += plane[x];
+    }
+    if (p.depthwise)
+      scatter_depthwise(p, i, n, sum, dw);
+    else if (p.merged > 1)
+      scatter_merged(p, i, n, sum, dw);
+    else
+      copy(dw + i, sum, n);
   }
 }
 
