@@ -15,6 +15,7 @@ CAPO_KERNEL(conv, ConvArgs)
 CAPO_KERNEL(conv_depthwise_pack, ConvPackArgs)
 CAPO_KERNEL(conv_depthwise, ConvArgs)
 CAPO_KERNEL(conv_weight_gradient, ConvWeightArgs)
+CAPO_KERNEL(conv_weight_gradient_few, ConvWeightArgs)
 CAPO_KERNEL(conv_depthwise_weight_gradient, ConvWeightArgs)
 CAPO_KERNEL(conv_join, ConvJoinArgs)
 CAPO_KERNEL_CUDA_ONLY(conv_direct, ConvDirectArgs)
@@ -142,6 +143,13 @@ Tensor weight_gradient_there(const Geometry& g, const Tensor& dy, const Tensor& 
   return dw;
 }
 
+// conv_weight_gradient_few is for this geometry.
+bool reads_windows(const Geometry& g, DType dtype) {
+  if (g.cin >= kConvFew || g.cout % 16 != 0 || g.kernel[2] == 1 || g.dilation[2] != 1 || g.out[2] == 0) return false;
+  const std::int64_t line = ((g.out[2] - 1) * g.stride[2] + g.kernel[2]) * g.cin + 16;
+  return g.kernel[0] * g.kernel[1] * line * static_cast<std::int64_t>(size_of(dtype)) <= kConvWindow;
+}
+
 Tensor apply_weight_gradient(const Geometry& one, const Tensor& dy, const Tensor& x) {
   if (x.device().is_cuda()) return weight_gradient_there(one, dy, x);
   const auto parts = [](std::int64_t n, std::int64_t part) { return (n + part - 1) / part; };
@@ -150,28 +158,32 @@ Tensor apply_weight_gradient(const Geometry& one, const Tensor& dy, const Tensor
   const Geometry g = merge(one, merged);
   const Tensor dw = empty(w_shape(one), x.dtype(), x.device());
   const std::int64_t taps = taps_of(g), lines = g.batch * g.out[0] * g.out[1], plane = dw.numel() * merged;
-  const std::int64_t work = depthwise ? lines : lines * g.out[2];  // what is cut into chunks
+  const bool few = !depthwise && reads_windows(g, x.dtype()), by_lines = depthwise || few;
+  const std::int64_t work = by_lines ? lines : lines * g.out[2];  // what is cut into chunks
 
   // At least 32 items for the threads: blocks of columns, then of rows, then chunks of whole depth blocks, planes below 64 MB.
   const std::int64_t columns = parts(parts(taps * g.cin, parts(taps * g.cin, kConvColumns)), 64) * 64;
-  std::int64_t blocks = depthwise ? 1 : g.groups * parts(taps * g.cin, columns), rows = g.cout;
-  if (!depthwise) {
+  std::int64_t blocks = depthwise ? 1 : few ? g.groups : g.groups * parts(taps * g.cin, columns), rows = g.cout;
+  if (!by_lines) {
     rows = parts(parts(g.cout, std::min(parts(32, blocks), parts(g.cout, 96))), 6) * 6;
     blocks *= parts(g.cout, rows);
   }
-  const std::int64_t unit = depthwise ? 4 : 128;
+  const std::int64_t unit = by_lines ? parts(128, g.out[2]) : 128;
   std::int64_t chunks = std::min({parts(32, blocks), parts(work, unit), (std::int64_t{1} << 24) / (plane + 1)});
   chunks = std::max<std::int64_t>(chunks, 1);
   const std::int64_t chunk = std::max<std::int64_t>(parts(parts(work, chunks), unit) * unit, unit);
   chunks = std::max<std::int64_t>(parts(work, chunk), 1);
-  const bool as_it_is = chunks == 1 && merged == 1 && !depthwise;
+  const bool as_it_is = chunks == 1 && merged == 1 && !by_lines;
   const Tensor planes = as_it_is ? dw : empty({chunks, plane}, x.dtype(), x.device());
   if (dw.device().is_meta()) return dw;
 
   const ConvWeightArgs args{g, x.dtype(), x.data(), dy.data(), planes.data(), chunks, chunk, rows, columns};
-  launch(depthwise ? kernels::conv_depthwise_weight_gradient : kernels::conv_weight_gradient, x.device(), args, chunks * blocks, 1);
+  const auto& kernel = depthwise ? kernels::conv_depthwise_weight_gradient
+                       : few     ? kernels::conv_weight_gradient_few
+                                 : kernels::conv_weight_gradient;
+  launch(kernel, x.device(), args, chunks * blocks, 1);
   if (!as_it_is) {
-    const ConvJoinArgs join{x.dtype(), depthwise, planes.data(), dw.data(), chunks, plane, g.groups * g.cout, taps, one.cin, one.cout, merged};
+    const ConvJoinArgs join{x.dtype(), by_lines, planes.data(), dw.data(), chunks, plane, taps, one.cin, depthwise ? g.groups : one.cout, merged};
     launch(kernels::conv_join, x.device(), join, plane, 16384);
   }
   return dw;

@@ -84,25 +84,31 @@ struct ConvPackArgs {
 };
 
 // dw = sum over positions of y's gradient x the sources under each tap. Positions are cut into `chunks`, each summed to
-// its own plane [cout * groups, taps, cin], of a depthwise conv [taps, channels]; conv_join adds the planes in order.
-// Items: conv: chunk x group x blocks of `rows` channels of y x blocks of `columns` (tap, cin) columns; depthwise: chunk.
+// its own plane; conv_join adds the planes in order.
+//   conv_weight_gradient            planes [cout * groups, taps, cin]; items: chunk x group x blocks of `rows` channels of y x
+//                                   blocks of `columns` (tap, cin) columns
+//   conv_weight_gradient_few        planes [groups, taps, cin, cout]; items: chunk x group. For cin < kConvFew, cout a multiple
+//                                   of 16, no dilation of the last axis, copied lines that fit into kConvWindow
+//   conv_depthwise_weight_gradient  planes [taps, channels]; items: chunk
 struct ConvWeightArgs {
   ConvGeometry g;
   DType dtype;
   const void *x, *dy;
   void* planes;
-  std::int64_t chunks, chunk;  // positions (depthwise: lines of the last spatial axis) per chunk
+  std::int64_t chunks, chunk;  // positions per chunk; few and depthwise: lines of the last spatial axis
   std::int64_t rows, columns;  // columns: a multiple of 64, at most kConvColumns
 };
 inline constexpr std::int64_t kConvColumns = 256;
+inline constexpr std::int64_t kConvFew = 48;           // channels: fewer are read from copies of the source lines
+inline constexpr std::int64_t kConvWindow = 1 << 18;  // bytes of these copies
 // Items: elements of a plane.
 struct ConvJoinArgs {
   DType dtype;
-  bool depthwise;
+  bool turned;  // planes [groups, taps, cin, cout], else [groups, cout, taps, cin]; `merged` groups as one
   const void* planes;
   void* dw;
   std::int64_t chunks, plane;
-  std::int64_t rows, taps, cin, cout, merged;  // of dw [rows, taps, cin]; cout rows a group, `merged` groups as one in planes
+  std::int64_t taps, cin, cout, merged;  // of dw [groups, cout, taps, cin]; of a depthwise conv cout is its channels
 };
 
 // ---- CUDA: nothing packed.

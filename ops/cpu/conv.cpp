@@ -1,5 +1,6 @@
 #include <capo/ops/cpu/conv_tile.h>
 #include <capo/ops/cpu/conv_walk.h>
+#include <capo/ops/cpu/conv_window.h>
 
 namespace {
 
@@ -18,9 +19,6 @@ struct Sum {
 };
 template <class T>
 constexpr int64_t kLongest = 2304 / static_cast<int64_t>(sizeof(T));  // a panel of 64 columns: 144 KiB
-template <class T>
-constexpr int64_t kWindow = (1 << 18) / static_cast<int64_t>(sizeof(T));  // elements of all copied lines
-constexpr int64_t kFew = 48;       // channels
 constexpr int64_t kSegments = 32;  // of a block
 
 template <class T>
@@ -28,8 +26,8 @@ Sum sum_of(const Phase& phase, int64_t depth, int64_t tile) {
   using gemm::round_up;
   const Axis& w = phase.axis[2];
   Sum s{false, phase.taps, depth, 0, 0, 0, 0};
-  if (w.taps > 1 && w.offset_step == 1 && depth < kFew && w.count > 0) {
-    s.line = round_up(((lesser(tile, w.count) - 1) * w.source_step + w.taps) * depth, 16);
+  if (w.taps > 1 && w.offset_step == 1 && depth < capo::kConvFew && w.count > 0) {
+    s.line = window_line(w, lesser(tile, w.count), depth);
     s.window = ((tile - 1) / w.count + 2) * (phase.taps / w.taps) * s.line <= kWindow<T>;
   }
   if (s.window) s.segments = phase.taps / w.taps, s.k = w.taps * depth;
@@ -103,30 +101,6 @@ void pack(const capo::ConvPackArgs& p, int64_t item) {
 
 // ---- Forward and data gradient ----
 
-// `count` neighbours of one line of the result, from position p on: rows row .. of the tile.
-struct Piece {
-  Position p;
-  int64_t row, count;
-};
-
-// One source line under `taps` taps for `count` results from number t on, zeros outside; line: the line's start or null.
-template <class T>
-void copy_line(const Axis& w, int64_t t, int64_t count, const T* line, int64_t pixel, int64_t depth, T* dst) {
-  const int64_t first = t * w.source_step + w.offset, n = (count - 1) * w.source_step + w.taps;
-  const int64_t lo = line ? lesser(greater(-first, int64_t{0}), n) : n, hi = greater(lesser(w.source - first, n), lo);
-  zero(dst, lo * depth);
-  const T* src = line + (first + lo) * pixel;
-  if (hi > lo && pixel == depth) {
-    copy(dst + lo * depth, src, (hi - lo) * depth);
-  } else {
-    for (int64_t i = lo; i < hi; ++i, src += pixel) {
-      T* d = dst + i * depth;
-      for (int64_t c = 0; c < depth; ++c) d[c] = src[c];
-    }
-  }
-  zero(dst + hi * depth, (n - hi) * depth);
-}
-
 // Where the results of one piece find their sources under one tap: base[0 .. count).
 template <class T>
 void find_sources(const Axis* axis, const Piece& piece, int64_t tap, const T* source, int64_t pixel, const T* zeros, const T** base) {
@@ -164,7 +138,8 @@ void convolve(const ConvArgs& p, int64_t item) {
   T* result = static_cast<T*>(p.result) + group * n;
   const Sum sum = sum_of<T>(phase, depth, p.tile);
 
-  alignas(64) T window[kWindow<T>];
+  alignas(64) T copies_of_lines[kWindow<T>];
+  Window<T> window{copies_of_lines, sum.line};
   alignas(64) T bias[kPanel<T>];
   const T* base[kSegments * kConvTile];
   T* out[kConvTile];
@@ -176,12 +151,7 @@ void convolve(const ConvArgs& p, int64_t item) {
     T* to = result + result_pixel(axis, at) * ldc;
     for (int64_t i = 0; i < piece.count; ++i) out[row + i] = to + i * w.step * ldc;
     if (sum.window) {
-      T* copies = window + count * sum.segments * sum.line;
-      for (int64_t s = 0; s < sum.segments; ++s) {
-        const int64_t line = source_line(axis, at, s / axis[1].taps, s % axis[1].taps);
-        copy_line(w, at.t[2], piece.count, line < 0 ? nullptr : source + line * w.source * pixel, pixel, depth,
-                  copies + s * sum.line);
-      }
+      const T* copies = window.add(axis, piece, source, pixel, depth);
       for (int64_t i = 0; i < piece.count; ++i) base[row + i] = copies + i * w.source_step * depth;
     }
     pieces[count++] = piece;

@@ -23,7 +23,7 @@ struct Phase {
   int64_t taps, taps_before;
 };
 
-// The taps of the last axis are put in the order of their sources: neighbours in memory for a kernel without dilation.
+// The taps of an axis are put in the order of their sources: without dilation, neighbours of the last axis lie side by side.
 inline Phase phase_of(const ConvGeometry& g, bool transposed, int64_t index) {
   Phase p;
   int64_t number[3] = {0, 0, 0};
@@ -33,15 +33,15 @@ inline Phase phase_of(const ConvGeometry& g, bool transposed, int64_t index) {
     number[0] = index / g.stride[2] / g.stride[1];
   }
   for (int a = 0; a < 3; ++a) p.axis[a] = conv_axis(g, transposed, a, number[a]);
-  const Axis &d = p.axis[0], &h = p.axis[1];
-  Axis& w = p.axis[2];
+  const Axis &d = p.axis[0], &h = p.axis[1], &w = p.axis[2];
   p.taps = d.taps * h.taps * w.taps;
   p.taps_before = d.taps_before * g.kernel[1] * g.kernel[2] + d.taps * (h.taps_before * g.kernel[2] + h.taps * w.taps_before);
-  if (w.offset_step < 0 && w.taps > 0) {
-    w.offset += (w.taps - 1) * w.offset_step;
-    w.first_tap += (w.taps - 1) * w.tap_step;
-    w.offset_step = -w.offset_step;
-    w.tap_step = -w.tap_step;
+  for (Axis& x : p.axis) {
+    if (x.offset_step >= 0 || x.taps == 0) continue;
+    x.offset += (x.taps - 1) * x.offset_step;
+    x.first_tap += (x.taps - 1) * x.tap_step;
+    x.offset_step = -x.offset_step;
+    x.tap_step = -x.tap_step;
   }
   return p;
 }

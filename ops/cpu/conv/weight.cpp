@@ -128,16 +128,20 @@ void weight_gradient(const capo::ConvWeightArgs& p, int64_t item) {
 
 // ---- The sum of the chunks ----
 
-// Elements i .. i + n of a plane [taps, channels], summed, to dw [channels, taps].
+// Elements i .. i + n of a plane, summed, to dw [groups * rows, taps, cin], of merged groups those of a row's own group.
+// The plane is [groups, taps * merged * cin, rows] ..
 template <class T>
-void scatter_depthwise(const capo::ConvJoinArgs& p, int64_t i, int64_t n, const T* sum, T* dw) {
-  int64_t tap = i / p.rows, channel = i % p.rows;
-  for (int64_t x = 0; x < n; ++x) {
-    dw[channel * p.taps + tap] = sum[x];
-    if (++channel == p.rows) channel = 0, ++tap;
+void scatter_turned(const capo::ConvJoinArgs& p, int64_t i, int64_t n, const T* sum, T* dw) {
+  const int64_t width = p.merged * p.cin, columns = p.taps * width, rows = p.merged * p.cout;
+  for (int64_t x = 0; x < n;) {
+    const int64_t at = (i + x) / rows, row = (i + x) % rows, here = lesser(rows - row, n - x);
+    const int64_t group = at / columns, tap = at % columns / width, c = at % width, first = c / p.cin * p.cout;
+    T* to = dw + (group * rows * p.taps + tap) * p.cin + c % p.cin;
+    for (int64_t r = greater(first, row); r < lesser(first + p.cout, row + here); ++r) to[r * p.taps * p.cin] = sum[x + r - row];
+    x += here;
   }
 }
-// The same of a plane [rows, taps, merged * cin] to dw [rows, taps, cin]: those of the row's own group.
+// .. or [groups * rows, taps, merged * cin].
 template <class T>
 void scatter_merged(const capo::ConvJoinArgs& p, int64_t i, int64_t n, const T* sum, T* dw) {
   const int64_t width = p.merged * p.cin;
@@ -163,8 +167,8 @@ void join(const capo::ConvJoinArgs& p, int64_t begin, int64_t end) {
 #pragma omp simd
       for (int64_t x = 0; x < n; ++x) sum[x] += plane[x];
     }
-    if (p.depthwise)
-      scatter_depthwise(p, i, n, sum, dw);
+    if (p.turned)
+      scatter_turned(p, i, n, sum, dw);
     else if (p.merged > 1)
       scatter_merged(p, i, n, sum, dw);
     else
