@@ -124,9 +124,9 @@ void convolve(const ConvArgs& p, int64_t item) {
   const ConvGeometry& g = p.g;
   const int64_t depth = p.transposed ? g.cout : g.cin, n = p.transposed ? g.cin : g.cout;
   const int64_t phases = phases_of(g, p.transposed), padded = round_up(n, kWidth<T>), column_blocks = (n + p.columns - 1) / p.columns;
-  const int64_t m0 = item % p.tiles * p.tile, c0 = item / p.tiles % column_blocks * p.columns, c1 = lesser(c0 + p.columns, n);
-  const int64_t rest = item / p.tiles / column_blocks, group = rest / phases;
-  const Phase phase = phase_of(g, p.transposed, rest % phases);
+  const int64_t at_tile = item / phases, rest = at_tile / p.tiles, group = rest / column_blocks;
+  const int64_t m0 = at_tile % p.tiles * p.tile, c0 = rest % column_blocks * p.columns, c1 = lesser(c0 + p.columns, n);
+  const Phase phase = phase_of(g, p.transposed, item % phases);  // phase after phase: they share sources and lines of the result
   const Axis *axis = phase.axis, &w = axis[2];
   const int64_t m = lesser(p.tile, g.batch * axis[0].count * axis[1].count * w.count - m0);
   if (m <= 0) return;

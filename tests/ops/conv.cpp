@@ -163,6 +163,14 @@ std::vector<OpCase> op_cases() {
                                  {.stride = {1, 2, 1}, .pad_before = {1}, .dilation = {1, 1, 2}}));
   c.samples.push_back(make_large("inputs in eights", {2, 6, 7, 16}, {5, 3, 3, 16}, {.pad_before = {1}}));
   c.samples.push_back(make_large("outputs in eights", {2, 9, 8, 3}, {72, 4, 4, 3}, {.stride = {4}}));
+  c.samples.push_back(make_large("few inputs, outputs in sixteens", {3, 11, 35, 3}, {48, 3, 5, 3}, {.stride = {2, 1}, .pad_before = {1, 2}}));
+  c.samples.push_back(make_large("few inputs, outputs in sixteens, 3d, groups", {2, 4, 5, 7, 14}, {32, 3, 2, 3, 7}, {.pad_before = {1, 1, 2}, .groups = 2}));
+  c.samples.push_back(make_large("groups of four", {2, 9, 15, 32}, {32, 3, 3, 4}, {.pad_before = {1}, .groups = 8}));
+  c.samples.push_back(make_large("groups of three and five", {1, 9, 7, 18}, {30, 3, 3, 3}, {.stride = {2}, .pad_before = {1}, .groups = 6}));
+  c.samples.push_back(make_large("1x1, inputs summed in pieces", {1, 3, 5, 700}, {20, 1, 1, 700}, {.stride = {1, 2}}));
+  c.samples.push_back(make_large("3x2, inputs summed in pieces", {1, 3, 4, 601}, {9, 3, 2, 601}, {.pad_before = {1}}));
+  c.samples.push_back(make_large("depthwise, 5x5", {2, 7, 9, 37}, {37, 5, 5, 1}, {.pad_before = {2}, .groups = 37}));
+  c.samples.push_back(make_large("depthwise, 3d", {1, 5, 4, 6, 35}, {35, 3, 3, 3, 1}, {.stride = {1, 1, 2}, .pad_before = {1}, .groups = 35}));
   // So many blocks that CUDA takes its widest ones.
   c.samples.push_back(make_large("groups in eights", {1, 10, 13, 512}, {4608, 1, 1, 8}, {.groups = 64}));
   t.samples.push_back(make_large("groups in eights", {1, 5, 14, 128}, {128, 2, 4, 72}, {.stride = {2, 4}, .groups = 16}, true));
