@@ -73,20 +73,23 @@ Geometry merge(Geometry g, std::int64_t m) {
   return g;
 }
 
-Tensor apply_depthwise(const Geometry& g, bool transposed, const Tensor& source, const Tensor& w, const Tensor& bias, const Tensor& y) {
+Tensor apply_depthwise(const Geometry& g, bool transposed, const Tensor& source, const Tensor& w, const Tensor& bias,
+                       const Tensor& y) {
   const std::int64_t taps = taps_of(g);
   const Tensor packed = empty({taps, g.groups}, source.dtype(), source.device());
   if (y.device().is_meta() || y.numel() == 0) return y;
   const Extent e = extent_of(g, transposed);
   const ConvPackArgs pack{g, source.dtype(), transposed, w.data(), packed.data(), 0, 1};
-  const ConvArgs args{g, source.dtype(), transposed, source.data(), w.data(), packed.data(), data_or_null(bias), y.data(), e.lines, 0, 0};
+  const ConvArgs args{g,        source.dtype(), transposed, source.data(), packed.data(), data_or_null(bias),
+                      y.data(), e.lines,        0,          0};
   launch(kernels::conv_depthwise_pack, y.device(), pack, 1, 1);
   launch(kernels::conv_depthwise, y.device(), args, e.phases * e.lines,
          grain_for(e.positions / e.lines * g.groups * taps / e.phases * 4));
   return y;
 }
 
-Tensor apply_dense(const Geometry& one, bool transposed, const Tensor& source, const Tensor& w, const Tensor& bias, const Tensor& y) {
+Tensor apply_dense(const Geometry& one, bool transposed, const Tensor& source, const Tensor& w, const Tensor& bias,
+                   const Tensor& y) {
   const auto parts = [](std::int64_t n, std::int64_t part) { return (n + part - 1) / part; };
   const std::int64_t merged = merged_groups(one, source.dtype());
   const Geometry g = merge(one, merged);
@@ -103,7 +106,7 @@ Tensor apply_dense(const Geometry& one, bool transposed, const Tensor& source, c
   const std::int64_t wanted = std::min(parts(32, tiles * e.phases * g.groups), parts(n, 128));
   const std::int64_t columns = parts(parts(n, wanted), 64) * 64, blocks = parts(n, columns);
   const ConvPackArgs pack{g, source.dtype(), transposed, w.data(), packed.data(), tile, merged};
-  const ConvArgs args{g,        source.dtype(), transposed, source.data(), w.data(), packed.data(), data_or_null(bias),
+  const ConvArgs args{g,        source.dtype(), transposed, source.data(), packed.data(), data_or_null(bias),
                       y.data(), tiles,          tile,       columns};
   launch(kernels::conv_pack, y.device(), pack, g.groups * e.phases * parts(n, 64), 1);
   launch(kernels::conv, y.device(), args, g.groups * e.phases * blocks * tiles,
@@ -161,7 +164,7 @@ Tensor apply_weight_gradient(const Geometry& one, const Tensor& dy, const Tensor
   const bool few = !depthwise && reads_windows(g, x.dtype()), by_lines = depthwise || few;
   const std::int64_t work = by_lines ? lines : lines * g.out[2];  // what is cut into chunks
 
-  // At least 32 items for the threads: blocks of columns, then of rows, then chunks of whole depth blocks, planes below 64 MB.
+  // At least 32 items for the threads: blocks of columns, of rows, then chunks of whole depth blocks, planes below 64 MB.
   const std::int64_t columns = parts(parts(taps * g.cin, parts(taps * g.cin, kConvColumns)), 64) * 64;
   std::int64_t blocks = depthwise ? 1 : few ? g.groups : g.groups * parts(taps * g.cin, columns), rows = g.cout;
   if (!by_lines) {
@@ -183,7 +186,8 @@ Tensor apply_weight_gradient(const Geometry& one, const Tensor& dy, const Tensor
                                  : kernels::conv_weight_gradient;
   launch(kernel, x.device(), args, chunks * blocks, 1);
   if (!as_it_is) {
-    const ConvJoinArgs join{x.dtype(), by_lines, planes.data(), dw.data(), chunks, plane, taps, one.cin, depthwise ? g.groups : one.cout, merged};
+    const std::int64_t cout = depthwise ? g.groups : one.cout;
+    const ConvJoinArgs join{x.dtype(), by_lines, planes.data(), dw.data(), chunks, plane, taps, one.cin, cout, merged};
     launch(kernels::conv_join, x.device(), join, plane, 16384);
   }
   return dw;

@@ -14,7 +14,8 @@
 // errors  ranks and channels that do not match, stride or dilation < 1, padding < 0, a kernel larger than the padded x.
 // grad    x, w and bias, of any order: the gradients are made of conv, conv_transpose and conv_weight_gradient, all
 //         recorded. Keeps x only when w needs a gradient, w only when x does.
-// bits    sums are cut by shape only: the same for any thread count.
+// bits    sums are cut by shape only: the same for any thread count. On the CPU groups of at most 8 channels are
+//         multiplied side by side, zeros between them: a NaN or infinity in one reaches its neighbours' results.
 #pragma once
 
 #include <capo/engine/tensor.h>
@@ -53,6 +54,8 @@ struct ConvGeometry {
   std::int64_t in[3], out[3], kernel[3], stride[3], pad[3], dilation[3];  // pad: before
 };
 
+// No im2col matrix on the CPU: a tile of positions times a panel of weights, its rows found through pointers into the
+// source, or, of few channels, into copies of the lines that the tile reads (ops/cpu/conv.cpp).
 // Forward (transposed = false) reads x and writes y; transposed reads something shaped like y and writes like x. In both
 // each result position gathers its sources. A transposed result is cut into phases by its position modulo the stride:
 // inside a phase the taps that count are the same for all positions, and consecutive positions read consecutive sources.
@@ -61,7 +64,6 @@ struct ConvArgs {
   DType dtype;
   bool transposed;
   const void* source;
-  const void* w;       // [cout * groups, taps, cin]
   const void* packed;  // by conv_pack
   const void* bias;    // of the result's channels, or null
   void* result;
@@ -70,8 +72,8 @@ struct ConvArgs {
 };
 inline constexpr std::int64_t kConvTile = 96;
 
-// packed: the weights as GEMM panels, per (group, phase), then zeros for as many channels as the source has in a group, which
-// stand for its padding; depthwise: [taps, channels].
+// packed: the weights as GEMM panels, per (group, phase), then zeros for as many channels as a group of the source has,
+// which stand for its padding; depthwise: [taps, channels].
 // Items: conv: group x phase x panels of 64 columns; depthwise: 1.
 struct ConvPackArgs {
   ConvGeometry g;
@@ -85,10 +87,10 @@ struct ConvPackArgs {
 
 // dw = sum over positions of y's gradient x the sources under each tap. Positions are cut into `chunks`, each summed to
 // its own plane; conv_join adds the planes in order.
-//   conv_weight_gradient            planes [cout * groups, taps, cin]; items: chunk x group x blocks of `rows` channels of y x
-//                                   blocks of `columns` (tap, cin) columns
-//   conv_weight_gradient_few        planes [groups, taps, cin, cout]; items: chunk x group. For cin < kConvFew, cout a multiple
-//                                   of 16, no dilation of the last axis, copied lines that fit into kConvWindow
+//   conv_weight_gradient            planes [cout * groups, taps, cin]; items: chunk x group x blocks of `rows` channels
+//                                   of y x blocks of `columns` (tap, cin) columns
+//   conv_weight_gradient_few        planes [groups, taps, cin, cout]; items: chunk x group. For cin < kConvFew, cout a
+//                                   multiple of 16, no dilation of the last axis, lines that fit into kConvWindow
 //   conv_depthwise_weight_gradient  planes [taps, channels]; items: chunk
 struct ConvWeightArgs {
   ConvGeometry g;

@@ -9,9 +9,9 @@ using capo::kConvTile;
 
 // ---- The summed axis ----
 
-// A phase sums `segments` runs of k source elements: the channels under one tap, read where they lie; or, when those are
-// few, the channels under all taps of a line, read from copies of the lines (a window). A segment longer than kLongest is
-// cut into pieces of `step`; shorter ones are summed `per` at a time.
+// A phase sums `segments` runs of k source elements: the channels under one tap, read where they lie; or, when those
+// are few, the channels under all taps of a line, read from copies of the lines (a window). A segment longer than
+// kLongest is cut into pieces of `step`; shorter ones are summed `per` at a time.
 struct Sum {
   bool window;
   int64_t segments, k, per, step, blocks;
@@ -19,7 +19,7 @@ struct Sum {
 };
 template <class T>
 constexpr int64_t kLongest = 2304 / static_cast<int64_t>(sizeof(T));  // a panel of 64 columns: 144 KiB
-constexpr int64_t kSegments = 32;  // of a block
+constexpr int64_t kSegments = 32;                                     // of a block
 
 template <class T>
 Sum sum_of(const Phase& phase, int64_t depth, int64_t tile) {
@@ -57,8 +57,8 @@ inline Block block_of(const Sum& s, int64_t b) {
 
 // Rows c .. c + rows of one tap, columns j .. j + n, of `merged` groups side by side: zero where the groups differ.
 template <class T>
-void pack_merged(const capo::ConvPackArgs& p, int64_t group, int64_t tap, int64_t c, int64_t rows, int64_t j, int64_t n, int64_t width,
-                 T* dst) {
+void pack_merged(const capo::ConvPackArgs& p, int64_t group, int64_t tap, int64_t c, int64_t rows, int64_t j, int64_t n,
+                 int64_t width, T* dst) {
   const int64_t cin = p.g.cin / p.merged, cout = p.g.cout / p.merged, taps = taps_of(p.g);
   const T* w = static_cast<const T*>(p.w) + group * p.g.cout * taps * cin;
   for (int64_t r = 0; r < rows; ++r)
@@ -73,7 +73,8 @@ void pack(const capo::ConvPackArgs& p, int64_t item) {
   using namespace gemm;
   const ConvGeometry& g = p.g;
   const int64_t depth = p.transposed ? g.cout : g.cin, n = p.transposed ? g.cin : g.cout;  // source and result channels
-  const int64_t blocks = (n + 63) / 64, phases = phases_of(g, p.transposed), taps = taps_of(g), padded = round_up(n, kWidth<T>);
+  const int64_t blocks = (n + 63) / 64, phases = phases_of(g, p.transposed), taps = taps_of(g),
+                padded = round_up(n, kWidth<T>);
   const int64_t j0 = item % blocks * 64, group = item / blocks / phases;
   const Phase phase = phase_of(g, p.transposed, item / blocks % phases);
   const Sum sum = sum_of<T>(phase, depth, p.tile);
@@ -103,7 +104,8 @@ void pack(const capo::ConvPackArgs& p, int64_t item) {
 
 // Where the results of one piece find their sources under one tap: base[0 .. count).
 template <class T>
-void find_sources(const Axis* axis, const Piece& piece, int64_t tap, const T* source, int64_t pixel, const T* zeros, const T** base) {
+void find_sources(const Axis* axis, const Piece& piece, int64_t tap, const T* source, int64_t pixel, const T* zeros,
+                  const T** base) {
   const Axis &h = axis[1], &w = axis[2];
   const int64_t line = source_line(axis, piece.p, tap / w.taps / h.taps, tap / w.taps % h.taps), s = w.source_step;
   const int64_t first = piece.p.t[2] * s + w.offset + tap % w.taps * w.offset_step;
@@ -123,10 +125,12 @@ void convolve(const ConvArgs& p, int64_t item) {
   using namespace gemm;
   const ConvGeometry& g = p.g;
   const int64_t depth = p.transposed ? g.cout : g.cin, n = p.transposed ? g.cin : g.cout;
-  const int64_t phases = phases_of(g, p.transposed), padded = round_up(n, kWidth<T>), column_blocks = (n + p.columns - 1) / p.columns;
+  const int64_t phases = phases_of(g, p.transposed), padded = round_up(n, kWidth<T>),
+                column_blocks = (n + p.columns - 1) / p.columns;
   const int64_t at_tile = item / phases, rest = at_tile / p.tiles, group = rest / column_blocks;
   const int64_t m0 = at_tile % p.tiles * p.tile, c0 = rest % column_blocks * p.columns, c1 = lesser(c0 + p.columns, n);
-  const Phase phase = phase_of(g, p.transposed, item % phases);  // phase after phase: they share sources and lines of the result
+  const Phase phase =
+      phase_of(g, p.transposed, item % phases);  // phase after phase: they share sources and lines of the result
   const Axis *axis = phase.axis, &w = axis[2];
   const int64_t m = lesser(p.tile, g.batch * axis[0].count * axis[1].count * w.count - m0);
   if (m <= 0) return;
@@ -161,7 +165,8 @@ void convolve(const ConvArgs& p, int64_t item) {
   int64_t b = 0;
   do {  // once when no tap counts: stores the bias or zeros
     const Block block = sum.blocks > 0 ? block_of(sum, b) : Block{0, 0, 0, 0};
-    conv_tile::Rows<T> rows{base, sum.window ? 0 : kConvTile, sum.window ? sum.line : 0, block.at, block.segments, block.k, zeros};
+    conv_tile::Rows<T> rows{
+        base, sum.window ? 0 : kConvTile, sum.window ? sum.line : 0, block.at, block.segments, block.k, zeros};
     if (sum.window) {
       rows.first += block.first * sum.line;
     } else if (block.at == 0) {
@@ -188,5 +193,6 @@ CAPO_CPU_KERNEL(conv_pack, capo::ConvPackArgs) {
   for (int64_t i = begin; i < end; ++i) args.dtype == capo::DType::f32 ? pack<float>(args, i) : pack<double>(args, i);
 }
 CAPO_CPU_KERNEL(conv, capo::ConvArgs) {
-  for (int64_t i = begin; i < end; ++i) args.dtype == capo::DType::f32 ? convolve<float>(args, i) : convolve<double>(args, i);
+  for (int64_t i = begin; i < end; ++i)
+    args.dtype == capo::DType::f32 ? convolve<float>(args, i) : convolve<double>(args, i);
 }

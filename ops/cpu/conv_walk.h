@@ -23,7 +23,8 @@ struct Phase {
   int64_t taps, taps_before;
 };
 
-// The taps of an axis are put in the order of their sources: without dilation, neighbours of the last axis lie side by side.
+// The taps of an axis are put in the order of their sources: without dilation, neighbours of the last axis lie side by
+// side.
 inline Phase phase_of(const ConvGeometry& g, bool transposed, int64_t index) {
   Phase p;
   int64_t number[3] = {0, 0, 0};
@@ -35,7 +36,8 @@ inline Phase phase_of(const ConvGeometry& g, bool transposed, int64_t index) {
   for (int a = 0; a < 3; ++a) p.axis[a] = conv_axis(g, transposed, a, number[a]);
   const Axis &d = p.axis[0], &h = p.axis[1], &w = p.axis[2];
   p.taps = d.taps * h.taps * w.taps;
-  p.taps_before = d.taps_before * g.kernel[1] * g.kernel[2] + d.taps * (h.taps_before * g.kernel[2] + h.taps * w.taps_before);
+  p.taps_before =
+      d.taps_before * g.kernel[1] * g.kernel[2] + d.taps * (h.taps_before * g.kernel[2] + h.taps * w.taps_before);
   for (Axis& x : p.axis) {
     if (x.offset_step >= 0 || x.taps == 0) continue;
     x.offset += (x.taps - 1) * x.offset_step;

@@ -1,6 +1,6 @@
-// Copies of the source lines that some results read, padded with zeros: in a copy the channels under all taps of a line lie
-// side by side, whatever the groups and the padding. For few channels, where a tap alone is too short a run. For ops/cpu
-// files (unnamed namespace, see kernel.h).
+// Copies of the source lines that some results read, padded with zeros: in a copy the channels under all taps of a line
+// lie side by side, whatever the groups and the padding. For few channels, where a tap alone is too short a run. For
+// ops/cpu files (unnamed namespace, see kernel.h).
 #pragma once
 
 #include <capo/ops/cpu/conv_walk.h>
@@ -59,13 +59,14 @@ struct Window {
   const T* add(const Axis* axis, const Piece& piece, const T* source, int64_t pixel, int64_t depth) {
     const Axis &d = axis[0], &h = axis[1], &w = axis[2];
     const Position &p = piece.p, &q = last.p;
-    const bool follows = d.taps == 1 && h.offset_step == 1 && h.source_step <= h.taps && p.b == q.b && p.t[0] == q.t[0] &&
-                         p.t[1] == q.t[1] + 1 && p.t[2] == q.t[2] && piece.count <= last.count;
+    const bool follows = d.taps == 1 && h.offset_step == 1 && h.source_step <= h.taps && p.b == q.b &&
+                         p.t[0] == q.t[0] && p.t[1] == q.t[1] + 1 && p.t[2] == q.t[2] && piece.count <= last.count;
     const int64_t segments = d.taps * h.taps, shared = follows ? h.taps - h.source_step : 0;
     T* copies = follows ? last_copies + h.source_step * line : next;
     for (int64_t s = shared; s < segments; ++s) {
       const int64_t from = source_line(axis, p, s / h.taps, s % h.taps);
-      copy_line(w, p.t[2], piece.count, from < 0 ? nullptr : source + from * w.source * pixel, pixel, depth, copies + s * line);
+      copy_line(w, p.t[2], piece.count, from < 0 ? nullptr : source + from * w.source * pixel, pixel, depth,
+                copies + s * line);
     }
     last = piece;
     last_copies = copies;

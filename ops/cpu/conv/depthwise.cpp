@@ -63,8 +63,8 @@ void for_each_run(const ConvGeometry& g, const Axis* axis, const Position& line,
 
 // One vector of channels: results out, out + step, .. from sources that advance by `stride`; N taps.
 template <class T, int N>
-void sum_taps(const Taps& taps, int64_t n, const T* source, int64_t stride, const T* w, int64_t channels, const T* bias, bool more,
-              T* out, int64_t step) {
+void sum_taps(const Taps& taps, int64_t n, const T* source, int64_t stride, const T* w, int64_t channels, const T* bias,
+              bool more, T* out, int64_t step) {
   using namespace gemm;
   Vector<T> k[N + 1];
   const T* x[N + 1];
@@ -80,11 +80,12 @@ void sum_taps(const Taps& taps, int64_t n, const T* source, int64_t stride, cons
 }
 
 template <class T>
-void sum_run(const Taps& taps, int64_t n, const T* source, int64_t stride, const T* w, int64_t channels, const T* bias, bool more,
-             T* out, int64_t step) {
+void sum_run(const Taps& taps, int64_t n, const T* source, int64_t stride, const T* w, int64_t channels, const T* bias,
+             bool more, T* out, int64_t step) {
   switch (taps.count) {
 #define CAPO_TAPS(N) \
-  case N: return sum_taps<T, N>(taps, n, source, stride, w, channels, bias, more, out, step)
+  case N:            \
+    return sum_taps<T, N>(taps, n, source, stride, w, channels, bias, more, out, step)
     CAPO_TAPS(0);
     CAPO_TAPS(1);
     CAPO_TAPS(2);
@@ -107,7 +108,8 @@ void depthwise(const ConvArgs& p, int64_t item) {
   const Phase phase = phase_of(g, p.transposed, item / p.tiles);
   const Axis* axis = phase.axis;
   if (axis[0].count * axis[1].count * axis[2].count == 0) return;
-  const int64_t line = item % p.tiles, channels = g.groups, step = axis[2].step * channels, stride = axis[2].source_step * channels;
+  const int64_t line = item % p.tiles, channels = g.groups, step = axis[2].step * channels,
+                stride = axis[2].source_step * channels;
   if (line >= g.batch * axis[0].count * axis[1].count) return;
   const Position at = position_of(axis, line * axis[2].count);
   const T* source = static_cast<const T*>(p.source);
@@ -122,7 +124,8 @@ void depthwise(const ConvArgs& p, int64_t item) {
     for (; c < channels; ++c)
       for (int64_t i = 0; i < n; ++i) {
         T sum = more ? out[i * step + c] : bias ? bias[c] : T(0);
-        for (int x = 0; x < taps.count; ++x) sum += source[taps.source[x] + i * stride + c] * w[taps.tap[x] * channels + c];
+        for (int x = 0; x < taps.count; ++x)
+          sum += source[taps.source[x] + i * stride + c] * w[taps.tap[x] * channels + c];
         out[i * step + c] = sum;
       }
   });
@@ -132,7 +135,8 @@ void depthwise(const ConvArgs& p, int64_t item) {
 
 // dw[tap] += sum over a run of dy x the tap's sources, one vector of channels; summed from zero, then added.
 template <class T, int N>
-void add_taps(const Taps& taps, int64_t n, const T* x0, int64_t stride, const T* dy, int64_t channels, T* dw, int64_t width) {
+void add_taps(const Taps& taps, int64_t n, const T* x0, int64_t stride, const T* dy, int64_t channels, T* dw,
+              int64_t width) {
   using namespace gemm;
   Vector<T> sum[N];
   const T* x[N];
@@ -148,10 +152,12 @@ void add_taps(const Taps& taps, int64_t n, const T* x0, int64_t stride, const T*
 }
 
 template <class T>
-void add_run(const Taps& taps, int64_t n, const T* x, int64_t stride, const T* dy, int64_t channels, T* dw, int64_t width) {
+void add_run(const Taps& taps, int64_t n, const T* x, int64_t stride, const T* dy, int64_t channels, T* dw,
+             int64_t width) {
   switch (taps.count) {
 #define CAPO_TAPS(N) \
-  case N: return add_taps<T, N>(taps, n, x, stride, dy, channels, dw, width)
+  case N:            \
+    return add_taps<T, N>(taps, n, x, stride, dy, channels, dw, width)
     CAPO_TAPS(1);
     CAPO_TAPS(2);
     CAPO_TAPS(3);
@@ -171,7 +177,8 @@ void depthwise_weight_gradient(const capo::ConvWeightArgs& p, int64_t item) {
   constexpr int W = gemm::kWidth<T>;
   const ConvGeometry& g = p.g;
   const Phase phase = phase_of(g, false, 0);
-  const int64_t channels = g.groups, begin = item * p.chunk, end = lesser(begin + p.chunk, g.batch * g.out[0] * g.out[1]);
+  const int64_t channels = g.groups, begin = item * p.chunk,
+                end = lesser(begin + p.chunk, g.batch * g.out[0] * g.out[1]);
   const int64_t stride = g.stride[2] * channels;
   const T* x = static_cast<const T*>(p.x);
   T* dw = static_cast<T*>(p.planes) + item * taps_of(g) * channels;
@@ -200,9 +207,11 @@ CAPO_CPU_KERNEL(conv_depthwise_pack, capo::ConvPackArgs) {
   args.dtype == capo::DType::f32 ? pack_depthwise<float>(args) : pack_depthwise<double>(args);
 }
 CAPO_CPU_KERNEL(conv_depthwise, capo::ConvArgs) {
-  for (int64_t i = begin; i < end; ++i) args.dtype == capo::DType::f32 ? depthwise<float>(args, i) : depthwise<double>(args, i);
+  for (int64_t i = begin; i < end; ++i)
+    args.dtype == capo::DType::f32 ? depthwise<float>(args, i) : depthwise<double>(args, i);
 }
 CAPO_CPU_KERNEL(conv_depthwise_weight_gradient, capo::ConvWeightArgs) {
   for (int64_t i = begin; i < end; ++i)
-    args.dtype == capo::DType::f32 ? depthwise_weight_gradient<float>(args, i) : depthwise_weight_gradient<double>(args, i);
+    args.dtype == capo::DType::f32 ? depthwise_weight_gradient<float>(args, i)
+                                   : depthwise_weight_gradient<double>(args, i);
 }

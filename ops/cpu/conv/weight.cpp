@@ -41,11 +41,11 @@ void copy_rows(T* dst, int64_t width, const T* src, int64_t step, int64_t count,
   }
 }
 
-// n columns that lie side by side under the taps of one line, for `depth` positions from number m on; `element`: the first
-// column's place in the line, from the pixel of the last axis's first tap. Zeros outside.
+// n columns that lie side by side under the taps of one line, for `depth` positions from number m on; `element`: the
+// first column's place in the line, from the pixel of the last axis's first tap. Zeros outside.
 template <class T>
-void fill_piece(const Axis* axis, int64_t m, int64_t depth, int64_t jd, int64_t jh, int64_t element, const T* x, int64_t pixel,
-                int64_t n, T* dst, int64_t width) {
+void fill_piece(const Axis* axis, int64_t m, int64_t depth, int64_t jd, int64_t jh, int64_t element, const T* x,
+                int64_t pixel, int64_t n, T* dst, int64_t width) {
   const Axis& w = axis[2];
   const int64_t step = w.source_step * pixel, room = w.source * pixel;
   Position at = position_of(axis, m);
@@ -63,7 +63,8 @@ void fill_piece(const Axis* axis, int64_t m, int64_t depth, int64_t jd, int64_t 
       if (i == lo && hi > lo) i = hi;
       if (i >= count) break;
       const int64_t e = first + i * step;
-      const int64_t begin = line < 0 ? n : lesser(greater(-e, int64_t{0}), n), end = greater(lesser(room - e, n), begin);
+      const int64_t begin = line < 0 ? n : lesser(greater(-e, int64_t{0}), n),
+                    end = greater(lesser(room - e, n), begin);
       T* d = dst + i * width;
       zero(d, n);
       if (end > begin) copy(d + begin, src + e + begin, end - begin);
@@ -75,7 +76,8 @@ void fill_piece(const Axis* axis, int64_t m, int64_t depth, int64_t jd, int64_t 
 
 // Columns c .. c + n, at most a panel, of the matrix of (tap, channel) columns: rows m .. m + depth.
 template <class T>
-void fill_panel(const Phase& phase, int64_t m, int64_t depth, const T* x, int64_t pixel, int64_t channels, int64_t c, int64_t n, T* dst) {
+void fill_panel(const Phase& phase, int64_t m, int64_t depth, const T* x, int64_t pixel, int64_t channels, int64_t c,
+                int64_t n, T* dst) {
   const Axis &h = phase.axis[1], &w = phase.axis[2];
   const int64_t width = gemm::panel_width<T>(0, n);
   const bool dense = w.offset_step == 1 && pixel == channels;  // the taps of a line lie side by side
@@ -101,7 +103,8 @@ void weight_gradient(const capo::ConvWeightArgs& p, int64_t item) {
   alignas(64) T a_rows[kRows * kLda];
   const ConvGeometry& g = p.g;
   const Phase phase = phase_of(g, false, 0);
-  const int64_t k_total = phase.taps * g.cin, column_blocks = (k_total + p.columns - 1) / p.columns, row_blocks = (g.cout + p.rows - 1) / p.rows;
+  const int64_t k_total = phase.taps * g.cin, column_blocks = (k_total + p.columns - 1) / p.columns,
+                row_blocks = (g.cout + p.rows - 1) / p.rows;
   const int64_t c0 = item % column_blocks * p.columns, c1 = lesser(c0 + p.columns, k_total);
   const int64_t o0 = item / column_blocks % row_blocks * p.rows, o1 = lesser(o0 + p.rows, g.cout);
   const int64_t rest = item / column_blocks / row_blocks, group = rest % g.groups, chunk = rest / g.groups;
@@ -117,7 +120,8 @@ void weight_gradient(const capo::ConvWeightArgs& p, int64_t item) {
   for (int64_t m = begin; m < end; m += kDepth) {
     const int64_t depth = lesser(kDepth, end - m);
     for (int64_t j = 0; j < c1 - c0; j += kPanel<T>)
-      fill_panel(phase, m, depth, x, g.groups * g.cin, g.cin, c0 + j, lesser(int64_t{kPanel<T>}, c1 - c0 - j), columns + j * depth);
+      fill_panel(phase, m, depth, x, g.groups * g.cin, g.cin, c0 + j, lesser(int64_t{kPanel<T>}, c1 - c0 - j),
+                 columns + j * depth);
     for (int64_t o = o0; o < o1; o += kRows) {
       const int64_t rows = lesser(kRows, o1 - o);
       pack_rows(dy + m * dy_row + o, int64_t{1}, dy_row, rows, depth, a_rows, kLda);
@@ -128,8 +132,8 @@ void weight_gradient(const capo::ConvWeightArgs& p, int64_t item) {
 
 // ---- The sum of the chunks ----
 
-// Elements i .. i + n of a plane, summed, to dw [groups * rows, taps, cin], of merged groups those of a row's own group.
-// The plane is [groups, taps * merged * cin, rows] ..
+// Elements i .. i + n of a plane, summed, to dw [groups * rows, taps, cin], of merged groups those of a row's own
+// group. The plane is [groups, taps * merged * cin, rows] ..
 template <class T>
 void scatter_turned(const capo::ConvJoinArgs& p, int64_t i, int64_t n, const T* sum, T* dw) {
   const int64_t width = p.merged * p.cin, columns = p.taps * width, rows = p.merged * p.cout;
@@ -137,7 +141,8 @@ void scatter_turned(const capo::ConvJoinArgs& p, int64_t i, int64_t n, const T* 
     const int64_t at = (i + x) / rows, row = (i + x) % rows, here = lesser(rows - row, n - x);
     const int64_t group = at / columns, tap = at % columns / width, c = at % width, first = c / p.cin * p.cout;
     T* to = dw + (group * rows * p.taps + tap) * p.cin + c % p.cin;
-    for (int64_t r = greater(first, row); r < lesser(first + p.cout, row + here); ++r) to[r * p.taps * p.cin] = sum[x + r - row];
+    for (int64_t r = greater(first, row); r < lesser(first + p.cout, row + here); ++r)
+      to[r * p.taps * p.cin] = sum[x + r - row];
     x += here;
   }
 }
@@ -148,7 +153,8 @@ void scatter_merged(const capo::ConvJoinArgs& p, int64_t i, int64_t n, const T* 
   for (int64_t x = 0; x < n;) {
     const int64_t line = (i + x) / width, c = (i + x) % width, here = lesser(width - c, n - x);
     const int64_t first = line / p.taps / p.cout % p.merged * p.cin;
-    for (int64_t y = greater(first, c); y < lesser(first + p.cin, c + here); ++y) dw[line * p.cin + y - first] = sum[x + y - c];
+    for (int64_t y = greater(first, c); y < lesser(first + p.cin, c + here); ++y)
+      dw[line * p.cin + y - first] = sum[x + y - c];
     x += here;
   }
 }

@@ -70,7 +70,8 @@ void weight_gradient_few(const capo::ConvWeightArgs& p, int64_t item) {
   const int64_t group = item % g.groups, chunk = item / g.groups, columns = phase.taps * g.cin, k = w.taps * g.cin;
   const int64_t begin = chunk * p.chunk, end = lesser(begin + p.chunk, g.batch * g.out[0] * g.out[1]);
   const int64_t pixel = g.groups * g.cin, segments = phase.axis[0].taps * h.taps, line = window_line(w, w.count, g.cin);
-  const int64_t most = greater(lesser(lesser(kLines, kWindow<T> / (segments * line)), kPositions / w.count), int64_t{1});
+  const int64_t most =
+      greater(lesser(lesser(kLines, kWindow<T> / (segments * line)), kPositions / w.count), int64_t{1});
   const T* x = static_cast<const T*>(p.x) + group * g.cin;
   const T* dy = static_cast<const T*>(p.dy) + group * g.cout;
   T* dw = static_cast<T*>(p.planes) + (chunk * g.groups + group) * columns * g.cout;
