@@ -43,18 +43,24 @@ std::int64_t round_up(std::int64_t a, std::int64_t b) { return ceil_div(a, b) * 
 // Cuts a product into work items, by shape alone: enough for many cores, each big enough to hide its start.
 // Returns whether B is packed once for all blocks of rows.
 bool plan(MatmulArgs& p, std::int64_t matrices) {
-  constexpr std::int64_t kItems = 16, kMinWork = 1 << 18;
-  const bool in_place = p.b_col == 1 && p.n % 16 == 0 && p.m <= 256 && !p.bf16;  // B is read as it lies: few rows reuse it
-  const bool whole = p.m <= 96 || (matrices >= kItems && p.m <= 256 && p.a_k == 1 && !p.bf16);
-  const bool shared = !whole && !in_place;
+  constexpr std::int64_t kItems = 16, kMinItems = 8, kMinWork = 1 << 18;
+  const bool half = is_half(p.dtype), as_is = !p.bf16 && !half;
+  p.a_in_place = p.a_k == 1 && (as_is || (p.dtype == bf16 && p.bf16_dot && p.k % 2 == 0));
+  // A few rows that every block of columns packs again: wide blocks (of 6 x 48 or 4 x 64 columns).
+  const std::int64_t grain = p.a_in_place || p.m > 16 ? 64 : p.m == 7 || p.m == 8 ? 288 : 256, columns = ceil_div(p.n, grain);
+  const bool in_place = p.b_col == 1 && p.n % 16 == 0 && p.m <= 256 && as_is;  // B is read as it lies: few rows reuse it
+  const bool whole = p.m <= 96 || (p.m <= 256 && p.a_in_place && (matrices >= kItems || matrices * columns >= 12));
+  p.dots = p.a_in_place && p.b_k == 1 && (p.b_col != 1 || p.n == 1) && p.k >= 64 && (p.n < 16 || p.m <= 16);
+  p.far = matrices * p.m * p.n * size_of(p.dtype) > (8 << 20);
+  const bool shared = !whole && !in_place && !p.dots;
   const std::int64_t row_blocks = whole ? 1 : ceil_div(p.m, 48);
-  p.row_block = whole ? p.m : round_up(ceil_div(p.m, row_blocks), 12);
+  p.row_block = whole ? p.m : round_up(ceil_div(p.m, row_blocks), 6);
   p.row_blocks = ceil_div(p.m, p.row_block);
   p.col_block = p.n;
   p.k_chunk = p.k > 0 ? p.k : 1;
   const std::int64_t work = matrices * (p.m < 8 ? 8 : p.m) * p.n * p.k;
   std::int64_t items = matrices * p.row_blocks;
-  if (items < kItems && p.k >= 1024 && work >= 4 * kMinWork && matrices * p.m * p.n <= (1 << 20)) {
+  if (items * columns < kMinItems && p.k >= 1024 && work >= 4 * kMinWork) {
     const std::int64_t a = ceil_div(kItems, items), b = p.k / 512, chunks = a < b ? a : b;
     p.k_chunk = round_up(ceil_div(p.k, chunks), 16);
   }
@@ -62,9 +68,12 @@ bool plan(MatmulArgs& p, std::int64_t matrices) {
   items *= p.k_chunks;
   if (items < kItems && work / items >= 2 * kMinWork) {
     const std::int64_t a = ceil_div(kItems, items), b = work / items / kMinWork;
-    p.col_block = round_up(ceil_div(p.n, a < b ? a : b), 64);
+    p.col_block = round_up(ceil_div(p.n, a < b ? a : b), grain);
   }
   p.col_blocks = ceil_div(p.n, p.col_block);
+  const std::int64_t row_size = p.bf16_dot ? 2 : p.dtype == f64 ? 8 : 4;
+  p.a_part = (kMatmulPackedBytes / row_size / round_up(p.row_block > 0 ? p.row_block : 1, 16) - 32) / 32 * 32;
+  p.parts = p.k_chunks > 1 || (half && !p.a_in_place && p.k_chunk > p.a_part);
   return shared;
 }
 
@@ -160,11 +169,12 @@ Tensor product_into(const Tensor& c, const Tensor& a, const Tensor& b, const Sha
   MatmulArgs p{};
   p.dtype = t;
   p.bf16 = t == f32 && matmul_precision() == bf16;
-  p.bf16_dot = p.bf16 && has_bf16_dot();
+  p.bf16_dot = (p.bf16 || t == bf16) && has_bf16_dot();
   p.activation = activation;
   const std::int64_t matrices = lay_out(p, a, b, batch);
   p.packed = plan(p, matrices);
 
+  const DType sums = is_half(t) ? f32 : t;
   Tensor packed, parts;
   MatmulPackArgs pack{};
   if (p.packed) {
@@ -181,11 +191,11 @@ Tensor product_into(const Tensor& c, const Tensor& a, const Tensor& b, const Sha
       p.sb[i] = distinct;
       distinct *= p.batch[i];
     }
-    packed = empty({distinct, p.bf16_dot ? ceil_div(p.k, 2) : p.k, round_up(p.n, 16)}, t, device);
+    packed = empty({distinct, p.bf16_dot ? ceil_div(p.k, 2) : p.k, round_up(p.n, 16)}, sums, device);
   }
   const std::int64_t c_row = row_step(c);
   p.c_row = c_row, p.residual = nullptr;
-  if (p.k_chunks > 1) parts = empty({matrices, p.k_chunks, p.m, p.n}, t, device), p.c_row = p.n;
+  if (p.parts) parts = empty({matrices, p.k_chunks, p.m, p.n}, sums, device), p.c_row = p.n;
   if (device.is_meta()) return c;
 
   p.a = a.data();
@@ -199,7 +209,8 @@ Tensor product_into(const Tensor& c, const Tensor& a, const Tensor& b, const Sha
     pack.packed = packed.data();
     p.b = pack.packed;
     // As many blocks of k per chunk as any instruction set makes of it (gemm.h's k_block); spare items do nothing.
-    const std::int64_t longest = p.bf16_dot ? 896 : t == f32 ? 448 : 224, steps = p.k_chunk > longest ? ceil_div(p.k_chunk, longest) : 1;
+    const std::int64_t longest = p.bf16_dot ? 896 : t == f64 ? 224 : 448;
+    const std::int64_t steps = p.k_chunk > longest ? ceil_div(p.k_chunk, longest) : 1;
     std::int64_t distinct = 1;
     for (int i = 0; i < pack.rank; ++i) distinct *= pack.batch[i];
     launch(kernels::matmul_pack, device, pack, distinct * p.k_chunks * steps * ceil_div(p.n, 64), 1);
@@ -215,8 +226,22 @@ Tensor product_into(const Tensor& c, const Tensor& a, const Tensor& b, const Sha
   return c;
 }
 
+// A transposed A of many rows for few columns (the weight gradient of a narrow layer): the transpose of C packs less.
+bool is_narrow_gradient(const Tensor& a, const Tensor& b, const Shape& batch) {
+  const auto unit = [](const Tensor& x, int axis) { return x.strides()[x.rank() - axis] == 1; };
+  const std::int64_t m = a.size(-2), n = b.size(-1), k = a.size(-1);
+  return numel(batch) == 1 && n > 1 && n <= 96 && m >= 4 * n && k >= 64 && unit(a, 2) && !unit(a, 1) && unit(b, 1);
+}
+
 Tensor product(const Tensor& a, const Tensor& b, const Shape& batch, const Shape& out, const Tensor& bias = {},
                Activation activation = Activation::none, Tensor* z = nullptr) {
+  if (!a.device().is_cuda() && !bias.defined() && activation == Activation::none && !z && is_narrow_gradient(a, b, batch)) {
+    const auto flipped = [](const Tensor& x) {
+      return strided_view(x, {x.size(-1), x.size(-2)}, {x.strides()[x.rank() - 1], x.strides()[x.rank() - 2]}, x.offset());
+    };
+    const Tensor c = product(flipped(b), flipped(a), {}, {b.size(-1), a.size(-2)});
+    return reshape(contiguous(flipped(c)), out);
+  }
   if (z) *z = empty(out, a.dtype(), a.device());
   return product_into(empty(out, a.dtype(), a.device()), a, b, batch, bias, activation, z, {});
 }
@@ -239,6 +264,13 @@ UnaryKind unary_of(Activation activation) {
     case Activation::quick_gelu: return UnaryKind::quick_gelu;
     default: return UnaryKind::silu;
   }
+}
+
+// dy act'(z), from z or, for relu, from y.
+Tensor activation_gradient(Activation activation, const Tensor& dy, const Tensor& saved) {
+  if (is_half(dy.dtype()) && !dy.device().is_cuda())
+    return cast(unary_gradient(unary_of(activation), cast(dy, f32), cast(saved, f32)), dy.dtype());
+  return unary_gradient(unary_of(activation), dy, saved);
 }
 
 // dz w, added to what `pending` holds for that input.
@@ -282,7 +314,6 @@ Tensor matmul(const Tensor& a, const Tensor& b) {
   CAPO_CHECK(a.device() == b.device(), "matmul: devices must be equal, got ", a.device(), " and ", b.device());
   CAPO_CHECK(a.rank() >= 2 && b.rank() >= 2, "matmul: a and b need rank 2 or more, got ", a.shape(), " and ", b.shape());
   CAPO_CHECK(a.size(-1) == b.size(-2), "matmul: columns of a must equal rows of b, got ", a.shape(), " and ", b.shape());
-  if (is_half(a.dtype()) && !a.device().is_cuda()) return cast(matmul(cast(a, f32), cast(b, f32)), a.dtype());
   Shape abatch = a.shape(), bbatch = b.shape();
   for (int i = 0; i < 2; ++i) abatch.pop_back(), bbatch.pop_back();
   const Shape batch = broadcast_shapes("matmul", abatch, bbatch);
@@ -317,8 +348,6 @@ Tensor linear(const Tensor& x, const Tensor& w, const Tensor& b, Activation acti
   if (b.defined())
     CAPO_CHECK(b.shape() == Shape{w.size(0)} && b.dtype() == x.dtype() && b.device() == x.device(), "linear: b must be ",
                x.dtype(), " [", w.size(0), "] on ", x.device(), ", got ", describe(b));
-  if (is_half(x.dtype()) && !x.device().is_cuda())
-    return cast(linear(cast(x, f32), cast(w, f32), b.defined() ? cast(b, f32) : b, activation), x.dtype());
 
   Shape out = x.shape();
   out.back() = w.size(0);
@@ -340,16 +369,17 @@ Tensor linear(const Tensor& x, const Tensor& w, const Tensor& b, Activation acti
   if (activation == Activation::relu) {  // y alone tells the slope: z is never stored
     const Tensor y = product(rows, wt, batch, out, bias, activation), z = record_linear(y.detach());
     return record("relu", y, {z}, Saved({}, {y}), [](const Saved& s, const Tensor& dy, Needs) -> Grads {
-      return {unary_gradient(UnaryKind::relu, dy, s[0])};
+      return {activation_gradient(Activation::relu, dy, s[0])};
     });
   }
   Tensor z;
   const Tensor y = product(rows, wt, batch, out, bias, activation, &z);
   z = record_linear(z);
   const auto gradient = [activation](const Saved& s, const Tensor& dy, Needs) -> Grads {
-    return {unary_gradient(unary_of(activation), dy, s[0])};
+    return {activation_gradient(activation, dy, s[0])};
   };
-  return record(name_of(activation), y, {z}, Saved({z}), gradient, RemakesUnary{unary_of(activation)});
+  const bool remakes = !is_half(y.dtype()) || y.device().is_cuda();  // y is made of z before its rounding to 16 bits
+  return record(name_of(activation), y, {z}, Saved({z}), gradient, RemakesUnary{unary_of(activation), 0, 0, remakes});
 }
 
 namespace {
@@ -400,13 +430,6 @@ void add_branches(const Tensor& y, const Tensor& r, const std::vector<LinearBran
   copy(done, width);
 }
 
-Tensor add_linear_through_f32(const Tensor& r, const std::vector<LinearBranch>& branches) {
-  std::vector<LinearBranch> wide;
-  for (const auto& [x, w, b, column] : branches)
-    wide.push_back({cast(x, f32), cast(w, f32), b.defined() ? cast(b, f32) : b, column});
-  return cast(add_linear(cast(r, f32), wide), r.dtype());
-}
-
 }  // namespace
 
 Tensor add_linear(const Tensor& r, const std::vector<LinearBranch>& branches) {
@@ -422,7 +445,6 @@ Tensor add_linear(const Tensor& r, const std::vector<LinearBranch>& branches) {
     at.first.push_back(branch.column), at.widths.push_back(branch.w.size(0));
     for (const Tensor& t : {branch.x, branch.w, branch.b}) inputs.push_back(t);
   }
-  if (is_half(r.dtype()) && !r.device().is_cuda()) return add_linear_through_f32(r, branches);
 
   const Tensor y = empty(r.shape(), r.dtype(), r.device());
   if (y.numel() > 0) {

@@ -1,8 +1,8 @@
 // Matrix products: matmul, linear with its bias and activation in the product's epilogue, and add_linear, which adds to
 // a result that is already there.
 //
-// dtypes  a, b (x, w, b) equal: f32, f64; bf16 and f16 summed in f32 (CPU: through a cast copy; CUDA: tensor cores, no
-//         f64). Mixed dtypes and devices throw.
+// dtypes  a, b (x, w, b) equal: f32, f64; bf16 and f16 summed in f32 and rounded once (CPU: bf16 dot products where the
+//         processor has them, else widened as they are packed; CUDA: tensor cores, no f64). Mixed dtypes and devices throw.
 // bits    sums are blocked by shape only: the same for any thread count.
 // bf16    with set_matmul_precision(bf16), f32 operands are rounded to bf16 on their way in and summed in f32.
 #pragma once
@@ -51,14 +51,21 @@ struct LinearBranch {
 };
 Tensor add_linear(const Tensor& r, const std::vector<LinearBranch>& branches);
 
+constexpr std::int64_t kMatmulPackedBytes = 256 << 10;  // of the packed part of A that a work item keeps
+
 // C[batch, m, n] = act(A B + bias) + residual. A work item of the kernel is one (batch, chunk of k, block of rows, block of
-// columns); with k_chunks > 1 each chunk's sum goes to its own plane of `c` and matmul_sum joins them.
+// columns); with `parts` each chunk's sum goes to its own plane of `c`, which matmul_sum joins and finishes.
 struct MatmulArgs {
-  DType dtype;
+  DType dtype;          // of a, b, bias, z and c; parts are f32 where it has 16 bits
   const void *a, *b;    // b: the matrix, or the panels that matmul_pack made of it
   bool packed;
   bool bf16;            // f32 operands are rounded to bf16
-  bool bf16_dot;        // and multiplied by the processor's bf16 dot product
+  bool bf16_dot;        // bf16 operands, stored or rounded: multiplied by the processor's bf16 dot product
+  bool a_in_place;      // A's rows are read as they lie, at most 256 a block; else packed, at most 96 a block
+  std::int64_t a_part;  // packed: so long a part of k fits; 16-bit C without parts: k_chunk at most
+  bool parts;
+  bool dots;            // a_in_place, b_k = 1, few rows or columns: vectors along k, nothing packed
+  bool far;             // C is larger than what a cache holds
   const void* bias;     // [n] or null
   void* z;              // where A B + bias goes as well, or null
   void* c;              // [batch, k_chunks, m, n]

@@ -1,10 +1,12 @@
-// Products whose f32 operands are rounded to bf16: equal to the product of rounded operands, on every instruction set.
+// Products whose f32 operands are rounded to bf16, and products of 16-bit tensors: equal to the product of the rounded
+// operands, on every instruction set.
 #include <capo/autograd/autograd.h>
 #include <capo/engine/cpu.h>
 #include <capo/engine/threads.h>
 #include <capo/ops/binary.h>
 #include <capo/ops/copy.h>
 #include <capo/ops/matmul.h>
+#include <capo/ops/unary.h>
 #include <capo/ops/view.h>
 #include <capo/tests/support.h>
 
@@ -53,6 +55,55 @@ TEST_CASE("bf16 products equal products of rounded operands, whatever the shape,
           CHECK(relative_error(matmul(a, b), want) < 2e-6);
         }
       }
+}
+
+TEST_CASE("16-bit products are products of the stored values rounded once, whatever the shape, the layout and the instruction set") {
+  const IsaScope restore;
+  struct Case {
+    std::int64_t m, n, k;
+  };
+  Generator rng(7);
+  for (const Case& s : {Case{1, 1, 1}, {5, 7, 3}, {17, 33, 31}, {97, 100, 65}, {200, 130, 64}, {129, 192, 192}, {40, 17, 1801}, {260, 48, 3000},
+                        {8, 200, 1300}, {300, 8, 200}, {13, 30, 97}, {90, 9, 130}, {3, 4, 0}})
+    for (int la = 0; la < 3; ++la)
+      for (int lb = 0; lb < 3; ++lb) {
+        const Tensor a = matrix(rng, s.m, s.k, la), b = matrix(rng, s.k, s.n, lb);
+        for (DType t : {bf16, f16}) {
+          const auto stored = [&](const Tensor& x, int layout) {
+            return layout == 1 ? transpose(cast(transpose(x, 0, 1), t), 0, 1) : cast(x, t);
+          };
+          const Tensor at = stored(a, la), bt = stored(b, lb), want = matmul(cast(at, f64), cast(bt, f64));
+          for (Isa level : {Isa::v2, Isa::v3, Isa::v4}) {
+            if (level > best_isa()) break;
+            set_isa(level);
+            INFO(s.m, " x ", s.n, " x ", s.k, " layouts ", la, lb, " ", to_string(level), " ", t);
+            const Tensor got = matmul(at, bt);
+            REQUIRE(got.dtype() == t);
+            CHECK(relative_error(got, want) < (t == bf16 ? 0x1.02p-9 : 0x1.1p-12));
+          }
+        }
+      }
+}
+
+TEST_CASE("linear in 16 bits: bias, activation and sum with a residual before the one rounding; bits do not depend on threads") {
+  Generator rng(8);
+  const ThreadsScope restore;
+  const Tensor x = cast(rand_normal({3, 70, 96}, rng), bf16), w = cast(rand_normal({200, 96}, rng), bf16);
+  const Tensor bias = cast(rand_normal({200}, rng), bf16), r = cast(rand_normal({3, 70, 200}, rng), bf16);
+  const Tensor sum = matmul(cast(x, f64), transpose(cast(w, f64), 0, 1)) + cast(bias, f64);
+  Tensor first[3];
+  for (int threads : {1, 2, 3}) {
+    set_num_threads(threads);
+    const Tensor got[3] = {linear(x, w, bias), linear(x, w, bias, Activation::relu), add_linear(r, {{x, w, bias}})};
+    if (threads == 1) {
+      CHECK(relative_error(got[0], sum) < 0x1.02p-9);
+      CHECK(relative_error(got[1], relu(sum)) < 0x1.02p-9);
+      CHECK(relative_error(got[2], sum + cast(r, f64)) < 0x1.02p-9);
+      for (int i = 0; i < 3; ++i) first[i] = got[i];
+    }
+    for (int i = 0; i < 3; ++i)
+      CHECK(std::memcmp(got[i].data(), first[i].data(), static_cast<std::size_t>(got[i].numel()) * 2) == 0);
+  }
 }
 
 TEST_CASE("batched products and a shared second matrix") {

@@ -9,7 +9,9 @@
 // The order of the additions to one element depends on the shape only, never on who computes it.
 #pragma once
 
+#include <capo/engine/dtype.h>
 #include <capo/ops/cpu/kernel.h>
+#include <capo/ops/cpu/math.h>
 
 namespace {
 namespace gemm {
@@ -123,6 +125,37 @@ void transpose(const T* src, std::int64_t ld, std::int64_t rows, std::int64_t co
 
 // ---- Packing ----
 
+// 16-bit storage, read as f32 and rounded back (twins of engine/dtype.h's shared functions, see kernel.h).
+inline float widen(float v) { return v; }
+inline double widen(double v) { return v; }
+inline float widen(capo::BFloat16 v) { return m::from_bits(static_cast<std::int32_t>(static_cast<std::uint32_t>(v.bits) << 16)); }
+inline float widen(capo::Half v) {
+  const std::uint32_t sign = static_cast<std::uint32_t>(v.bits & 0x8000u) << 16, a = v.bits & 0x7fffu;
+  const std::uint32_t normal = a >= 0x7c00u ? 0x7f800000u | ((a & 0x3ffu) << 13) : (a << 13) + 0x38000000u;
+  const float small = static_cast<float>(a) * 0x1p-24f;
+  const std::uint32_t bits = a >= 0x400u ? normal : static_cast<std::uint32_t>(m::to_bits(small));
+  return m::from_bits(static_cast<std::int32_t>(sign | bits));
+}
+
+// To the nearest, ties to even; NaN stays NaN.
+inline void narrow(float v, float& to) { to = v; }
+inline void narrow(double v, double& to) { to = v; }
+inline void narrow(float v, capo::BFloat16& to) {
+  const std::uint32_t u = static_cast<std::uint32_t>(m::to_bits(v));
+  const std::uint32_t r = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+  to.bits = static_cast<std::uint16_t>(v != v ? (u >> 16) | 0x40u : r);
+}
+inline void narrow(float v, capo::Half& to) {
+  const std::uint32_t u = static_cast<std::uint32_t>(m::to_bits(v)), sign = (u >> 16) & 0x8000u, a = u & 0x7fffffffu;
+  const float shifted = m::from_bits(static_cast<std::int32_t>(a)) + 0.5f;  // subnormals: the f32 adder rounds
+  const std::uint32_t small = static_cast<std::uint32_t>(m::to_bits(shifted)) - 0x3f000000u;
+  const std::uint32_t normal = (a + 0xfffu + ((a >> 13) & 1u) - 0x38000000u) >> 13;
+  std::uint32_t r = a < 0x38800000u ? small : normal;
+  r = a >= 0x477ff000u ? 0x7c00u : r;
+  r = a > 0x7f800000u ? 0x7e00u : r;
+  to.bits = static_cast<std::uint16_t>(sign | r);
+}
+
 // One block of A as rows: dst[i * ldd + p] = a[i * rs + p * ks]; ldd >= round_up(k, kWidth).
 template <class T>
 void pack_rows(const T* a, std::int64_t rs, std::int64_t ks, std::int64_t m, std::int64_t k, T* dst, std::int64_t ldd) {
@@ -158,6 +191,59 @@ void pack_panel(const T* b, std::int64_t ks, std::int64_t cs, std::int64_t k, st
     for (std::int64_t j = 0; j < width; ++j) dst[p * width + j] = j < n ? b[p * ks + j * cs] : T(0);
 }
 
+// The same two from 16-bit storage, widened on the way (S: BFloat16 or Half; at most kTurn of the strided axis at a time).
+constexpr std::int64_t kTurn = 64;
+
+template <class S>
+void widen_rows(const S* src, std::int64_t rs, std::int64_t rows, std::int64_t cols, float* dst, std::int64_t ldd) {
+  for (std::int64_t i = 0; i < rows; ++i) {
+    const S* s = src + i * rs;
+    float* d = dst + i * ldd;
+#pragma omp simd
+    for (std::int64_t j = 0; j < cols; ++j) d[j] = widen(s[j]);
+  }
+}
+
+template <class S>
+void pack_rows_half(const S* a, std::int64_t rs, std::int64_t ks, std::int64_t m, std::int64_t k, float* dst, std::int64_t ldd) {
+  if (ks == 1) return widen_rows(a, rs, m, k, dst, ldd);
+  if (rs == 1) {  // dst's rows are whole vectors: a piece's padding is overwritten by the next piece
+    float piece[kTurn * kTurn];
+    for (std::int64_t i = 0; i < m; i += kTurn)
+      for (std::int64_t p = 0; p < k; p += kTurn) {
+        const std::int64_t here = lesser(kTurn, m - i), deep = lesser(kTurn, k - p);
+        widen_rows(a + i + p * ks, ks, deep, here, piece, kTurn);
+        transpose(piece, kTurn, deep, here, dst + i * ldd + p, ldd);
+      }
+    return;
+  }
+  for (std::int64_t i = 0; i < m; ++i)
+    for (std::int64_t p = 0; p < k; ++p) dst[i * ldd + p] = widen(a[i * rs + p * ks]);
+}
+
+template <class S>
+void pack_panel_half(const S* b, std::int64_t ks, std::int64_t cs, std::int64_t k, std::int64_t n, float* dst) {
+  const std::int64_t width = panel_width<float>(0, n);
+  if (ks == 1 && cs != 1) {
+    float piece[kPanel<float> * kTurn];
+    for (std::int64_t p = 0; p < k; p += kTurn) {
+      const std::int64_t deep = lesser(kTurn, k - p);
+      widen_rows(b + p, cs, n, deep, piece, kTurn);
+      transpose(piece, kTurn, n, deep, dst + p * width, width);
+    }
+    return;
+  }
+  for (std::int64_t p = 0; p < k; ++p) {
+    float* d = dst + p * width;
+    if (cs == 1) {
+      widen_rows(b + p * ks, 0, 1, n, d, 0);
+    } else {
+      for (std::int64_t j = 0; j < n; ++j) d[j] = widen(b[p * ks + j * cs]);
+    }
+    for (std::int64_t j = n; j < width; ++j) d[j] = 0.0f;
+  }
+}
+
 // All panels of a block of k rows: panel j starts at dst + j * k. dst holds k * round_up(n, kWidth) elements.
 template <class T>
 void pack_panels(const T* b, std::int64_t ks, std::int64_t cs, std::int64_t k, std::int64_t n, T* dst) {
@@ -169,24 +255,30 @@ void pack_panels(const T* b, std::int64_t ks, std::int64_t cs, std::int64_t k, s
 
 // The first n columns of a tile's sums.
 template <class T>
-__attribute__((noinline)) void store_part(const T* sums, int m, int width, T* c, std::int64_t ldc, std::int64_t n, bool add) {
+__attribute__((noinline)) void store_part(const T* sums, int m, int width, T* c, std::int64_t ldc, std::int64_t n, bool add,
+                                          const T* bias) {
   for (int i = 0; i < m; ++i) {
     const T* s = sums + i * width;
     T* d = c + i * ldc;
-    if (add) {
-      for (std::int64_t j = 0; j < n; ++j) d[j] += s[j];
-    } else {
-      for (std::int64_t j = 0; j < n; ++j) d[j] = s[j];
+    for (std::int64_t j = 0; j < n; ++j) {
+      const T sum = add ? d[j] + s[j] : s[j];
+      d[j] = bias ? sum + bias[j] : sum;
     }
   }
 }
 
-// One register tile: MR rows, NV vectors of columns of which n are stored. add: C += instead of C =.
+// One register tile: MR rows, NV vectors of columns of which n are stored. add: C += instead of C =. bias, one element per
+// column or null, is added last. far: C is not in a cache yet.
 template <class T, int MR, int NV>
 __attribute__((noinline)) void tile(std::int64_t k, const T* a, std::int64_t rs, const T* b, std::int64_t ldb, T* c,
-                                    std::int64_t ldc, std::int64_t n, bool add) {
+                                    std::int64_t ldc, std::int64_t n, bool add, const T* bias, bool far) {
   constexpr int W = kWidth<T>;
   using V = Vector<T>;
+  if (far) {  // the lines to be stored come while the sums grow
+    for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 4
+      for (int j = 0; j < NV; ++j) __builtin_prefetch(c + i * ldc + j * W, 1);
+  }
   V acc[MR][NV];
 #pragma GCC unroll 16
   for (int i = 0; i < MR; ++i)
@@ -209,7 +301,8 @@ __attribute__((noinline)) void tile(std::int64_t k, const T* a, std::int64_t rs,
 #pragma GCC unroll 4
       for (int j = 0; j < NV; ++j) {
         T* d = c + i * ldc + j * W;
-        store(d, add ? load(d) + acc[i][j] : acc[i][j]);
+        const V sum = add ? load(d) + acc[i][j] : acc[i][j];
+        store(d, bias ? sum + load(bias + j * W) : sum);
       }
     return;
   }
@@ -218,34 +311,101 @@ __attribute__((noinline)) void tile(std::int64_t k, const T* a, std::int64_t rs,
   for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 4
     for (int j = 0; j < NV; ++j) store(rest + (i * NV + j) * W, acc[i][j]);
-  store_part(rest, MR, NV * W, c, ldc, n, add);
+  store_part(rest, MR, NV * W, c, ldc, n, add, bias);
 }
 
 template <class T, int NV>
 void rows(std::int64_t m, std::int64_t k, const T* a, std::int64_t rs, const T* b, std::int64_t ldb, T* c,
-          std::int64_t ldc, std::int64_t n, bool add) {
+          std::int64_t ldc, std::int64_t n, bool add, const T* bias, bool far) {
   constexpr int R = NV == 4 ? 6 : NV == 3 ? 8 : kPanelVectors == 2 && NV == 2 ? 6 : 12;
   std::int64_t i = 0;
-  for (; i + R <= m; i += R) tile<T, R, NV>(k, a + i * rs, rs, b, ldb, c + i * ldc, ldc, n, add);
-  if (R > 8 && m - i >= 8) tile<T, 8, NV>(k, a + i * rs, rs, b, ldb, c + i * ldc, ldc, n, add), i += 8;
-  if (m - i >= 4) tile<T, 4, NV>(k, a + i * rs, rs, b, ldb, c + i * ldc, ldc, n, add), i += 4;
-  if (m - i >= 2) tile<T, 2, NV>(k, a + i * rs, rs, b, ldb, c + i * ldc, ldc, n, add), i += 2;
-  if (m - i >= 1) tile<T, 1, NV>(k, a + i * rs, rs, b, ldb, c + i * ldc, ldc, n, add);
+  if constexpr (R == 6) {  // tiles of nearly equal height: none is too low to hide the instructions' latency
+    for (std::int64_t left = (m + 5) / 6; left > 0; --left) {
+      const std::int64_t height = (m - i + left - 1) / left;
+      const T* x = a + i * rs;
+      T* y = c + i * ldc;
+      i += height;
+      switch (height) {
+        case 6: tile<T, 6, NV>(k, x, rs, b, ldb, y, ldc, n, add, bias, far); break;
+        case 5: tile<T, 5, NV>(k, x, rs, b, ldb, y, ldc, n, add, bias, far); break;
+        case 4: tile<T, 4, NV>(k, x, rs, b, ldb, y, ldc, n, add, bias, far); break;
+        case 3: tile<T, 3, NV>(k, x, rs, b, ldb, y, ldc, n, add, bias, far); break;
+        case 2: tile<T, 2, NV>(k, x, rs, b, ldb, y, ldc, n, add, bias, far); break;
+        default: tile<T, 1, NV>(k, x, rs, b, ldb, y, ldc, n, add, bias, far);
+      }
+    }
+    return;
+  }
+  for (; i + R <= m; i += R) tile<T, R, NV>(k, a + i * rs, rs, b, ldb, c + i * ldc, ldc, n, add, bias, far);
+  if (R > 8 && m - i >= 8) tile<T, 8, NV>(k, a + i * rs, rs, b, ldb, c + i * ldc, ldc, n, add, bias, far), i += 8;
+  if (m - i >= 4) tile<T, 4, NV>(k, a + i * rs, rs, b, ldb, c + i * ldc, ldc, n, add, bias, far), i += 4;
+  if (m - i >= 2) tile<T, 2, NV>(k, a + i * rs, rs, b, ldb, c + i * ldc, ldc, n, add, bias, far), i += 2;
+  if (m - i >= 1) tile<T, 1, NV>(k, a + i * rs, rs, b, ldb, c + i * ldc, ldc, n, add, bias, far);
 }
 
-// C[m, n] (+)= A[m, k] panel[k, n]: a has unit stride along k and row stride rs; b has row stride ldb and whole vectors
-// to read at each row (packed, or B itself when n is a multiple of the vector width); n <= kPanel.
+// C[m, n] (+)= A[m, k] panel[k, n] (+ bias[n]): a has unit stride along k and row stride rs; b has row stride ldb and whole
+// vectors to read at each row (packed, or B itself when n is a multiple of the vector width); n <= kPanel.
 template <class T>
 inline void panel(std::int64_t m, std::int64_t k, const T* a, std::int64_t rs, const T* b, std::int64_t ldb, T* c,
-                  std::int64_t ldc, std::int64_t n, bool add) {
+                  std::int64_t ldc, std::int64_t n, bool add, const T* bias = nullptr, bool far = false) {
   const std::int64_t vectors = (n + kWidth<T> - 1) / kWidth<T>;
-  if (vectors == 1) return rows<T, 1>(m, k, a, rs, b, ldb, c, ldc, n, add);
-  if (kPanelVectors == 2 || vectors == 2) return rows<T, 2>(m, k, a, rs, b, ldb, c, ldc, n, add);
+  if (vectors == 1) return rows<T, 1>(m, k, a, rs, b, ldb, c, ldc, n, add, bias, far);
+  if (kPanelVectors == 2 || vectors == 2) return rows<T, 2>(m, k, a, rs, b, ldb, c, ldc, n, add, bias, far);
   if constexpr (kPanelVectors == 4) {
-    if (vectors == 3) return rows<T, 3>(m, k, a, rs, b, ldb, c, ldc, n, add);
-    return rows<T, 4>(m, k, a, rs, b, ldb, c, ldc, n, add);
+    if (vectors == 3) return rows<T, 3>(m, k, a, rs, b, ldb, c, ldc, n, add, bias, far);
+    return rows<T, 4>(m, k, a, rs, b, ldb, c, ldc, n, add, bias, far);
   }
 }
+
+// ---- Few rows or few columns: nothing is packed, the vectors lie along k ----
+
+// The sums of the lanes of W vectors, as the lanes of one.
+template <class T>
+inline Vector<T> lane_sums(Vector<T>* x) {
+  constexpr int W = kWidth<T>;
+  using L = typename MakeLanes<W>::type;
+#pragma GCC unroll 4
+  for (int half = W / 2; half > 0; half /= 2)
+#pragma GCC unroll 8
+    for (int i = 0; i < half; ++i) x[i] = interleave<W, 0>(x[i], x[i + half], L()) + interleave<W, 1>(x[i], x[i + half], L());
+  return x[0];
+}
+
+// C[r, c] = the sum over k of a[r * lda + p] b[c * ldb + p], for a tile of kWidth sums of which m x n are stored.
+template <class T>
+struct DotTile {
+  static constexpr int kCols = kWidth<T> >= 8 ? 4 : 2, kRows = kWidth<T> / kCols;
+  static __attribute__((noinline)) void run(std::int64_t k, const T* a, std::int64_t lda, const T* b, std::int64_t ldb, T* c,
+                                            std::int64_t ldc, std::int64_t m, std::int64_t n) {
+    constexpr int W = kWidth<T>;
+    const T *x[kRows], *y[kCols];  // beyond the last row or column: that one again
+    for (int i = 0; i < kRows; ++i) x[i] = a + lesser(std::int64_t{i}, m - 1) * lda;
+    for (int j = 0; j < kCols; ++j) y[j] = b + lesser(std::int64_t{j}, n - 1) * ldb;
+    Vector<T> acc[W];
+#pragma GCC unroll 16
+    for (int i = 0; i < W; ++i) acc[i] = Vector<T>{};
+    std::int64_t p = 0;
+    for (; p + W <= k; p += W) {
+      Vector<T> v[kCols];
+#pragma GCC unroll 4
+      for (int j = 0; j < kCols; ++j) v[j] = load(y[j] + p);
+#pragma GCC unroll 4
+      for (int i = 0; i < kRows; ++i) {
+        const Vector<T> u = load(x[i] + p);
+#pragma GCC unroll 4
+        for (int j = 0; j < kCols; ++j) acc[i * kCols + j] += u * v[j];
+      }
+    }
+    T sum[W];
+    store(sum, lane_sums<T>(acc));
+    for (int i = 0; i < kRows && i < m; ++i)
+      for (int j = 0; j < kCols && j < n; ++j) {
+        T total = sum[i * kCols + j];
+        for (std::int64_t q = p; q < k; ++q) total += x[i][q] * y[j][q];
+        c[i * ldc + j] = total;
+      }
+  }
+};
 
 // All panels of one block of k: B packed by pack_panels.
 template <class T>

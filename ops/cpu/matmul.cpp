@@ -4,82 +4,171 @@
 #include <capo/ops/matmul.h>
 #include <capo/ops/unary_functors.h>
 
+#include <type_traits>
+
 namespace {
 
 using capo::Activation;
+using gemm::narrow;
+using gemm::widen;
 using std::int64_t;
 
-constexpr int64_t kMaxRows = 96;  // of a block whose A must be packed
+constexpr int64_t kPackedBytes = capo::kMatmulPackedBytes;  // of a block of A
+constexpr int64_t kSumRows = 256;                           // of an item that keeps its sums apart from c
+constexpr int64_t kInL2 = 512 << 10;                        // bytes of A that stay there while panels of B pass
 
 struct Identity {
   template <class T>
   static inline T f(T x, T, T) { return x; }
 };
 
-// c[i, j] = act(c[i, j] + bias[j]), the sum also to z. One panel of one block of rows: still in L1. One pass, because c
-// and z often lie a multiple of 4 KiB apart, where a load that follows the other's store waits for it.
-template <class F, bool kBias, bool kKeep, class T>
-void finish_rows(T* c, T* z, const T* bias, int64_t ld, int64_t m, int64_t n) {
+// c[i, j] = act(sums[i, j] + bias[j]), the sum also to z. One panel of one block of rows: still in L1. One pass, because c
+// and z often lie a multiple of 4 KiB apart, where a load that follows the other's store waits for it. sums may be c.
+template <class F, bool kBias, bool kKeep, class T, class S>
+void finish_rows(const T* sums, int64_t lds, S* c, S* z, const S* bias, int64_t ld, int64_t m, int64_t n) {
   for (int64_t i = 0; i < m; ++i) {
-    T *row = c + i * ld, *keep = z + (kKeep ? i * ld : 0);
+    const T* from = sums + i * lds;
+    S *row = c + i * ld, *keep = z + (kKeep ? i * ld : 0);
 #pragma omp simd
     for (int64_t j = 0; j < n; ++j) {
-      const T x = kBias ? row[j] + bias[j] : row[j];
-      if (kKeep) keep[j] = x;
-      row[j] = F::f(x, T(0), T(0));
+      const T x = kBias ? from[j] + widen(bias[j]) : from[j];
+      if (kKeep) narrow(x, keep[j]);
+      narrow(F::f(x, T(0), T(0)), row[j]);
     }
   }
 }
-template <class F, class T>
-void finish_rows(T* c, T* z, const T* bias, int64_t ld, int64_t m, int64_t n) {
+template <class F, class T, class S>
+void finish_rows(const T* sums, int64_t lds, S* c, S* z, const S* bias, int64_t ld, int64_t m, int64_t n) {
   if (z)
-    bias ? finish_rows<F, true, true>(c, z, bias, ld, m, n) : finish_rows<F, false, true>(c, z, bias, ld, m, n);
+    bias ? finish_rows<F, true, true>(sums, lds, c, z, bias, ld, m, n)
+         : finish_rows<F, false, true>(sums, lds, c, z, bias, ld, m, n);
   else
-    bias ? finish_rows<F, true, false>(c, z, bias, ld, m, n) : finish_rows<F, false, false>(c, z, bias, ld, m, n);
+    bias ? finish_rows<F, true, false>(sums, lds, c, z, bias, ld, m, n)
+         : finish_rows<F, false, false>(sums, lds, c, z, bias, ld, m, n);
 }
 
-// c[i, j] = r[i, j] + (c[i, j] + bias[j]), rounded as add would.
-template <class T>
-void add_rows(T* c, const T* r, const T* bias, int64_t ld, int64_t m, int64_t n) {
-  for (int64_t i = 0; i < m; ++i, c += ld, r += ld) {
+// c[i, j] = r[i, j] + (sums[i, j] + bias[j]), rounded as add would.
+template <class T, class S>
+void add_rows(const T* sums, int64_t lds, S* c, const S* r, const S* bias, int64_t ld, int64_t m, int64_t n) {
+  for (int64_t i = 0; i < m; ++i, sums += lds, c += ld, r += ld) {
     if (bias) {
 #pragma omp simd
-      for (int64_t j = 0; j < n; ++j) c[j] = r[j] + (c[j] + bias[j]);
+      for (int64_t j = 0; j < n; ++j) narrow(widen(r[j]) + (sums[j] + widen(bias[j])), c[j]);
     } else {
 #pragma omp simd
-      for (int64_t j = 0; j < n; ++j) c[j] = r[j] + c[j];
+      for (int64_t j = 0; j < n; ++j) narrow(widen(r[j]) + sums[j], c[j]);
     }
   }
 }
 
-template <class T>
-void finish(Activation activation, T* c, T* z, const T* r, const T* bias, int64_t ld, int64_t m, int64_t n) {
+template <class T, class S>
+void finish(Activation activation, const T* sums, int64_t lds, S* c, S* z, const S* r, const S* bias, int64_t ld, int64_t m,
+            int64_t n) {
   switch (activation) {
     case Activation::none:
-      if (r) return add_rows(c, r, bias, ld, m, n);
-      if (bias || z) finish_rows<Identity>(c, z, bias, ld, m, n);
-      return;
-    case Activation::relu: return finish_rows<Relu>(c, z, bias, ld, m, n);
-    case Activation::gelu: return finish_rows<Gelu>(c, z, bias, ld, m, n);
-    case Activation::gelu_tanh: return finish_rows<GeluTanh>(c, z, bias, ld, m, n);
-    case Activation::quick_gelu: return finish_rows<QuickGelu>(c, z, bias, ld, m, n);
-    case Activation::silu: return finish_rows<Silu>(c, z, bias, ld, m, n);
+      if (r) return add_rows(sums, lds, c, r, bias, ld, m, n);
+      return finish_rows<Identity>(sums, lds, c, z, bias, ld, m, n);
+    case Activation::relu: return finish_rows<Relu>(sums, lds, c, z, bias, ld, m, n);
+    case Activation::gelu: return finish_rows<Gelu>(sums, lds, c, z, bias, ld, m, n);
+    case Activation::gelu_tanh: return finish_rows<GeluTanh>(sums, lds, c, z, bias, ld, m, n);
+    case Activation::quick_gelu: return finish_rows<QuickGelu>(sums, lds, c, z, bias, ld, m, n);
+    case Activation::silu: return finish_rows<Silu>(sums, lds, c, z, bias, ld, m, n);
   }
 }
 
-// What one work item multiplies: rows r0 .. r0 + m, columns c0 .. c1, k0 .. k0 + k_total of one matrix.
-template <class T>
-struct Item {
-  int64_t c0, c1, m, k0, k_total;
-  const T *a, *b;          // a at (r0, k0); b at the matrix's start, unless packed
-  int64_t packed_matrix;   // index among the packed matrices
-  T *c, *z;                // at row r0
-  const T* r;
+// ---- How the operands are multiplied: S as stored, Sum their sums' type, Row the elements of A's rows and Packed those of B's
+// panels, `depth` of them for k ----
+
+template <class S>
+inline constexpr bool kHalf = sizeof(S) == 2;
+
+inline void round_if(bool bf16, float* x, int64_t n) {
+  if (bf16) gemm_bf16::round_in_place(x, n);
+}
+inline void round_if(bool, double*, int64_t) {}  // only f32 is rounded
+
+// In S, or in f32 from 16 bits.
+template <class S>
+struct Plain {
+  using Storage = S;
+  using Sum = decltype(widen(S()));
+  using Row = Sum;
+  using Packed = Sum;
+  static int64_t step(int64_t k) { return gemm::k_block<Sum>(k); }
+  static int64_t depth(int64_t k) { return k; }
+  static int64_t row_length(int64_t k) { return gemm::round_up(k, 16) + 16; }
+  static const Row* in_place(const S* a) { return reinterpret_cast<const Row*>(a); }
+  static void pack_rows(bool bf16, const S* a, int64_t rs, int64_t ks, int64_t m, int64_t k, Row* dst, int64_t ldd) {
+    if constexpr (kHalf<S>) {
+      gemm::pack_rows_half(a, rs, ks, m, k, dst, ldd);
+    } else {
+      gemm::pack_rows(a, rs, ks, m, k, dst, ldd);
+      for (int64_t i = 0; i < m; ++i) round_if(bf16, dst + i * ldd, k);
+    }
+  }
+  static void pack_panel(bool bf16, const S* b, int64_t ks, int64_t cs, int64_t k, int64_t n, Packed* dst) {
+    if constexpr (kHalf<S>) {
+      gemm::pack_panel_half(b, ks, cs, k, n, dst);
+    } else {
+      gemm::pack_panel(b, ks, cs, k, n, dst);
+      round_if(bf16, dst, k * gemm::panel_width<Sum>(0, n));
+    }
+  }
+  static void panel(int64_t m, int64_t k, const Row* a, int64_t rs, const Packed* b, int64_t ldb, Sum* c, int64_t ldc, int64_t n,
+                    bool add, const S* bias, S*, int64_t, bool far) {
+    if constexpr (kHalf<S>)
+      gemm::panel(m, k, a, rs, b, ldb, c, ldc, n, add);
+    else
+      gemm::panel(m, k, a, rs, b, ldb, c, ldc, n, add, bias, far);
+  }
+  using DotTile = gemm::DotTile<Sum>;
+  static constexpr bool kFinishes = !kHalf<S>;  // the tiles can add a bias and store what c holds
 };
 
-template <class T>
-Item<T> locate(const capo::MatmulArgs& p, int64_t item) {
-  Item<T> t;
+#if defined(__AVX512BW__)
+// By the processor's bf16 dot product. S: BFloat16, or float, which is rounded.
+template <class S>
+struct Dot {
+  using Storage = S;
+  using Sum = float;
+  using Row = std::uint16_t;
+  using Packed = gemm_bf16::Pairs;
+  static int64_t step(int64_t k) { return gemm_bf16::k_block(k); }
+  static int64_t depth(int64_t k) { return (k + 1) / 2; }
+  static int64_t row_length(int64_t k) { return gemm::round_up(k, 32) + 32; }
+  static const Row* in_place(const S* a) { return reinterpret_cast<const Row*>(a); }
+  static void pack_rows(bool, const S* a, int64_t rs, int64_t ks, int64_t m, int64_t k, Row* dst, int64_t ldd) {
+    gemm_bf16::pack_rows(a, rs, ks, m, k, reinterpret_cast<Packed*>(dst), ldd / 2);
+  }
+  static void pack_panel(bool, const S* b, int64_t ks, int64_t cs, int64_t k, int64_t n, Packed* dst) {
+    gemm_bf16::pack_panel(b, ks, cs, k, n, dst);
+  }
+  static void panel(int64_t m, int64_t k, const Row* a, int64_t rs, const Packed* b, int64_t ldb, Sum* c, int64_t ldc, int64_t n,
+                    bool add, const S* bias, S* out, int64_t ldo, bool far) {
+    if constexpr (kFinishes) {
+      const gemm_bf16::Rounded rounded{out, ldo, bias, far};
+      gemm_bf16::panel(m, depth(k), a, rs, b, ldb, c, ldc, n, add, out ? &rounded : nullptr);
+    } else {
+      gemm_bf16::panel(m, depth(k), a, rs, b, ldb, c, ldc, n, add, nullptr);
+    }
+  }
+  using DotTile = gemm_bf16::DotTile;
+  static constexpr bool kFinishes = kHalf<S>;
+};
+#endif
+
+// What one work item multiplies: rows r0 .. r0 + m, columns c0 .. c1, k0 .. k0 + k_total of one matrix.
+template <class S>
+struct Item {
+  int64_t c0, c1, m, k0, k_total;
+  const S *a, *b;          // a at (r0, k0); b at the matrix's start, unless packed
+  int64_t packed_matrix;   // index among the packed matrices
+  int64_t at;              // of row r0 in c, z or the parts
+};
+
+template <class S>
+Item<S> locate(const capo::MatmulArgs& p, int64_t item) {
+  Item<S> t;
   t.c0 = item % p.col_blocks * p.col_block;
   int64_t rest = item / p.col_blocks;
   const int64_t r0 = rest % p.row_blocks * p.row_block;
@@ -87,8 +176,8 @@ Item<T> locate(const capo::MatmulArgs& p, int64_t item) {
   const int64_t chunk = rest % p.k_chunks, matrix = rest / p.k_chunks;
   t.m = lesser(p.row_block, p.m - r0), t.c1 = lesser(t.c0 + p.col_block, p.n);
   t.k0 = chunk * p.k_chunk, t.k_total = lesser(p.k_chunk, p.k - t.k0);
-  t.a = static_cast<const T*>(p.a) + r0 * p.a_row + t.k0 * p.a_k;
-  t.b = static_cast<const T*>(p.b);
+  t.a = static_cast<const S*>(p.a) + r0 * p.a_row + t.k0 * p.a_k;
+  t.b = static_cast<const S*>(p.b);
   t.packed_matrix = 0;
   rest = matrix;
   for (int i = p.rank - 1; i >= 0; --i) {
@@ -100,111 +189,116 @@ Item<T> locate(const capo::MatmulArgs& p, int64_t item) {
     else
       t.b += index * p.sb[i];
   }
-  const int64_t at = ((matrix * p.k_chunks + chunk) * p.m + r0) * p.c_row;
-  t.c = static_cast<T*>(p.c) + at;
-  t.z = p.z ? static_cast<T*>(p.z) + at : nullptr;
-  t.r = p.residual ? static_cast<const T*>(p.residual) + at : nullptr;
+  t.at = ((matrix * p.k_chunks + chunk) * p.m + r0) * p.c_row;
   return t;
 }
 
-// Columns j .. j + n of the item are summed: bias and activation, while they lie in L1.
-template <class T>
-void finish_panel(const capo::MatmulArgs& p, const Item<T>& t, int64_t j, int64_t n) {
-  const T* bias = static_cast<const T*>(p.bias);
-  if (p.k_chunks == 1)
-    finish(p.activation, t.c + j, t.z ? t.z + j : nullptr, t.r ? t.r + j : nullptr, bias ? bias + j : nullptr, p.c_row,
-           t.m, n);
+// Columns j .. j + n of the item are summed: bias, activation and rounding, while they lie in L1.
+template <class P>
+void finish_panel(const capo::MatmulArgs& p, const Item<typename P::Storage>& t, const typename P::Sum* sums, int64_t lds,
+                  int64_t j, int64_t n) {
+  using S = typename P::Storage;
+  S *c = static_cast<S*>(p.c) + t.at + j, *z = p.z ? static_cast<S*>(p.z) + t.at + j : nullptr;
+  const S* r = p.residual ? static_cast<const S*>(p.residual) + t.at + j : nullptr;
+  const S* bias = p.bias ? static_cast<const S*>(p.bias) + j : nullptr;
+  finish(p.activation, sums, lds, c, z, r, bias, p.c_row, t.m, n);
 }
 
-inline void round_if(bool bf16, float* x, int64_t n) {
-  if (bf16) gemm_bf16::round_in_place(x, n);
+// Few rows or few columns: rows of A by rows of B^T, nothing packed.
+template <class P>
+void multiply_dots(const capo::MatmulArgs& p, const Item<typename P::Storage>& t) {
+  using S = typename P::Storage;
+  using Sum = typename P::Sum;
+  using Tile = typename P::DotTile;
+  constexpr int64_t kStripe = 256;
+  const bool apart = kHalf<S> && !p.parts, finish = !p.parts && (kHalf<S> || p.bias || p.activation != Activation::none || p.z || p.residual);
+  Sum sums[kHalf<S> ? Tile::kRows * kStripe : 1];
+  const S* b = t.b + t.k0 * p.b_k;
+  for (int64_t j0 = t.c0; j0 < t.c1; j0 += kStripe)
+    for (int64_t i = 0; i < t.m; i += Tile::kRows) {
+      Item<S> part = t;
+      part.m = lesser(int64_t{Tile::kRows}, t.m - i), part.at = t.at + i * p.c_row;
+      const int64_t j1 = lesser(t.c1, j0 + kStripe), ldc = apart ? kStripe : p.c_row;
+      Sum* c = apart ? sums : static_cast<Sum*>(p.c) + part.at + j0;
+      for (int64_t j = j0; j < j1; j += Tile::kCols)
+        Tile::run(t.k_total, t.a + i * p.a_row, p.a_row, b + j * p.b_col, p.b_col, c + (j - j0), ldc, part.m, j1 - j);
+      if (finish) finish_panel<P>(p, part, c, ldc, j0, j1 - j0);
+    }
 }
-inline void round_if(bool, double*, int64_t) {}  // only f32 is rounded
 
-template <class T>
+// A panel of B at a time, over all of k; when A is packed and too long for that, a part of k at a time over all panels. Sums of
+// 16-bit products lie apart from c until they are whole.
+template <class P>
 void multiply(const capo::MatmulArgs& p, int64_t item) {
-  using namespace gemm;
-  constexpr int64_t kLda = kMaxK<T> + 16;
-  alignas(64) T a_rows[kMaxRows * kLda];
-  alignas(64) T b_panel[kMaxK<T> * kPanel<T>];
+  using S = typename P::Storage;
+  using Sum = typename P::Sum;
+  using Row = typename P::Row;
+  using Packed = typename P::Packed;
+  constexpr int64_t kColumns = gemm::kPanel<Sum>, kRows = kPackedBytes / static_cast<int64_t>(sizeof(Row));
+  const bool apart = kHalf<S> && !p.parts;
+  alignas(64) Row a_rows[kRows];
+  alignas(64) Packed b_panel[gemm::kMaxK<float> * 4 / sizeof(Packed) * kColumns];
+  alignas(64) Sum sums[kHalf<S> ? kSumRows * kColumns : 1];
 
-  const Item<T> t = locate<T>(p, item);
-  const int64_t m = t.m, k0 = t.k0, k_total = t.k_total;
-  const int64_t padded = round_up(p.n, kWidth<T>), step = k_block<T>(k_total);
-  const T* b = p.packed ? t.b + t.packed_matrix * p.k * padded : t.b;
+  const Item<S> t = locate<S>(p, item);
+  if constexpr (std::is_same_v<S, Sum> ? std::is_same_v<S, Packed> : P::kFinishes)
+    if (p.dots) return multiply_dots<P>(p, t);
+  const int64_t m = t.m, padded = gemm::round_up(p.n, gemm::kWidth<Sum>), step = P::step(t.k_total);
+  const Packed* packed = static_cast<const Packed*>(p.b) + (t.packed_matrix * P::depth(p.k) + P::depth(t.k0)) * padded;
   // B as it lies: whole vectors in each row, and too few rows of A to pay for packing.
-  const bool direct = !p.packed && p.b_col == 1 && p.n % kWidth<T> == 0 && m <= 128 && !p.bf16;
+  const bool direct =
+      std::is_same_v<S, Packed> && !p.packed && p.b_col == 1 && p.n % gemm::kWidth<Sum> == 0 && m <= 128 && !p.bf16;
+  const int64_t columns = direct && (m == 7 || m == 8) ? kColumns / 4 * 3 : kColumns;  // one tile of eight rows by 3 vectors
+  const bool plain = P::kFinishes && !p.parts && p.activation == Activation::none && !p.z && !p.residual;  // the tiles finish
 
-  int64_t kb = 0;
+  int64_t part = t.k_total;
+  if (!p.a_in_place)
+    part = t.k_total <= p.a_part ? t.k_total : p.a_part / step * step;
+  else if (!apart && m * t.k_total * static_cast<int64_t>(sizeof(S)) > kInL2)
+    part = step;
+  const int64_t lda = P::row_length(lesser(part, t.k_total));
+  int64_t kp = 0;
   do {  // once when k = 0: stores zeros
-    const int64_t k = lesser(step, k_total - kb);
-    const bool last = kb + k >= k_total;
-    const T* rows_a = t.a + kb * p.a_k;
-    int64_t rs = p.a_row;
-    if ((p.a_k != 1 || p.bf16) && k > 0) {
-      pack_rows(rows_a, p.a_row, p.a_k, m, k, a_rows, kLda);
-      for (int64_t i = 0; i < m; ++i) round_if(p.bf16, a_rows + i * kLda, k);
-      rows_a = a_rows;
-      rs = kLda;
+    const int64_t end = lesser(kp + part, t.k_total);
+    const Row* rows = a_rows;
+    int64_t rs = lda;
+    if (p.a_in_place)
+      rows = P::in_place(t.a + kp), rs = p.a_row;
+    else if (end > kp)
+      P::pack_rows(p.bf16, t.a + kp * p.a_k, p.a_row, p.a_k, m, end - kp, a_rows, lda);
+    for (int64_t j = t.c0; j < t.c1; j += columns) {
+      const int64_t n = lesser(columns, t.c1 - j);
+      S* final = static_cast<S*>(p.c) + t.at + j;
+      Sum* c = apart ? sums : static_cast<Sum*>(p.c) + t.at + j;
+      const int64_t ldc = apart ? kColumns : p.c_row;
+      int64_t kb = kp;
+      do {
+        const int64_t k = lesser(step, end - kb);
+        const Packed* b;
+        int64_t ldb = gemm::panel_width<Sum>(0, n);
+        if (p.packed) {
+          b = packed + P::depth(kb) * padded + j * P::depth(k);
+        } else if (direct) {
+          b = reinterpret_cast<const Packed*>(t.b + (t.k0 + kb) * p.b_k + j), ldb = p.b_k;
+        } else {
+          P::pack_panel(p.bf16, t.b + (t.k0 + kb) * p.b_k + j * p.b_col, p.b_k, p.b_col, k, n, b_panel);
+          b = b_panel;
+        }
+        const bool finishes = plain && kb + k >= t.k_total;
+        const S* bias = finishes && p.bias ? static_cast<const S*>(p.bias) + j : nullptr;
+        P::panel(m, k, rows + (kb - kp), rs, b, ldb, c, ldc, n, kb > 0, bias, finishes ? final : nullptr, p.c_row, p.far);
+        kb += step;
+      } while (kb < end);
+      if (end >= t.k_total && !p.parts && !plain) finish_panel<P>(p, t, c, ldc, j, n);
     }
-    for (int64_t j = t.c0; j < t.c1; j += kPanel<T>) {
-      const int64_t n = lesser(int64_t{kPanel<T>}, t.c1 - j);
-      const T* panel_b;
-      int64_t ldb;
-      if (p.packed) {
-        panel_b = b + (k0 + kb) * padded + j * k;
-        ldb = panel_width<T>(j, p.n);
-      } else if (direct) {
-        panel_b = b + (k0 + kb) * p.b_k + j;
-        ldb = p.b_k;
-      } else {
-        pack_panel(b + (k0 + kb) * p.b_k + j * p.b_col, p.b_k, p.b_col, k, n, b_panel);
-        panel_b = b_panel;
-        ldb = panel_width<T>(0, n);
-        round_if(p.bf16, b_panel, k * ldb);
-      }
-      panel(m, k, rows_a, rs, panel_b, ldb, t.c + j, p.c_row, n, kb > 0);
-      if (last) finish_panel(p, t, j, n);
-    }
-    kb += step;
-  } while (kb < k_total);
+    kp += part;
+  } while (kp < t.k_total);
 }
 
-#if defined(__AVX512BW__)
-// The same with both operands packed as pairs of bf16.
-void multiply_dot(const capo::MatmulArgs& p, int64_t item) {
-  using namespace gemm_bf16;
-  constexpr int64_t kLda = kMaxPairs + 16;
-  alignas(64) Pairs a_rows[kMaxRows * kLda];
-  alignas(64) Pairs b_panel[kMaxPairs * kPanel<float>];
-
-  const Item<float> t = locate<float>(p, item);
-  const int64_t padded = round_up(p.n, 16), step = k_block(t.k_total);
-  const Pairs* packed = static_cast<const Pairs*>(p.b) + t.packed_matrix * ((p.k + 1) / 2) * padded;
-  int64_t kb = 0;
-  do {
-    const int64_t k = lesser(step, t.k_total - kb), pairs = (k + 1) / 2;
-    if (k > 0) pack_rows(t.a + kb * p.a_k, p.a_row, p.a_k, t.m, k, a_rows, kLda);
-    for (int64_t j = t.c0; j < t.c1; j += kPanel<float>) {
-      const int64_t n = lesser(int64_t{kPanel<float>}, t.c1 - j);
-      const Pairs* panel_b = packed + (t.k0 + kb) / 2 * padded + j * pairs;
-      if (!p.packed) {
-        pack_panel(t.b + (t.k0 + kb) * p.b_k + j * p.b_col, p.b_k, p.b_col, k, n, b_panel);
-        panel_b = b_panel;
-      }
-      panel(t.m, pairs, a_rows, kLda, panel_b, gemm::panel_width<float>(0, n), t.c + j, p.c_row, n, kb > 0);
-      if (kb + k >= t.k_total) finish_panel(p, t, j, n);
-    }
-    kb += step;
-  } while (kb < t.k_total);
-}
-#endif
-
-template <class T>
+template <class P>
 void pack(const capo::MatmulPackArgs& p, int64_t item) {
-  using namespace gemm;
-  const auto block_of = [&](int64_t k) { return p.bf16_dot ? gemm_bf16::k_block(k) : k_block<T>(k); };
-  const int64_t groups = (p.n + 63) / 64, step = block_of(lesser(p.k_chunk, p.k));
+  using S = typename P::Storage;
+  const int64_t groups = (p.n + 63) / 64, step = P::step(lesser(p.k_chunk, p.k));
   const int64_t steps = (p.k_chunk + step - 1) / step;  // of a whole chunk; the last one's may be fewer
   const int64_t j0 = item % groups * 64;
   int64_t rest = item / groups;
@@ -212,55 +306,43 @@ void pack(const capo::MatmulPackArgs& p, int64_t item) {
   const int64_t chunks = (p.k + p.k_chunk - 1) / p.k_chunk;
   const int64_t index = rest % (chunks * steps), matrix = rest / (chunks * steps);
   const int64_t k0 = index / steps * p.k_chunk, k_total = lesser(p.k_chunk, p.k - k0);
-  const int64_t own = block_of(k_total), kb = index % steps * own;
+  const int64_t own = P::step(k_total), kb = index % steps * own;
   if (kb >= k_total) return;
   const int64_t k = lesser(own, k_total - kb);
 
-  const T* b = static_cast<const T*>(p.b);
+  const S* b = static_cast<const S*>(p.b);
   rest = matrix;
   for (int i = p.rank - 1; i >= 0; --i) {
     b += rest % p.batch[i] * p.sb[i];
     rest /= p.batch[i];
   }
   b += (k0 + kb) * p.b_k;
-#if defined(__AVX512BW__)
-  if constexpr (sizeof(T) == 4) {
-    if (p.bf16_dot) {
-      const int64_t padded = round_up(p.n, 16);
-      auto* dst = static_cast<gemm_bf16::Pairs*>(p.packed) + (matrix * ((p.k + 1) / 2) + (k0 + kb) / 2) * padded;
-      gemm_bf16::pack_panel(b + j0 * p.b_col, p.b_k, p.b_col, k, lesser(int64_t{64}, p.n - j0), dst + j0 * ((k + 1) / 2));
-      return;
-    }
-  }
-#endif
-  const int64_t padded = round_up(p.n, kWidth<T>);
-  T* dst = static_cast<T*>(p.packed) + (matrix * p.k + k0 + kb) * padded;
-  for (int64_t j = j0; j < lesser(j0 + 64, p.n); j += kPanel<T>) {
-    const int64_t n = lesser(int64_t{kPanel<T>}, p.n - j);
-    pack_panel(b + j * p.b_col, p.b_k, p.b_col, k, n, dst + j * k);
-    round_if(p.bf16, dst + j * k, k * panel_width<T>(0, n));
-  }
+  const int64_t padded = gemm::round_up(p.n, gemm::kWidth<typename P::Sum>);
+  auto* dst = static_cast<typename P::Packed*>(p.packed) + (matrix * P::depth(p.k) + P::depth(k0 + kb)) * padded;
+  constexpr int64_t kColumns = gemm::kPanel<typename P::Sum>;
+  for (int64_t j = j0; j < lesser(j0 + 64, p.n); j += kColumns)
+    P::pack_panel(p.bf16, b + j * p.b_col, p.b_k, p.b_col, k, lesser(kColumns, p.n - j), dst + j * P::depth(k));
 }
 
-template <class T>
+// Parts of S's sums, joined and finished.
+template <class S>
 void join(const capo::MatmulSumArgs& p, int64_t begin, int64_t end) {
-  const T* parts = static_cast<const T*>(p.parts);
-  T* c = static_cast<T*>(p.c);
-  T* z = static_cast<T*>(p.z);
-  const T* r = static_cast<const T*>(p.residual);
-  const T* bias = static_cast<const T*>(p.bias);
+  using Sum = decltype(widen(S()));
+  const Sum* parts = static_cast<const Sum*>(p.parts);
+  S *c = static_cast<S*>(p.c), *z = static_cast<S*>(p.z);
+  const S* r = static_cast<const S*>(p.residual);
+  const S* bias = static_cast<const S*>(p.bias);
   for (int64_t i = begin; i < end;) {  // pieces of rows
     const int64_t in = i % p.plane, j = in % p.n, n = lesser(lesser(p.n - j, end - i), int64_t{256});
-    const T* src = parts + i / p.plane * p.chunks * p.plane + in;
-    T sum[256];
+    const Sum* src = parts + i / p.plane * p.chunks * p.plane + in;
+    Sum sum[256];
     for (int64_t x = 0; x < n; ++x) sum[x] = src[x];
     for (int64_t chunk = 1; chunk < p.chunks; ++chunk) {
-      const T* s = src + chunk * p.plane;
+      const Sum* s = src + chunk * p.plane;
       for (int64_t x = 0; x < n; ++x) sum[x] += s[x];
     }
     const int64_t at = i / p.n * p.c_row + j;
-    for (int64_t x = 0; x < n; ++x) c[at + x] = sum[x];
-    finish(p.activation, c + at, z ? z + at : nullptr, r ? r + at : nullptr, bias ? bias + j : nullptr, p.c_row, 1, n);
+    finish(p.activation, sum, 256, c + at, z ? z + at : nullptr, r ? r + at : nullptr, bias ? bias + j : nullptr, p.c_row, 1, n);
     i += n;
   }
 }
@@ -268,21 +350,40 @@ void join(const capo::MatmulSumArgs& p, int64_t begin, int64_t end) {
 }  // namespace
 
 CAPO_CPU_KERNEL(matmul, capo::MatmulArgs) {
+  const auto run = [&](void (*f)(const capo::MatmulArgs&, std::int64_t)) {
+    for (std::int64_t item = begin; item < end; ++item) f(args, item);
+  };
 #if defined(__AVX512BW__)
-  if (args.bf16_dot) {
-    for (std::int64_t item = begin; item < end; ++item) multiply_dot(args, item);
-    return;
-  }
+  if (args.bf16_dot) return args.dtype == capo::DType::bf16 ? run(multiply<Dot<capo::BFloat16>>) : run(multiply<Dot<float>>);
 #endif
-  for (std::int64_t item = begin; item < end; ++item)
-    args.dtype == capo::DType::f32 ? multiply<float>(args, item) : multiply<double>(args, item);
+  switch (args.dtype) {
+    case capo::DType::f64: return run(multiply<Plain<double>>);
+    case capo::DType::bf16: return run(multiply<Plain<capo::BFloat16>>);
+    case capo::DType::f16: return run(multiply<Plain<capo::Half>>);
+    default: return run(multiply<Plain<float>>);
+  }
 }
 
 CAPO_CPU_KERNEL(matmul_pack, capo::MatmulPackArgs) {
-  for (std::int64_t item = begin; item < end; ++item)
-    args.dtype == capo::DType::f32 ? pack<float>(args, item) : pack<double>(args, item);
+  const auto run = [&](void (*f)(const capo::MatmulPackArgs&, std::int64_t)) {
+    for (std::int64_t item = begin; item < end; ++item) f(args, item);
+  };
+#if defined(__AVX512BW__)
+  if (args.bf16_dot) return args.dtype == capo::DType::bf16 ? run(pack<Dot<capo::BFloat16>>) : run(pack<Dot<float>>);
+#endif
+  switch (args.dtype) {
+    case capo::DType::f64: return run(pack<Plain<double>>);
+    case capo::DType::bf16: return run(pack<Plain<capo::BFloat16>>);
+    case capo::DType::f16: return run(pack<Plain<capo::Half>>);
+    default: return run(pack<Plain<float>>);
+  }
 }
 
 CAPO_CPU_KERNEL(matmul_sum, capo::MatmulSumArgs) {
-  args.dtype == capo::DType::f32 ? join<float>(args, begin, end) : join<double>(args, begin, end);
+  switch (args.dtype) {
+    case capo::DType::f64: return join<double>(args, begin, end);
+    case capo::DType::bf16: return join<capo::BFloat16>(args, begin, end);
+    case capo::DType::f16: return join<capo::Half>(args, begin, end);
+    default: return join<float>(args, begin, end);
+  }
 }

@@ -96,6 +96,12 @@ OpCase matmul_case() {
   s.back().second_order = false;
   s.push_back(product("tiles of 128", normal({32, 130, 40}, "a"), normal({32, 40, 136}, "b")));
   s.back().second_order = false;
+  s.push_back(product("few columns, along k", normal({50, 70}, "a"), transpose(normal({9, 70}, "b"), 0, 1)));
+  s.back().second_order = false;
+  s.push_back(product("few rows, along k", normal({2, 6, 77}, "a"), transpose(normal({2, 35, 77}, "b"), -2, -1)));
+  s.back().second_order = false;
+  s.push_back(product("whole rows, columns in blocks", normal({130, 40}, "a"), normal({40, 770}, "b")));
+  s.back().second_order = false;
   s.push_back(product("K = 0", normal({3, 0}, "a"), normal({0, 4}, "b")));
   s.push_back(product("M = 0", normal({0, 3}, "a"), normal({3, 4}, "b")));
   s.push_back(product("N = 0", normal({2, 3, 4}, "a"), normal({4, 0}, "b")));
@@ -108,6 +114,11 @@ OpCase matmul_case() {
     return {loops(expand(transpose(in[0], 0, 1), {3, 5, 7}), expand(in[1], {3, 7, 4}))};
   };
   s.push_back(views);
+  Sample narrow = product("a narrow layer's weight gradient", normal({80, 40}, "a"), normal({80, 6}, "b"));
+  narrow.run = [](const Tensors& in) -> Tensors { return {matmul(transpose(in[0], 0, 1), in[1])}; };
+  narrow.reference = [](const Tensors& in) -> Tensors { return {loops(transpose(in[0], 0, 1), in[1])}; };
+  narrow.second_order = false;
+  s.push_back(narrow);
   c.errors = {
       {"rank 1", [] { matmul(normal({3}, "a"), normal({3, 2}, "b")); }, "rank 2 or more"},
       {"inner sizes", [] { matmul(normal({2, 3}, "a"), normal({4, 2}, "b")); }, "columns of a must equal rows of b"},
