@@ -9,7 +9,7 @@
 // The order of the additions to one element depends on the shape only, never on who computes it.
 #pragma once
 
-#include <capo/engine/dtype.h>
+#include <capo/ops/args.h>
 #include <capo/ops/cpu/kernel.h>
 #include <capo/ops/cpu/math.h>
 

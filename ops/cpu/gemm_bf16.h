@@ -128,6 +128,11 @@ CAPO_BF16 __attribute__((noinline)) void pack_panel(const S* b, int64_t ks, int6
     const int64_t cols = lesser(int64_t{16}, n - j);
     for (int64_t p = 0; p < pairs; p += 16) {
       const int64_t here = lesser(int64_t{16}, pairs - p);
+      if (sizeof(S) == 2 && ks == 1 && cs % 2 == 0 && 2 * p + 32 <= k) {  // pairs as they lie
+        const auto* lying = reinterpret_cast<const float*>(b + j * cs + 2 * p);
+        gemm::transpose_tile(lying, cs / 2, cols, reinterpret_cast<float*>(dst + p * width + j), width);
+        continue;
+      }
       for (int64_t x = 0; x < cols; ++x) {
         const S* s = b + (j + x) * cs + 2 * p * ks;
         if (ks == 1) {
