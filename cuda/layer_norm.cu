@@ -1,9 +1,12 @@
 // layer_norm and rms_norm over the last axis. Rows of up to 1,536 aligned elements live in the registers of one warp, so that
 // x (and dy) is read once; others are read again from the cache. Statistics and sums are f32. The same kernels
-// add a residual before the norm and, backward, the gradient that came past it.
+// add a residual before the norm and, backward, the gradient that came past it. T: of x, sum and their gradients; Y: of y,
+// the residual and theirs, 16 bits beside an f32 stream or T; W: of weight and bias.
 #include <capo/cuda/block_sum.cuh>
 #include <capo/cuda/pack.cuh>
 #include <capo/ops/layer_norm.h>
+
+#include <type_traits>
 
 namespace {
 
@@ -17,16 +20,16 @@ constexpr int kStep = kWidth * kWarp;         // elements that a warp covers at 
 constexpr int kMostSteps = 6;                 // of a row in registers
 constexpr int kChunk = static_cast<int>(capo::kLayerNormChunk);
 
-template <class T, class W>
+template <class T, class Y, class W>
 struct Forward {
   const T* x;
   const W *weight, *bias;  // or null
-  T* y;
+  Y* y;
   float *mean, *rstd;      // or null
   std::int64_t rows, columns;
   float eps;
   bool rms;
-  const T* residual;       // or null; else x + residual goes to sum and is what is normalised
+  const Y* residual;       // or null; else x + residual goes to sum and is what is normalised
   T* sum;
   std::int64_t per_sample;  // rows that share one row of weight and bias
 
@@ -51,8 +54,8 @@ __device__ inline Moments moments_of(float mean, float sum, float square, float 
   return {mean, rest, 1.0f / sqrtf((var > 0 || var != var ? var : 0.0f) + eps)};
 }
 
-template <int N, class T, class W>
-__device__ inline void write_normal(const Forward<T, W>& a, std::int64_t row, std::int64_t c, const Moments& m, const float* x) {
+template <int N, class T, class Y, class W>
+__device__ inline void write_normal(const Forward<T, Y, W>& a, std::int64_t row, std::int64_t c, const Moments& m, const float* x) {
   float w[N], b[N], y[N];
   const std::int64_t at = a.factors(row) + c;
   load_or<N>(a.weight, at, 1.0f, w);
@@ -61,23 +64,23 @@ __device__ inline void write_normal(const Forward<T, W>& a, std::int64_t row, st
   gpu::store_many<N>(a.y + row * a.columns + c, y);
 }
 
-template <class T, class W>
-__device__ inline void write_moments(const Forward<T, W>& a, std::int64_t row, const Moments& m) {
+template <class T, class Y, class W>
+__device__ inline void write_moments(const Forward<T, Y, W>& a, std::int64_t row, const Moments& m) {
   if (a.mean) a.mean[row] = m.mean + m.rest;
   if (a.rstd) a.rstd[row] = m.rstd;
 }
 
 // x[0..N) += r[0..N), as storage rounds it.
-template <int N, class T>
-__device__ inline void add_residual(const T* r, float* x) {
+template <class T, int N, class Y>
+__device__ inline void add_residual(const Y* r, float* x) {
   float v[N];
   gpu::load_many<N>(r, v);
   for (int j = 0; j < N; ++j) x[j] = gpu::load(gpu::Store<T>::from(x[j] + v[j]));
 }
 
 // One warp per row, which stays in registers.
-template <class T, class W, int kSteps>
-__global__ void __launch_bounds__(kThreads) forward_kept(Forward<T, W> a) {
+template <class T, class Y, class W, int kSteps>
+__global__ void __launch_bounds__(kThreads) forward_kept(Forward<T, Y, W> a) {
   const int lane = threadIdx.x % kWarp;
   const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp;
   if (row >= a.rows) return;  // the whole warp
@@ -93,7 +96,7 @@ __global__ void __launch_bounds__(kThreads) forward_kept(Forward<T, W> a) {
 #pragma unroll
     for (int k = 0; k < kSteps; ++k) {  // all loads before the first store
       const int c = k * kStep + lane * kWidth;
-      if (c < a.columns) add_residual<kWidth>(a.residual + row * a.columns + c, x[k]);
+      if (c < a.columns) add_residual<T, kWidth>(a.residual + row * a.columns + c, x[k]);
     }
 #pragma unroll
     for (int k = 0; k < kSteps; ++k) {
@@ -125,8 +128,8 @@ __global__ void __launch_bounds__(kThreads) forward_kept(Forward<T, W> a) {
 }
 
 // kTeam threads per row, N elements at a time; any number of columns. Blocks of kThreads.
-template <class T, class W, int N, int kTeam>
-__global__ void __launch_bounds__(kThreads) forward_read(Forward<T, W> a) {
+template <class T, class Y, class W, int N, int kTeam>
+__global__ void __launch_bounds__(kThreads) forward_read(Forward<T, Y, W> a) {
   const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * (kThreads / kTeam) + threadIdx.x / kTeam;
   if (row >= a.rows) return;  // the whole team
   const std::int64_t first = N * static_cast<std::int64_t>(threadIdx.x % kTeam), step = N * kTeam;
@@ -136,7 +139,7 @@ __global__ void __launch_bounds__(kThreads) forward_read(Forward<T, W> a) {
   if (a.residual) {
     for (std::int64_t c = first; c < a.columns; c += step) {  // a thread reads again only what it wrote itself
       gpu::load_many<N>(x + c, v);
-      add_residual<N>(a.residual + row * a.columns + c, v);
+      add_residual<T, N>(a.residual + row * a.columns + c, v);
       gpu::store_many<N>(a.sum + row * a.columns + c, v);
     }
     x = a.sum + row * a.columns;
@@ -166,17 +169,22 @@ __global__ void __launch_bounds__(kThreads) forward_read(Forward<T, W> a) {
   if (first == 0) write_moments(a, row, m);
 }
 
-template <class T, class W>
+template <class T, class Y, class W>
 struct Backward {
-  const T *x, *dy;
+  const T* x;
+  const Y* dy;
   const W* weight;
   const float *mean, *rstd;            // or null: 0
   T* dx;                               // or null
+  Y* dr;                               // dx once more; or null
   float *dweight_part, *dbias_part;    // each or null
   std::int64_t rows, columns;
   bool rms;
   const T* dsum;                       // added to dx; or null
   std::int64_t per_sample;             // rows that share one row of weight
+
+  static constexpr bool kStreams = !std::is_same_v<T, Y>;  // else dr is null
+  __device__ bool wants_dx() const { return dx || (kStreams && dr); }
 
   __device__ std::int64_t factors(std::int64_t row) const {
     return per_sample == rows ? 0 : row / per_sample * columns;
@@ -187,8 +195,8 @@ struct Backward {
 struct Span {
   std::int64_t first, last;
 };
-template <class T, class W>
-__device__ inline Span rows_of(const Backward<T, W>& a, std::int64_t chunk) {
+template <class T, class Y, class W>
+__device__ inline Span rows_of(const Backward<T, Y, W>& a, std::int64_t chunk) {
   const std::int64_t chunks = (a.per_sample + kChunk - 1) / kChunk, sample = chunk / chunks;
   const std::int64_t first = sample * a.per_sample + (chunk - sample * chunks) * kChunk;
   const std::int64_t end = (sample + 1) * a.per_sample;
@@ -201,8 +209,8 @@ struct Slopes {
 };
 
 // dy becomes dx.
-template <int N, class T, class W>
-__device__ inline void to_dx(const Backward<T, W>& a, std::int64_t row, std::int64_t c, const Slopes& s, const float* x,
+template <int N, class T, class Y, class W>
+__device__ inline void to_dx(const Backward<T, Y, W>& a, std::int64_t row, std::int64_t c, const Slopes& s, const float* x,
                              float* dy) {
   float w[N], dsum[N];
   load_or<N>(a.weight, a.factors(row) + c, 1.0f, w);
@@ -210,9 +218,15 @@ __device__ inline void to_dx(const Backward<T, W>& a, std::int64_t row, std::int
   for (int j = 0; j < N; ++j) dy[j] = (dy[j] * w[j] - s.shift - (x[j] - s.mean) * s.slope) * s.rstd + dsum[j];
 }
 
+template <int N, class T, class Y, class W>
+__device__ inline void write_dx(const Backward<T, Y, W>& a, std::int64_t at, const float* dx) {
+  if (!a.kStreams || a.dx) gpu::store_many<N>(a.dx + at, dx);
+  if (a.kStreams && a.dr) gpu::store_many<N>(a.dr + at, dx);
+}
+
 // Adds what N elements give to the sums of g and of g (x - mean).
-template <int N, class T, class W>
-__device__ inline void add_g(const Backward<T, W>& a, std::int64_t row, std::int64_t c, float mean, const float* x,
+template <int N, class T, class Y, class W>
+__device__ inline void add_g(const Backward<T, Y, W>& a, std::int64_t row, std::int64_t c, float mean, const float* x,
                              const float* dy, float& g_sum, float& gx_sum) {
   float w[N];
   load_or<N>(a.weight, a.factors(row) + c, 1.0f, w);
@@ -243,8 +257,8 @@ __device__ inline void join_warps(const float (&own)[kSteps][kWidth], float* all
 }
 
 // One block per chunk of rows, one warp per row: x and dy are read once, the weight's sums stay in registers.
-template <class T, class W, int kSteps>
-__global__ void __launch_bounds__(kThreads) backward_kept(Backward<T, W> a) {
+template <class T, class Y, class W, int kSteps>
+__global__ void __launch_bounds__(kThreads) backward_kept(Backward<T, Y, W> a) {
   CAPO_SHARED_DYNAMIC(carve);
   float* const all = carve.template take<float>(kWarps * static_cast<int>(a.columns));
   const auto [first, last] = rows_of(a, blockIdx.x);
@@ -262,13 +276,13 @@ __global__ void __launch_bounds__(kThreads) backward_kept(Backward<T, W> a) {
       if (c >= a.columns) continue;
       gpu::load_many<kWidth>(a.dy + row * a.columns + c, dy[k]);
       if (a.x) gpu::load_many<kWidth>(a.x + row * a.columns + c, x[k]);
-      if (a.dx) add_g<kWidth>(a, row, c, s.mean, x[k], dy[k], g_sum, gx_sum);
+      if (a.wants_dx()) add_g<kWidth>(a, row, c, s.mean, x[k], dy[k], g_sum, gx_sum);
       for (int j = 0; j < kWidth; ++j) {
         dw[k][j] += dy[k][j] * ((x[k][j] - s.mean) * s.rstd);
         db[k][j] += dy[k][j];
       }
     }
-    if (!a.dx) continue;
+    if (!a.wants_dx()) continue;
     s.shift = a.rms ? 0.0f : gpu::warp_sum(g_sum) / n;
     s.slope = gpu::warp_sum(gx_sum) * s.rstd * s.rstd / n;
 #pragma unroll
@@ -279,15 +293,15 @@ __global__ void __launch_bounds__(kThreads) backward_kept(Backward<T, W> a) {
 #pragma unroll
     for (int k = 0; k < kSteps; ++k) {
       const int c = k * kStep + lane * kWidth;
-      if (c < a.columns) gpu::store_many<kWidth>(a.dx + row * a.columns + c, dy[k]);
+      if (c < a.columns) write_dx<kWidth>(a, row * a.columns + c, dy[k]);
     }
   }
   if (a.dweight_part) join_warps(dw, all, a.dweight_part, a.columns);
   if (a.dbias_part) join_warps(db, all, a.dbias_part, a.columns);
 }
 
-template <class T, class W, int N, int kTeam>
-__global__ void __launch_bounds__(kThreads) dx_read(Backward<T, W> a) {
+template <class T, class Y, class W, int N, int kTeam>
+__global__ void __launch_bounds__(kThreads) dx_read(Backward<T, Y, W> a) {
   const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * (kThreads / kTeam) + threadIdx.x / kTeam;
   if (row >= a.rows) return;  // the whole team
   const std::int64_t first = N * static_cast<std::int64_t>(threadIdx.x % kTeam), step = N * kTeam, at = row * a.columns;
@@ -306,13 +320,13 @@ __global__ void __launch_bounds__(kThreads) dx_read(Backward<T, W> a) {
     gpu::load_many<N>(a.x + at + c, x);
     gpu::load_many<N>(a.dy + at + c, dy);
     to_dx<N>(a, row, c, s, x, dy);
-    gpu::store_many<N>(a.dx + at + c, dy);
+    write_dx<N>(a, at + c, dy);
   }
 }
 
 // One block per chunk of rows and kThreads columns, a thread per column.
-template <class T, class W>
-__global__ void __launch_bounds__(kThreads) parts_read(Backward<T, W> a, std::int64_t tiles) {
+template <class T, class Y, class W>
+__global__ void __launch_bounds__(kThreads) parts_read(Backward<T, Y, W> a, std::int64_t tiles) {
   const std::int64_t chunk = blockIdx.x / tiles, c = (blockIdx.x - chunk * tiles) * kThreads + threadIdx.x;
   if (c >= a.columns) return;
   const auto [first, last] = rows_of(a, chunk);
@@ -369,37 +383,37 @@ bool with_steps(std::int64_t columns, const F& f) {
   return true;
 }
 
-template <class T, class W>
+template <class T, class Y, class W>
 void run_forward(const capo::LayerNormArgs& p, void* stream) {
-  const Forward<T, W> a{static_cast<const T*>(p.x), static_cast<const W*>(p.weight), static_cast<const W*>(p.bias),
-                        static_cast<T*>(p.y), static_cast<float*>(p.mean), static_cast<float*>(p.rstd),
-                        p.rows, p.columns, static_cast<float>(p.eps), p.rms,
-                        static_cast<const T*>(p.residual), static_cast<T*>(p.sum), p.rows / p.samples};
+  const Forward<T, Y, W> a{static_cast<const T*>(p.x), static_cast<const W*>(p.weight), static_cast<const W*>(p.bias),
+                        static_cast<Y*>(p.y), static_cast<float*>(p.mean), static_cast<float*>(p.rstd),
+                           p.rows, p.columns, static_cast<float>(p.eps), p.rms,
+                        static_cast<const Y*>(p.residual), static_cast<T*>(p.sum), p.rows / p.samples};
   const char* name = "layer_norm_forward";
   const std::int64_t by_warps = (p.rows + kWarps - 1) / kWarps;
   if (!gpu::packs(p.columns, kWidth, p.x, p.y, p.weight, p.bias, p.residual, p.sum))
-    return gpu::launch(name, forward_read<T, W, 1, kWarp>, by_warps, kThreads, 0, stream, a);
-  const auto kept = [&](auto steps) { gpu::launch(name, forward_kept<T, W, steps()>, by_warps, kThreads, 0, stream, a); };
-  if (!with_steps(p.columns, kept)) gpu::launch(name, forward_read<T, W, kWidth, kThreads>, p.rows, kThreads, 0, stream, a);
+    return gpu::launch(name, forward_read<T, Y, W, 1, kWarp>, by_warps, kThreads, 0, stream, a);
+  const auto kept = [&](auto steps) { gpu::launch(name, forward_kept<T, Y, W, steps()>, by_warps, kThreads, 0, stream, a); };
+  if (!with_steps(p.columns, kept)) gpu::launch(name, forward_read<T, Y, W, kWidth, kThreads>, p.rows, kThreads, 0, stream, a);
 }
 
-template <class T, class W>
+template <class T, class Y, class W>
 void run_backward(const capo::LayerNormBackwardArgs& p, std::int64_t chunks, void* stream) {
-  const Backward<T, W> a{static_cast<const T*>(p.x), static_cast<const T*>(p.dy), static_cast<const W*>(p.weight),
-                         p.rms ? nullptr : static_cast<const float*>(p.mean), static_cast<const float*>(p.rstd),
-                         static_cast<T*>(p.dx), static_cast<float*>(p.dweight_part), static_cast<float*>(p.dbias_part),
+  const Backward<T, Y, W> a{static_cast<const T*>(p.x), static_cast<const Y*>(p.dy), static_cast<const W*>(p.weight),
+                            p.rms ? nullptr : static_cast<const float*>(p.mean), static_cast<const float*>(p.rstd),
+                         static_cast<T*>(p.dx), static_cast<Y*>(p.dr), static_cast<float*>(p.dweight_part), static_cast<float*>(p.dbias_part),
                          p.rows, p.columns, p.rms, static_cast<const T*>(p.dsum), p.rows / p.samples};
   const char* name = "layer_norm_backward";
   const bool parts = p.dweight_part || p.dbias_part;
-  const bool packed = gpu::packs(p.columns, kWidth, p.x, p.dy, p.weight, p.dx, p.dsum);
+  const bool packed = gpu::packs(p.columns, kWidth, p.x, p.dy, p.weight, p.dx, p.dr, p.dsum);
   const std::size_t shared = gpu::shared_bytes<float>(static_cast<std::size_t>(kWarps * p.columns));
-  const auto kept = [&](auto steps) { gpu::launch(name, backward_kept<T, W, steps()>, chunks, kThreads, shared, stream, a); };
+  const auto kept = [&](auto steps) { gpu::launch(name, backward_kept<T, Y, W, steps()>, chunks, kThreads, shared, stream, a); };
   if (!packed || !with_steps(p.columns, kept)) {
-    if (p.dx && packed) gpu::launch(name, dx_read<T, W, kWidth, kThreads>, p.rows, kThreads, 0, stream, a);
-    if (p.dx && !packed)
-      gpu::launch(name, dx_read<T, W, 1, kWarp>, (p.rows + kWarps - 1) / kWarps, kThreads, 0, stream, a);
+    if ((p.dx || p.dr) && packed) gpu::launch(name, dx_read<T, Y, W, kWidth, kThreads>, p.rows, kThreads, 0, stream, a);
+    if ((p.dx || p.dr) && !packed)
+      gpu::launch(name, dx_read<T, Y, W, 1, kWarp>, (p.rows + kWarps - 1) / kWarps, kThreads, 0, stream, a);
     const std::int64_t tiles = (p.columns + kThreads - 1) / kThreads;
-    if (parts) gpu::launch(name, parts_read<T, W>, chunks * tiles, kThreads, 0, stream, a, tiles);
+    if (parts) gpu::launch(name, parts_read<T, Y, W>, chunks * tiles, kThreads, 0, stream, a, tiles);
   }
   if (!p.dweight && !p.dbias) return;
   const Join<W> join{{a.dweight_part, a.dbias_part}, {static_cast<W*>(p.dweight), static_cast<W*>(p.dbias)}};
@@ -408,14 +422,20 @@ void run_backward(const capo::LayerNormBackwardArgs& p, std::int64_t chunks, voi
               chunks / p.samples, p.columns);
 }
 
-// Calls f(T{}, W{}): W is the weights' type, x's own or f32.
+// Calls f(T{}, Y{}, W{}): Y is T, or 16 bits beside f32; W is Y or f32.
 template <class F>
-void for_types(bool rms, capo::DType dtype, capo::DType weight_dtype, const F& f) {
-  gpu::for_floating(rms ? "rms_norm" : "layer_norm", dtype, [&](auto t) {
-    if (weight_dtype == capo::f32)
-      f(t, float{});
+void for_types(bool rms, capo::DType dtype, capo::DType y_dtype, capo::DType weight_dtype, const F& f) {
+  gpu::for_floating(rms ? "rms_norm" : "layer_norm", y_dtype, [&](auto y) {
+    const auto with_weight = [&](auto t) {
+      if (weight_dtype == capo::f32)
+        f(t, y, float{});
+      else
+        f(t, y, y);
+    };
+    if (dtype == capo::f32)
+      with_weight(float{});
     else
-      f(t, t);
+      with_weight(y);
   });
 }
 
@@ -425,12 +445,14 @@ namespace capo::kernels {
 
 void layer_norm_cuda(const LayerNormArgs& a, std::int64_t, void* stream) {
   if (a.columns == 0) return;
-  for_types(a.rms, a.dtype, a.weight_dtype, [&](auto t, auto w) { run_forward<decltype(t), decltype(w)>(a, stream); });
+  for_types(a.rms, a.dtype, a.y_dtype, a.weight_dtype,
+            [&](auto t, auto y, auto w) { run_forward<decltype(t), decltype(y), decltype(w)>(a, stream); });
 }
 
 void layer_norm_backward_cuda(const LayerNormBackwardArgs& a, std::int64_t chunks, void* stream) {
   if (a.columns == 0) return;
-  for_types(a.rms, a.dtype, a.weight_dtype, [&](auto t, auto w) { run_backward<decltype(t), decltype(w)>(a, chunks, stream); });
+  for_types(a.rms, a.dtype, a.y_dtype, a.weight_dtype,
+            [&](auto t, auto y, auto w) { run_backward<decltype(t), decltype(y), decltype(w)>(a, chunks, stream); });
 }
 
 }  // namespace capo::kernels

@@ -19,8 +19,11 @@ namespace {
 struct Norm {
   double eps;
   bool rms;
-  DType weight_dtype;  // of weight and bias
-  Shape channels;      // theirs: [C] or [B, C]
+  DType dtype, y_dtype;  // of x, and of y and r: they differ with an f32 stream
+  DType weight_dtype;    // of weight and bias
+  Shape channels;        // theirs: [C] or [B, C]
+
+  bool streams() const { return dtype != y_dtype; }
 
   std::int64_t samples() const { return channels.size() == 2 ? channels[0] : 1; }
 };
@@ -31,23 +34,25 @@ struct Kept {
   Tensor x, weight, mean, rstd;
 };
 
-// The gradients of x (plus dsum, where defined), weight and bias from recorded primitives, for second derivatives.
+// The gradients of x (plus dsum, where defined), weight and bias, and of a stream's residual (need[3], on its own), from
+// recorded primitives, for second derivatives.
 Grads composite_backward(const Kept& kept, const Tensor& dy0, const Tensor& dsum, const Norm& norm, Needs need) {
-  const DType t = dy0.dtype(), acc = accumulator(t);
+  const DType t = norm.dtype, acc = accumulator(t);
   const Tensor dy = cast(dy0, acc);
   const Shape spread = beside(dy, norm.channels);
   const auto down = [&](const Tensor& g) { return cast(reshape(sum_to(g, spread), norm.channels), norm.weight_dtype); };
-  Grads out(3);
+  Grads out(need[3] ? 4 : 3);
   if (need[2]) out[2] = down(dy);
-  if (!need[0] && !need[1]) return out;
+  if (!need[0] && !need[1] && !need[3]) return out;
   const Tensor x = cast(kept.x, acc), centred = norm.rms ? x : x - mean(x, {-1}, true);
   const Tensor rstd = rsqrt(mean(square(centred), {-1}, true) + norm.eps), h = centred * rstd;
   if (need[1]) out[1] = down(dy * h);
-  if (need[0]) {
+  if (need[0] || need[3]) {
     const Tensor g = kept.weight.defined() ? dy * reshape(cast(kept.weight, acc), spread) : dy;
     const Tensor along = h * mean(g * h, {-1}, true);
     const Tensor dx = cast(rstd * (norm.rms ? g - along : g - mean(g, {-1}, true) - along), t);
     out[0] = dsum.defined() ? dx + dsum : dx;
+    if (need[3]) out[3] = cast(out[0], norm.y_dtype);
   }
   return out;
 }
@@ -61,21 +66,23 @@ Grads fused_backward(const Kept& kept, const Tensor& dy0, const Tensor& dsum0, c
   const std::int64_t columns = dy.size(-1), rows = columns ? dy.numel() / columns : 0;
   const std::int64_t samples = norm.samples(), per_sample = samples ? rows / samples : 0;
   const std::int64_t chunks = samples * ((per_sample + kLayerNormChunk - 1) / kLayerNormChunk);
-  Grads out(3);
+  Grads out(need[3] ? 4 : 3);
   const bool joined = device.is_cuda() && chunks > 0;  // the kernel adds up the parts itself
   Tensor part[2];
-  if (need[0]) out[0] = empty_like(dy);
+  if (need[0]) out[0] = empty(dy.shape(), norm.dtype, device);
+  if (need[3]) out[3] = empty_like(dy);
   for (int i = 0; i < 2; ++i)
     if (need[i + 1]) {
       part[i] = empty({chunks, columns}, acc, device);
       if (joined) out[static_cast<std::size_t>(i + 1)] = empty(norm.channels, norm.weight_dtype, device);
     }
-  const bool reads_x = need[0] || need[1];
-  const LayerNormBackwardArgs args{dy.dtype(), norm.weight_dtype, norm.rms,
+  const bool reads_x = need[0] || need[1] || need[3];
+  const LayerNormBackwardArgs args{norm.dtype, norm.weight_dtype, norm.rms,
                                    reads_x ? data_or_null(x) : nullptr, data_or_null(dy), data_or_null(w),
                                    data_or_null(kept.mean), data_or_null(kept.rstd),
                                    data_or_null(out[0]), data_or_null(part[0]), data_or_null(part[1]), rows, columns,
-                                   data_or_null(out[1]), data_or_null(out[2]), data_or_null(dsum), samples};
+                                   data_or_null(out[1]), data_or_null(out[2]), data_or_null(dsum), samples,
+                                   norm.y_dtype, need[3] ? data_or_null(out[3]) : nullptr};
   launch(kernels::layer_norm_backward, device, args, chunks, 1);
   for (int i = 0; i < 2; ++i)
     if (need[i + 1] && !joined) {
@@ -91,6 +98,14 @@ Grads backward(const Kept& kept, const Tensor& dy, const Tensor& dsum, const Nor
   return grad_enabled() ? composite_backward(kept, dy, dsum, norm, need) : fused_backward(kept, dy, dsum, norm, need);
 }
 
+// What y will be: of x's shape and dtype, or beside an f32 stream of the dtype of 16-bit weights (a view of one element).
+Tensor like_y(const Tensor& x, const Tensor& w, const Tensor& b) {
+  const Tensor& given = w.defined() ? w : b;
+  if (x.dtype() != f32 || !given.defined() || !is_half(given.dtype())) return x;
+  return strided_view(empty({1}, given.dtype(), x.device()), x.shape(), Dims::filled(x.rank(), 0), 0);
+}
+
+// x: like y.
 void check(const char* op, const Tensor& x, const Tensor& w, const Tensor& b, double eps) {
   CAPO_CHECK(is_floating(x.dtype()), op, ": x must be floating, got ", describe(x));
   CAPO_CHECK(x.rank() >= 1, op, ": x must have a last axis to normalise, got a scalar");
@@ -103,10 +118,10 @@ void check(const char* op, const Tensor& x, const Tensor& w, const Tensor& b, do
   CAPO_CHECK(w.shape() == b.shape(), op, ": weight and bias must have one shape, got ", w.shape(), " and ", b.shape());
 }
 
-Norm norm_of(const Tensor& x, const Tensor& w, const Tensor& b, double eps, bool rms) {
+Norm norm_of(const Tensor& x, DType y_dtype, const Tensor& w, const Tensor& b, double eps, bool rms) {
   const Tensor& given = w.defined() ? w : b;
-  if (!given.defined()) return {eps, rms, accumulator(x.dtype()), Shape{x.size(-1)}};
-  return {eps, rms, given.dtype(), given.shape()};
+  if (!given.defined()) return {eps, rms, x.dtype(), y_dtype, accumulator(x.dtype()), Shape{x.size(-1)}};
+  return {eps, rms, x.dtype(), y_dtype, given.dtype(), given.shape()};
 }
 
 struct Rows {
@@ -120,12 +135,12 @@ Rows forward(const Tensor& x, const Tensor& r, const Tensor& w, const Tensor& b,
   const Device device = x.device();
   const std::int64_t columns = x.size(-1), rows = columns ? x.numel() / columns : 0;
   const Tensor sum = r.defined() ? empty(x.shape(), t, device) : Tensor();
-  const Tensor y = empty(x.shape(), t, device);
+  const Tensor y = empty(x.shape(), norm.y_dtype, device);
   const Tensor row_mean = keep && !norm.rms ? empty({rows}, acc, device) : Tensor();
   const Tensor row_rstd = keep ? empty({rows}, acc, device) : Tensor();
   const LayerNormArgs args{t, norm.weight_dtype, norm.rms, data_or_null(x), data_or_null(w), data_or_null(b),
                            data_or_null(y), data_or_null(row_mean), data_or_null(row_rstd), rows, columns, norm.eps,
-                           data_or_null(r), data_or_null(sum), norm.samples()};
+                           data_or_null(r), data_or_null(sum), norm.samples(), norm.y_dtype};
   launch(kernels::layer_norm, device, args, rows, row_grain(columns));
   return {sum, y, row_mean, row_rstd};
 }
@@ -143,13 +158,15 @@ struct RemakesNormal {
 };
 
 Tensor normalize(const char* op, const Tensor& x0, const Tensor& w0, const Tensor& b0, double eps, bool rms) {
-  check(op, x0, w0, b0, eps);
-  if (through_f32(x0)) {
+  const Tensor like = like_y(x0, w0, b0);
+  check(op, like, w0, b0, eps);
+  const DType y_dtype = like.dtype();
+  if (is_half(y_dtype) && !x0.device().is_cuda()) {
     const Tensor w = cast_or_undefined(w0, f32), b = cast_or_undefined(b0, f32);
-    return cast(normalize(op, cast(x0, f32), w, b, eps, rms), x0.dtype());
+    return cast(normalize(op, cast(x0, f32), w, b, eps, rms), y_dtype);
   }
   const Tensor x = contiguous(x0), w = contiguous_or_undefined(w0), b = contiguous_or_undefined(b0);
-  const Norm norm = norm_of(x, w, b, eps, rms);
+  const Norm norm = norm_of(x, y_dtype, w, b, eps, rms);
   const Needs need = needs_of({x, w, b});
   const bool keep = need[0] || need[1];
   const Rows rows = forward(x, {}, w, b, norm, keep);
@@ -162,25 +179,29 @@ Tensor normalize(const char* op, const Tensor& x0, const Tensor& w0, const Tenso
 
 AddNorm add_normalize(const char* op, const Tensor& x0, const Tensor& r0, const Tensor& w0, const Tensor& b0,
                       double eps, bool rms) {
-  check(op, x0, w0, b0, eps);
-  CAPO_CHECK(x0.shape() == r0.shape() && x0.dtype() == r0.dtype() && x0.device() == r0.device(), op,
-             ": x and r must be alike, got ", describe(x0), " and ", describe(r0));
-  if (through_f32(x0)) {
-    const Tensor sum = x0 + r0;
-    return {sum, normalize(op, sum, w0, b0, eps, rms)};
+  const bool streams = x0.dtype() == f32 && is_half(r0.dtype());
+  CAPO_CHECK(x0.shape() == r0.shape() && (streams || x0.dtype() == r0.dtype()) && x0.device() == r0.device(), op,
+             ": x and r must be alike (or x f32 and r bf16 or f16), got ", describe(x0), " and ", describe(r0));
+  check(op, r0, w0, b0, eps);
+  if (through_f32(r0)) {
+    const Tensor sum = x0 + cast(r0, x0.dtype());
+    const Tensor y = normalize(op, cast(sum, f32), cast_or_undefined(w0, f32), cast_or_undefined(b0, f32), eps, rms);
+    return {sum, cast(y, r0.dtype())};
   }
   const Tensor x = contiguous(x0), r = contiguous(r0), w = contiguous_or_undefined(w0), b = contiguous_or_undefined(b0);
-  const Norm norm = norm_of(x, w, b, eps, rms);
+  const Norm norm = norm_of(x, r.dtype(), w, b, eps, rms);
   const Needs need = needs_of({x, r, w, b});
   const bool through = need[0] || need[1], keep = through || need[2];
   const Rows rows = forward(x, r, w, b, norm, keep);
   record_many(op, {rows.sum, rows.y}, {x, r, w, b},
               Saved({keep_if(keep, w), keep_if(keep, b)}, {keep_if(keep, rows.sum), rows.mean, rows.rstd}),
               [norm](const Saved& s, const Grads& d, Needs n) -> Grads {
-                const Needs inner((n[0] || n[1] ? 1u : 0u) | (n[2] ? 2u : 0u) | (n[3] ? 4u : 0u));
-                Grads g{d[0], {}, {}};  // when nothing came through y
-                if (d[1].defined()) g = backward({s[2], inner[0] ? s[0] : Tensor(), s[3], s[4]}, d[1], d[0], norm, inner);
-                return {keep_if(n[0], g[0]), keep_if(n[1], g[0]), g[1], g[2]};
+                const bool apart = n[1] && norm.streams(), joined = n[0] || (n[1] && !apart);
+                const Needs inner((joined ? 1u : 0u) | (n[2] ? 2u : 0u) | (n[3] ? 4u : 0u) | (apart ? 8u : 0u));
+                Grads g{d[0], {}, {}, apart && d[0].defined() ? cast(d[0], norm.y_dtype) : Tensor()};  // when nothing came through y
+                const Tensor scale = keep_if(n[0] || n[1], s[0]);
+                if (d[1].defined()) g = backward({s[2], scale, s[3], s[4]}, d[1], d[0], norm, inner);
+                return {keep_if(n[0], g[0]), apart ? g[3] : keep_if(n[1], g[0]), g[1], g[2]};
               },
               RemakesNormal{norm, 1, keep});
   return {rows.sum, rows.y};

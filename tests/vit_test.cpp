@@ -5,12 +5,15 @@
 #include <capo/models/train/checkpoint.h>
 #include <capo/models/train/optim.h>
 #include <capo/models/vit/load.h>
+#include <capo/ops/binary.h>
 #include <capo/ops/copy.h>
 #include <capo/ops/cross_entropy.h>
+#include <capo/ops/reduce.h>
 #include <capo/ops/view.h>
 #include <capo/tests/golden_rule.h>
 #include <capo/tests/op_test.h>
 #include <capo/tests/temp_folder.h>
+#include <capo/tuners/spec.h>
 
 #include <algorithm>
 #include <cmath>
@@ -307,6 +310,41 @@ TEST_CASE("patch dropout: every patch is kept equally often, drawn anew each tim
   CHECK(meta.tokens(zeros({3, 32, 32, 3}, f32, kMeta)).shape() == Shape{3, 5, 64});
   CHECK((*model.patch_drop)(zeros({0, 17, 64})).shape() == Shape{0, 5, 64});
   CHECK(contains(error_of([&] { (*model.patch_drop)(zeros({2, 1, 64})); }), "with more than 1 tokens, got [2, 1, 64]"));
+}
+
+TEST_CASE("bf16 with an f32 stream is closer to f64 than with a bf16 stream, and carries tuners") {
+  vit::VitConfig c = small();
+  c.depth = 8;
+  c.layer_scale = 0.3;
+  const auto made = [&](DType dtype, bool wide) {
+    c.f32_stream = wide;
+    auto m = std::make_unique<vit::Vit>(c, nn::Build{.seed = 3, .dtype = dtype});
+    for (nn::Parameter* p : m->parameters())  // the rule's weights as bf16 has them
+      p->set(cast(cast(golden::make(p->path(), p->value().shape()), bf16), dtype));
+    return m;
+  };
+  const auto error = [](const Tensor& a, const Tensor& exact) {
+    const Tensor d = cast(a.detach(), f64) - exact.detach();
+    return std::sqrt(sum(d * d).item() / sum(exact.detach() * exact.detach()).item());
+  };
+  const auto exact = made(f64, false), narrow = made(bf16, false), wide = made(bf16, true);
+  const Tensor image = cast(cast(images(), bf16), f64);
+  std::vector<Tensor> y, g;
+  for (vit::Vit* m : {exact.get(), narrow.get(), wide.get()}) {
+    const Tensor tokens = m->tokens(cast(image, m->build().dtype));
+    CHECK(tokens.dtype() == m->build().dtype);
+    y.push_back(tokens);
+    backward(tokens, cast(normal(tokens.shape(), "dy"), tokens.dtype()));
+    g.push_back(grad_of(m->pos_embed));
+  }
+  CHECK(error(y[2], y[0]) < 0.6 * error(y[1], y[0]));  // measured: 0.0030 and 0.0074
+  CHECK(error(g[2], g[0]) < 0.6 * error(g[1], g[0]));  // 0.0035 and 0.0079
+  tuners::apply_spec(*wide,
+                     "blocks.*: u_adapter(dim=4); blocks.*.mlp: u_adapter(dim=4, on=x); blocks.0: u_prefix(length=2);"
+                     "blocks.1: u_prompt(length=2); blocks.*.attn: u_prefix(length=2); blocks.*.attn: lora(slices=qv); head: train");
+  backward(cross_entropy(cast((*wide)(cast(image, bf16)), f32), labels()));
+  for (nn::Parameter* p : wide->parameters())
+    if (p->trainable()) CHECK_MESSAGE(grad_of(*p).defined(), p->path());
 }
 
 TEST_CASE("checkpointing keeps less") {

@@ -52,6 +52,9 @@ Tensor attend_to(const Tensor& z, const Tensor& k, const Tensor& v, int heads) {
   return reshape(attention(q, split_heads(k, b, heads), split_heads(v, b, heads)).o, {b, n, d});
 }
 
+// y + tau where y may be an f32 stream and tau 16-bit.
+Tensor plus(const Tensor& y, const Tensor& tau) { return y + cast(tau, y.dtype()); }
+
 }  // namespace
 
 UAdapter::UAdapter(nn::Module* target, std::string_view name, const AdapterOptions& o)
@@ -62,7 +65,7 @@ UAdapter::UAdapter(nn::Module* target, std::string_view name, const AdapterOptio
 
 Tensor UAdapter::apply(const nn::Site& site) {
   const Tensor& t = options.reads == Reads::x ? site.x : options.reads == Reads::z ? site.z : site.y;
-  return up.add_to(site.y, down.with_activation(t, options.act), options.scale);
+  return up.add_to(site.y, down.with_activation(cast(t, down.weight.value().dtype()), options.act), options.scale);
 }
 
 UPrefix::UPrefix(nn::Module* core, std::string_view name, const nn::AttentionPlace& place, const TokenOptions& o)
@@ -99,7 +102,9 @@ UPrefixBeside::UPrefixBeside(nn::Module* target, std::string_view name, const To
     : Tuner(target, name),
       k(this, "k", {positive(o.length, "u_prefix: length"), square_width_of(target, "u_prefix")}, nn::Init::xavier()),
       v(this, "v", {o.length, k.value().size(1)}, nn::Init::zero()) {}
-Tensor UPrefixBeside::apply(const nn::Site& site) { return site.y + attend_to(site.z, k, v, target().heads()); }
+Tensor UPrefixBeside::apply(const nn::Site& site) {
+  return plus(site.y, attend_to(cast(site.z, k.value().dtype()), k, v, target().heads()));
+}
 
 UPromptBeside::UPromptBeside(nn::Module* target, std::string_view name, const TokenOptions& o)
     : Tuner(target, name),
@@ -107,7 +112,8 @@ UPromptBeside::UPromptBeside(nn::Module* target, std::string_view name, const To
              nn::Init::xavier()),
       scale(this, "scale", {1}, nn::Init::zero()) {}
 Tensor UPromptBeside::apply(const nn::Site& site) {
-  return site.y + attend_to(site.z, tokens, tokens, target().heads()) * scale.value();
+  const Tensor z = cast(site.z, scale.value().dtype());
+  return plus(site.y, attend_to(z, tokens, tokens, target().heads()) * scale.value());
 }
 
 }  // namespace capo::tuners

@@ -38,7 +38,7 @@ Tensor Linear::with_activation(const Tensor& x, Activation act) {
 // The factor goes to the product's narrower operands.
 Tensor Linear::add_to(const Tensor& r, const Tensor& x, double scale) {
   const auto scaled = [scale](const Tensor& t) { return scale == 1.0 || !t.defined() ? t : t * scale; };
-  if (tapped()) return r + scaled((*this)(x));
+  if (tapped() || r.dtype() != x.dtype()) return r + cast(scaled((*this)(x)), r.dtype());
   const ModuleScope scope(&path());
   return add_linear(r, {{scaled(x), weight, scaled(bias_or_none())}});
 }
@@ -48,7 +48,7 @@ LayerNorm::LayerNorm(Module* up, std::string_view name, std::int64_t dim, double
 Tensor LayerNorm::forward(const Tensor& x) { return layer_norm(x, weight, bias, eps); }
 AddNorm LayerNorm::add(const Tensor& x, const Tensor& r) {
   if (tapped()) {
-    const Tensor sum = x + r;
+    const Tensor sum = x + cast(r, x.dtype());
     return {sum, (*this)(sum)};
   }
   const ModuleScope scope(&path());

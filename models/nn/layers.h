@@ -16,7 +16,7 @@ class Linear : public Layer<Linear> {
   Tensor forward(const Tensor& x) { return linear(x, weight, bias_or_none()); }
   // act(this(x)), fused while nothing is attached.
   Tensor with_activation(const Tensor& x, Activation act);
-  // r + scale * this(x), fused while nothing is attached.
+  // r + scale * this(x), fused while nothing is attached and r is of the product's dtype (an f32 stream is not).
   Tensor add_to(const Tensor& r, const Tensor& x, double scale = 1.0);
   Tensor bias_or_none() const { return bias ? bias->value() : Tensor(); }
   std::int64_t in() const { return weight.value().size(1); }
@@ -32,7 +32,7 @@ class LayerNorm : public Layer<LayerNorm> {
  public:
   LayerNorm(Module* up, std::string_view name, std::int64_t dim, double eps = 1e-6);
   Tensor forward(const Tensor& x);
-  // {x + r, this(x + r)}, fused while nothing is attached.
+  // {x + r, this(x + r)}, fused while nothing is attached. x may be f32 beside a 16-bit r.
   AddNorm add(const Tensor& x, const Tensor& r);
   Tensor reapply(const Tensor& x) override { return (*this)(x); }
   Parameter weight, bias;

@@ -48,7 +48,7 @@ Block::Block(nn::Module* up, std::string_view name, const VitConfig& c, double d
   attn.set_pre_norm(&norm1);
 }
 
-Tensor Stream::sum() const { return r.defined() ? x + r : x; }
+Tensor Stream::sum() const { return r.defined() ? x + cast(r, x.dtype()) : x; }
 
 // Handles are dropped at once: what no graph keeps (in evaluation, all of it) is then free for what follows.
 Stream Block::step(Stream in) {
@@ -95,15 +95,16 @@ Tensor Vit::stream(const Tensor& image) {
              "vit: image must be [B, ", config.image, ", ", config.image, ", ", config.channels, "], got ",
              image.shape());
   const std::int64_t batch = image.size(0);
-  Tensor x = patch_embed(image);
-  if (config.no_embed_class) x = x + pos_embed.value();
+  const auto in_stream = [this](const Tensor& t) { return config.f32_stream && is_half(t.dtype()) ? cast(t, f32) : t; };
+  Tensor x = in_stream(patch_embed(image));
+  if (config.no_embed_class) x = x + in_stream(pos_embed);
   std::vector<Tensor> parts;
   for (const auto* t : {&cls_token, &dist_token, &reg_token})
-    if (*t) parts.push_back(for_each(**t, batch));
+    if (*t) parts.push_back(for_each(in_stream(**t), batch));
   parts.push_back(x);
   if (parts.size() > 1) x = concat(parts, 1);
   parts.clear();
-  if (!config.no_embed_class) x = x + pos_embed.value();
+  if (!config.no_embed_class) x = x + in_stream(pos_embed);
   x = pos_drop(x);
   if (patch_drop) x = (*patch_drop)(x);
   Stream s{std::move(x), {}};

@@ -30,6 +30,7 @@ struct VitConfig {
   double patch_drop = 0;    // share of the patches that training leaves out, drawn for each sample; prefix tokens stay
   double norm_eps = 1e-6;
   bool checkpoint = false;  // recompute each block in the backward pass
+  bool f32_stream = false;  // bf16 and f16 models: the tokens between blocks stay f32, norms and products 16-bit
 
   int tokens() const { return (image / patch) * (image / patch); }
   // Rows of pos_embed that are no patch's.
@@ -51,7 +52,8 @@ struct NamedShape {
 };
 VitConfig config_from_names(const std::vector<NamedShape>& names, int heads = 0);
 
-// The tokens between blocks: x, or x + r while the sum waits for the norm that it is fused with.
+// The tokens between blocks: x, or x + r while the sum waits for the norm that it is fused with. r is of x's dtype, or 16-bit
+// beside an f32 x.
 struct Stream {
   Tensor x, r;  // r: or undefined
   Tensor sum() const;

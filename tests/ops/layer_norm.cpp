@@ -6,6 +6,8 @@
 #include <capo/tests/op_test.h>
 #include <capo/tests/per_sample.h>
 
+#include <doctest/doctest.h>
+
 namespace capo::test {
 namespace {
 
@@ -72,6 +74,20 @@ Sample add_sample(const std::string& label, const Tensors& inputs, Read read = R
   return s;
 }
 
+// The same call with x as an f32 stream, where the sample runs in 16 bits.
+Sample as_stream(const std::string& label, Sample s) {
+  s.label = label;
+  s.run = [run = s.run](const Tensors& in) {
+    if (!is_half(in[0].dtype())) return run(in);
+    Tensors wide = in;
+    wide[0] = cast(in[0], f32);
+    Tensors out = run(wide);
+    for (Tensor& y : out) y = cast(y, in[0].dtype());
+    return out;
+  };
+  return s;
+}
+
 Tensor x_of(const Shape& shape, double mean = 0.3, double std = 1.5) { return normal(shape, cat("x", shape), mean, std); }
 Tensor weight_of(std::int64_t c) { return normal({c}, "weight", 1, 0.3); }
 Tensor weights_of(std::int64_t b, std::int64_t c) { return normal({b, c}, "weights", 1, 0.3); }
@@ -113,6 +129,8 @@ OpCase layer_norm_case() {
   Sample huge = layer_sample("one huge row", {x_of({1, 70001}, -3, 2), weight_of(70001), bias_of(70001)});
   huge.grad_tol = 1e-5;
   c.samples.push_back(one);
+  c.samples.push_back(as_stream("stream", c.samples[0]));
+  c.samples.push_back(as_stream("stream, whole packs", c.samples[7]));
   c.samples.push_back(shifted);
   c.samples.push_back(huge);
   const Tensor x = x_of({2, 3, 5});
@@ -175,10 +193,20 @@ OpCase add_layer_norm_case() {
       add_sample("whole packs, a long row", of({2, 1544})),
       add_sample("empty rows", of({0, 6})),
       add_sample("empty columns", of({3, 0})),
+      as_stream("stream", add_sample("", of({2, 3, 5}))),
+      as_stream("stream, only y is read", add_sample("", of({2, 3, 5}), Read::y)),
+      as_stream("stream, only the sum is read", add_sample("", of({2, 3, 5}), Read::sum)),
+      as_stream("stream, no weight", add_sample("", {x_of({3, 7}), r_of({3, 7}), {}, {}})),
+      as_stream("stream, whole packs, several chunks of rows", add_sample("", of({70, 520}))),
+      as_stream("stream, whole packs, a long row", add_sample("", of({2, 1544}))),
+      as_stream("stream, a weight for each sample",
+                add_sample("", {x_of({2, 70, 9}), r_of({2, 70, 9}), weights_of(2, 9), biases_of(2, 9)})),
   };
   const Tensor x = x_of({2, 3, 5}), r = r_of({2, 3, 5});
   c.errors = {
       {"shapes", [=] { add_layer_norm(x, r_of({3, 5})); }, "x and r must be alike"},
+      {"a narrow stream", [=] { add_layer_norm(cast(x, bf16), cast(r, f32)); }, "x and r must be alike"},
+      {"a stream's weight", [=] { add_layer_norm(cast(x, f32), cast(r, bf16), cast(weight_of(5), f16)); }, "mixed dtypes"},
       {"dtypes", [=] { add_layer_norm(x, cast(r, f32)); }, "x and r must be alike"},
       {"weight size", [=] { add_layer_norm(x, r, weight_of(4)); }, "weight must be [5]"},
       {"eps", [=] { add_layer_norm(x, r, {}, {}, 0); }, "eps must be > 0"},
@@ -199,6 +227,8 @@ OpCase add_rms_norm_case() {
       add_sample("whole packs, several chunks of rows", of({66, 1032})),
       add_sample("whole packs, a long row", of({2, 1544})),
       add_sample("empty", of({0, 6})),
+      as_stream("stream, odd columns", add_sample("", of({70, 37}))),
+      as_stream("stream, whole packs", add_sample("", of({9, 264}))),
   };
   const Tensor x = x_of({2, 5});
   c.errors = {
@@ -212,6 +242,20 @@ OpCase add_rms_norm_case() {
 
 std::vector<OpCase> op_cases() {
   return {layer_norm_case(), rms_norm_case(), add_layer_norm_case(), add_rms_norm_case()};
+}
+
+TEST_CASE("an f32 stream: the sum is not rounded, y and the residual's gradient are 16-bit, the stream's gradient is f32") {
+  const Tensor x = cast(x_of({4, 9}), f32), r = cast(r_of({4, 9}), bf16), w = cast(weight_of(9), bf16), b = cast(bias_of(9), bf16);
+  for (const Tensor& t : {x, r, w, b}) set_requires_grad(t, true);
+  const AddNorm out = add_layer_norm(x, r, w, b);
+  CHECK(same_bits(out.sum.detach(), x.detach() + cast(r.detach(), f32)));
+  CHECK(same_bits(out.y.detach(), cast(layer_norm(out.sum.detach(), cast(w, f32).detach(), cast(b, f32).detach()), bf16)));
+  CHECK(layer_norm(x, w, b).dtype() == bf16);
+  CHECK(layer_norm(x, cast(w, f32), cast(b, f32)).dtype() == f32);
+  const auto g = grad({out.sum, out.y}, {x, r, w, b}, {ones({4, 9}, f32), ones({4, 9}, bf16)});
+  CHECK(g[0].dtype() == f32);
+  CHECK(same_bits(g[1], cast(g[0], bf16)));
+  CHECK(g[2].dtype() == bf16);
 }
 
 }  // namespace capo::test
