@@ -114,11 +114,33 @@ Tensor apply_dense(const Geometry& one, bool transposed, const Tensor& source, c
   return y;
 }
 
+// On CUDA: how the sum over (tap, channel) is cut where too few blocks of positions would fill a device. By shape alone.
+struct SumCut {
+  std::int64_t chunks, chunk;
+};
+SumCut cut_sum(const Geometry& g, bool transposed, DType dtype) {
+  constexpr std::int64_t kBlocks = 256, kMinChunk = 512, kMostChunks = 32, kWhole = 64;
+  const auto tiles = [](std::int64_t n, std::int64_t tile) { return (n + tile - 1) / tile; };
+  const std::int64_t sum = taps_of(g) * (transposed ? g.cout : g.cin);
+  const bool phases = transposed && g.stride[0] * g.stride[1] * g.stride[2] > 1;  // they cut the sum already
+  const auto& result = transposed ? g.in : g.out;
+  const std::int64_t positions = g.batch * result[0] * result[1] * result[2];
+  const std::int64_t rows = is_half(dtype) ? 2 * kConvCudaTile : kConvCudaTile;
+  const std::int64_t blocks = g.groups * tiles(positions, rows) * tiles(transposed ? g.cin : g.cout, kConvCudaTile);
+  const std::int64_t wanted = blocks > 0 ? std::min({kBlocks / blocks, sum / kMinChunk, kMostChunks}) : 1;
+  if (phases || is_depthwise(g) || wanted <= 1) return {1, std::max<std::int64_t>(sum, 1)};
+  const std::int64_t chunk = tiles(tiles(sum, wanted), kWhole) * kWhole;
+  return {tiles(sum, chunk), chunk};
+}
+
 // y from x (transposed = false), or what is shaped like x from what is shaped like y. All contiguous; bias may be undefined.
 Tensor apply(const Geometry& g, bool transposed, const Tensor& source, const Tensor& w, const Tensor& bias) {
   const Tensor y = empty(transposed ? x_shape(g) : y_shape(g), source.dtype(), source.device());
   if (y.device().is_cuda()) {
-    const ConvDirectArgs direct{g, source.dtype(), transposed, source.data(), w.data(), data_or_null(bias), y.data()};
+    const SumCut cut = cut_sum(g, transposed, source.dtype());
+    const Tensor parts = cut.chunks > 1 ? empty({cut.chunks, y.numel()}, f32, y.device()) : Tensor();
+    const ConvDirectArgs direct{g, source.dtype(), transposed, source.data(), w.data(), data_or_null(bias), y.data(),
+                                parts.defined() ? parts.data<float>() : nullptr, cut.chunks, cut.chunk};
     launch(kernels::conv_direct, y.device(), direct, y.numel(), 1);
     return y;
   }

@@ -122,6 +122,10 @@ struct ConvDirectArgs {
   bool transposed;
   const void *source, *w, *bias;
   void* result;
+  // A long sum over few positions goes in chunks of `chunk` (tap, channel) pairs, whose f32 parts [chunks, result] are
+  // added in order; null: chunks is 1.
+  float* parts;
+  std::int64_t chunks, chunk;
 };
 // As ConvWeightArgs; the parts are f32, and dw is their sum. Items: elements of dw.
 // tile: output channels and (tap, input channel) columns of a block, kConvCudaTile or, of 16-bit elements, twice that.

@@ -171,6 +171,9 @@ std::vector<OpCase> op_cases() {
   c.samples.push_back(make_large("3x2, inputs summed in pieces", {1, 3, 4, 601}, {9, 3, 2, 601}, {.pad_before = {1}}));
   c.samples.push_back(make_large("depthwise, 5x5", {2, 7, 9, 37}, {37, 5, 5, 1}, {.pad_before = {2}, .groups = 37}));
   c.samples.push_back(make_large("depthwise, 3d", {1, 5, 4, 6, 35}, {35, 3, 3, 3, 1}, {.stride = {1, 1, 2}, .pad_before = {1}, .groups = 35}));
+  // Few positions and long sums, which CUDA cuts; the data gradients too.
+  c.samples.push_back(make_large("long sums", {1, 4, 5, 72}, {72, 3, 5, 72}, {.pad_before = {1, 2}}));
+  c.samples.push_back(make_large("long sums, odd, groups", {1, 3, 4, 118}, {66, 3, 6, 59}, {.pad_before = {1, 3}, .groups = 2}));
   // So many blocks that CUDA takes its widest ones.
   c.samples.push_back(make_large("groups in eights", {1, 10, 13, 512}, {4608, 1, 1, 8}, {.groups = 64}));
   t.samples.push_back(make_large("groups in eights", {1, 5, 14, 128}, {128, 2, 4, 72}, {.stride = {2, 4}, .groups = 16}, true));
