@@ -55,52 +55,35 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kHead>) attention_backward_q
   CAPO_SHARED_DYNAMIC(carve);
   T* const q = carve.take<T>(kOwn * kRow);
   T* const d_o = carve.take<T>(kOwn * kRow);
-  T* const k = carve.take<T>(2 * kKeys * kRow);
-  T* const v = carve.take<T>(2 * kKeys * kRow);
   const Block at = block_of(a, a.nq);
-  const Rows<T> kg = keys<T>(a, at, wide), vg = vectors<T>(a, at, wide);
   const Scores<T> score = scores<T>(a, at);
   const int end = g.dbias ? score.nk : seen_keys(score, at.first);  // dbias is zero, not absent, at unseen keys
+  Passing<kHead, kKeys, T> tiles(carve, keys<T>(a, at, wide), vectors<T>(a, at, wide), end);
   const int lane = static_cast<int>(threadIdx.x) % kWarp, own = static_cast<int>(threadIdx.x) / kWarp * 16;
   const int row = at.first + own + lane / 4, column = lane % 4 * 2;
 
   load_tile<kHead, kOwn>(q, queries<T>(a, at, wide), at.first);
   load_tile<kHead, kOwn>(d_o, output_gradients<T>(g, at, wide), at.first);
-  if (end > 0) {
-    load_tile<kHead, kKeys>(k, kg, 0);
-    load_tile<kHead, kKeys>(v, vg, 0);
-  }
-  gpu::cp_async_commit();
+  tiles.begin(0);
   const float lse[2] = {log_sum(a, at.bh, row), log_sum(a, at.bh, row + 8)};
   const float delta[2] = {delta_of(g, at.bh, row), delta_of(g, at.bh, row + 8)};
 
   float dq[kHead / 8][4] = {};
-  int now = 0;
-  for (int key = 0; key < end; key += kKeys, now = kKeys * kRow - now) {
-    const int next = kKeys * kRow - now;
-    if (key + kKeys < end) {
-      load_tile<kHead, kKeys>(k + next, kg, key + kKeys);
-      load_tile<kHead, kKeys>(v + next, vg, key + kKeys);
-      gpu::cp_async_commit();
-      gpu::cp_async_wait<1>();
-    } else {
-      gpu::cp_async_wait<0>();
-    }
-    __syncthreads();
-
+  for (int key = 0; key < end; key += kKeys) {
+    tiles.arrive(key);
     float p[kKeys / 8][4] = {}, ds[kKeys / 8][4] = {};
-    multiply_rows<kHead>(p, q + own * kRow, k + now);
+    multiply_rows<kHead>(p, q + own * kRow, tiles.x());
     const int last = key + kKeys - 1;
     score.template apply<false>(p, row, key + column, last < score.nk && score.sees(at.first, last));
-    multiply_rows<kHead>(ds, d_o + own * kRow, v + now);
+    multiply_rows<kHead>(ds, d_o + own * kRow, tiles.y());
 #pragma unroll
     for (int n = 0; n < kKeys / 8; ++n)
 #pragma unroll
       for (int i = 0; i < 4; ++i) ds[n][i] = exp2f(p[n][i] - lse[i / 2]) * (ds[n][i] - delta[i / 2]);
     if (g.dbias)
       store_bias_gradient(static_cast<float*>(g.dbias) + at.bh * a.nq * a.nk, ds, row, key + column, a.nq, a.nk);
-    if (g.dq) add_weighted<kHead>(dq, ds, k + now);
-    __syncthreads();  // this step's k and v are free for the copy after next
+    if (g.dq) add_weighted<kHead>(dq, ds, tiles.x());
+    tiles.leave();
   }
   gpu::cp_async_wait<0>();
   const float scale = static_cast<float>(a.scale), both[2] = {scale, scale};
@@ -117,16 +100,14 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kHead>) attention_backward_k
   CAPO_SHARED_DYNAMIC(carve);
   T* const k = carve.take<T>(kOwn * kRow);
   T* const v = carve.take<T>(kOwn * kRow);
-  T* const q = carve.take<T>(2 * kQueries * kRow);
-  T* const d_o = carve.take<T>(2 * kQueries * kRow);
-  float* const rows = carve.take<float>(2 * 2 * kQueries);  // lse and delta of a step's queries, twice buffered
   const Block at = block_of(a, a.nk);
-  const Rows<T> qg = queries<T>(a, at, wide), og = output_gradients<T>(g, at, wide);
   const Scores<T> score = scores<T>(a, at);
   const int me = static_cast<int>(threadIdx.x), lane = me % kWarp, own = me / kWarp * 16;
   const int row = at.first + own + lane / 4, column = lane % 4 * 2;
   const int first_seen = score.causal ? at.first - score.shift : 0;  // the first query that sees the block's first key
   const int begin = first_seen > 0 ? first_seen / kQueries * kQueries : 0, end = score.nq;
+  Passing<kHead, kQueries, T> tiles(carve, queries<T>(a, at, wide), output_gradients<T>(g, at, wide), end);
+  float* const rows = carve.take<float>(2 * 2 * kQueries);  // lse and delta of a step's queries, twice buffered
   // What this thread brings of a step's rows.
   const auto row_value = [&](int query) {
     if (me < kQueries) return log_sum(a, at.bh, query + me);
@@ -135,32 +116,18 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kHead>) attention_backward_k
 
   load_tile<kHead, kOwn>(k, keys<T>(a, at, wide), at.first);
   load_tile<kHead, kOwn>(v, vectors<T>(a, at, wide), at.first);
-  if (begin < end) {
-    load_tile<kHead, kQueries>(q, qg, begin);
-    load_tile<kHead, kQueries>(d_o, og, begin);
-    if (me < 2 * kQueries) rows[me] = row_value(begin);
-  }
-  gpu::cp_async_commit();
+  if (begin < end && me < 2 * kQueries) rows[me] = row_value(begin);
+  tiles.begin(begin);
 
   float dk[kHead / 8][4] = {}, dv[kHead / 8][4] = {};
   int now = 0;
   for (int query = begin; query < end; query += kQueries, now = 1 - now) {
-    const int here = now * kQueries * kRow, next = (1 - now) * kQueries * kRow;
-    float ahead = 0;
-    if (query + kQueries < end) {
-      load_tile<kHead, kQueries>(q + next, qg, query + kQueries);
-      load_tile<kHead, kQueries>(d_o + next, og, query + kQueries);
-      ahead = row_value(query + kQueries);
-      gpu::cp_async_commit();
-      gpu::cp_async_wait<1>();
-    } else {
-      gpu::cp_async_wait<0>();
-    }
-    __syncthreads();
+    const float ahead = query + kQueries < end ? row_value(query + kQueries) : 0.0f;
+    tiles.arrive(query);
 
     float p[kQueries / 8][4] = {};
     const float* const lse = rows + now * 2 * kQueries + column;
-    multiply_rows<kHead>(p, k + own * kRow, q + here);
+    multiply_rows<kHead>(p, k + own * kRow, tiles.x());
     // Queries that do not exist have lse = +inf, keys that do not exist rows that nobody reads.
     score.template apply<true>(p, row, query + column, score.sees(query, at.first + kOwn - 1));
 #pragma unroll
@@ -168,20 +135,20 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kHead>) attention_backward_k
 #pragma unroll
       for (int i = 0; i < 4; ++i) p[n][i] = exp2f(p[n][i] - lse[n * 8 + i % 2]);
     if constexpr (kDv)
-      if (g.dv) add_weighted<kHead>(dv, p, d_o + here);
+      if (g.dv) add_weighted<kHead>(dv, p, tiles.y());
     if constexpr (kDk)
       if (g.dk) {
         float ds[kQueries / 8][4] = {};
         const float* const delta = lse + kQueries;
-        multiply_rows<kHead>(ds, v + own * kRow, d_o + here);
+        multiply_rows<kHead>(ds, v + own * kRow, tiles.y());
 #pragma unroll
         for (int n = 0; n < kQueries / 8; ++n)
 #pragma unroll
           for (int i = 0; i < 4; ++i) ds[n][i] = p[n][i] * (ds[n][i] - delta[n * 8 + i % 2]);
-        add_weighted<kHead>(dk, ds, q + here);
+        add_weighted<kHead>(dk, ds, tiles.x());
       }
     if (me < 2 * kQueries) rows[(1 - now) * 2 * kQueries + me] = ahead;
-    __syncthreads();  // this step's q and do are free for the copy after next
+    tiles.leave();
   }
   gpu::cp_async_wait<0>();
   const float one[2] = {1.0f, 1.0f}, scale = static_cast<float>(a.scale), both[2] = {scale, scale};

@@ -50,39 +50,22 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kHead>) attention_forward_mm
   constexpr int kRow = kStride<kHead>, kKeys = kStep<kHead>;
   CAPO_SHARED_DYNAMIC(carve);
   T* const q = carve.take<T>(kOwn * kRow);
-  T* const k = carve.take<T>(2 * kKeys * kRow);
-  T* const v = carve.take<T>(2 * kKeys * kRow);
   const Block at = block_of(a, a.nq);
-  const Rows<T> kg = keys<T>(a, at, wide), vg = vectors<T>(a, at, wide);
   const Scores<T> score = scores<T>(a, at);
   const int end = seen_keys(score, at.first);
+  Passing<kHead, kKeys, T> tiles(carve, keys<T>(a, at, wide), vectors<T>(a, at, wide), end);
   const int lane = static_cast<int>(threadIdx.x) % kWarp, own = static_cast<int>(threadIdx.x) / kWarp * 16;
   const int row = at.first + own + lane / 4;
 
   load_tile<kHead, kOwn>(q, queries<T>(a, at, wide), at.first);
-  if (end > 0) {
-    load_tile<kHead, kKeys>(k, kg, 0);
-    load_tile<kHead, kKeys>(v, vg, 0);
-  }
-  gpu::cp_async_commit();
+  tiles.begin(0);
 
   float o[kHead / 8][4] = {};
   Online online[2];
-  int now = 0;
-  for (int key = 0; key < end; key += kKeys, now = kKeys * kRow - now) {
-    const int next = kKeys * kRow - now;
-    if (key + kKeys < end) {
-      load_tile<kHead, kKeys>(k + next, kg, key + kKeys);
-      load_tile<kHead, kKeys>(v + next, vg, key + kKeys);
-      gpu::cp_async_commit();
-      gpu::cp_async_wait<1>();
-    } else {
-      gpu::cp_async_wait<0>();
-    }
-    __syncthreads();
-
+  for (int key = 0; key < end; key += kKeys) {
+    tiles.arrive(key);
     float s[kKeys / 8][4] = {};
-    multiply_rows<kHead>(s, q + own * kRow, k + now);
+    multiply_rows<kHead>(s, q + own * kRow, tiles.x());
     const int last = key + kKeys - 1;
     score.template apply<false>(s, row, key + lane % 4 * 2, last < score.nk && score.sees(at.first, last));
 #pragma unroll
@@ -94,8 +77,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kHead>) attention_forward_mm
         o[n][2 * half + 1] *= shrink;
       }
     }
-    add_weighted<kHead>(o, s, v + now);
-    __syncthreads();  // this step's k and v are free for the copy after next
+    add_weighted<kHead>(o, s, tiles.y());
+    tiles.leave();
   }
   gpu::cp_async_wait<0>();
 

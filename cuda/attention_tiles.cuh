@@ -63,6 +63,49 @@ __device__ inline void load_tile(T* shared, const Rows<T>& x, int first) {
   }
 }
 
+// Tiles of kRows rows of two operands pass by, twice buffered: one step is computed while the next is copied.
+template <int kHead, int kRows, class T>
+class Passing {
+ public:
+  template <class Carve>
+  __device__ Passing(Carve& carve, const Rows<T>& first, const Rows<T>& second, int end)
+      : x_(carve.template take<T>(2 * kRows * kStride<kHead>)), y_(carve.template take<T>(2 * kRows * kStride<kHead>)),
+        first_(first), second_(second), end_(end) {}
+  // Starts with the tiles of rows row .. and what else the caller has begun to copy.
+  __device__ void begin(int row) {
+    if (row < end_) load(row, now_);
+    cp_async_commit();
+  }
+  // Sends for the tiles after those of rows row .., which are there for all on return.
+  __device__ void arrive(int row) {
+    if (row + kRows < end_) {
+      load(row + kRows, kRows * kStride<kHead> - now_);
+      cp_async_commit();
+      cp_async_wait<1>();
+    } else {
+      cp_async_wait<0>();
+    }
+    __syncthreads();
+  }
+  // All have read this step's tiles: they are free for the copy after next.
+  __device__ void leave() {
+    __syncthreads();
+    now_ = kRows * kStride<kHead> - now_;
+  }
+  __device__ const T* x() const { return x_ + now_; }
+  __device__ const T* y() const { return y_ + now_; }
+
+ private:
+  __device__ void load(int row, int at) {
+    load_tile<kHead, kRows>(x_ + at, first_, row);
+    load_tile<kHead, kRows>(y_ + at, second_, row);
+  }
+  T *x_, *y_;
+  const Rows<T> first_, second_;
+  const int end_;
+  int now_ = 0;
+};
+
 // s[16][8 kN] += x y^T of a warp's 16 rows and 8 kN rows of y, both kHead long, in shared memory.
 template <int kHead, class T, int kN>
 __device__ inline void multiply_rows(float (&s)[kN][4], const T* x, const T* y) {
