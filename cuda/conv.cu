@@ -209,7 +209,8 @@ void conv_direct_cuda(const ConvDirectArgs& p, int64_t items, void* stream) {
   if (!p.parts) return;
   const int64_t channels = p.g.groups * (p.transposed ? p.g.cin : p.g.cout);
   gemm_finish_cuda({p.dtype, f32, p.parts, p.bias, nullptr, p.result, Activation::none, p.chunks, items / channels,
-                    channels}, stream);
+                    channels, nullptr, channels},
+                   stream);
 }
 
 }  // namespace capo::kernels

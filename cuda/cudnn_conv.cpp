@@ -194,7 +194,9 @@ bool cudnn_conv(const ConvDirectArgs& a, void* stream) {
   const std::int64_t* const result = a.transposed ? a.g.in : a.g.out;
   const std::int64_t rows = a.g.batch * result[0] * result[1] * result[2],
                      channels = a.g.groups * (a.transposed ? a.g.cin : a.g.cout);
-  gemm_finish_cuda({f32, f32, a.result, a.bias, nullptr, a.result, Activation::none, 1, rows, channels}, stream);
+  gemm_finish_cuda({f32, f32, a.result, a.bias, nullptr, a.result, Activation::none, 1, rows, channels, nullptr,
+                    channels},
+                   stream);
   return true;
 }
 
