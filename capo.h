@@ -28,6 +28,7 @@
 #include <capo/engine/graph.h>
 #include <capo/engine/json.h>
 #include <capo/engine/npy.h>
+#include <capo/engine/profile.h>
 #include <capo/engine/ref.h>
 #include <capo/engine/rng.h>
 #include <capo/engine/safetensors.h>

@@ -1,6 +1,7 @@
 // The backward pass: a heap of nodes by descending sequence number (consumers are newer than producers), so there is
 // no topological sort and no recursion, and the order of every sum is fixed.
 #include <capo/autograd/autograd.h>
+#include <capo/engine/profile_internal.h>
 
 #include <algorithm>
 #include <queue>
@@ -65,6 +66,7 @@ class Pass {
   void want_all_leaves() { all_leaves_ = true; }
 
   void run(const std::vector<Tensor>& outputs, const std::vector<Tensor>& cotangents) {
+    const detail::TimedBackward timed;
     explore();
     for (const auto& t : outputs)  // an output that is itself a leaf: its seed is one more use
       if (const Edge e = detail::edge_of(t); e.leaf && wants(e)) count_use(e.leaf.get());
@@ -201,12 +203,15 @@ class Pass {
       if (wants(edges[i])) mask |= std::uint64_t{1} << (i < 63 ? i : 63);
     Grads grads;
     Started started(*this, edges);
-    if (options_.create_graph) {
-      const WithGrad on;
-      grads = node->apply(cotangents, Needs(mask), started);
-    } else {
-      const NoGrad off;
-      grads = node->apply(cotangents, Needs(mask), started);
+    {
+      const detail::TimedNode timed(node->op(), node->sequence());
+      if (options_.create_graph) {
+        const WithGrad on;
+        grads = node->apply(cotangents, Needs(mask), started);
+      } else {
+        const NoGrad off;
+        grads = node->apply(cotangents, Needs(mask), started);
+      }
     }
     CAPO_CHECK(grads.size() <= edges.size(), node->op(), ": returned ", grads.size(), " gradients for ", edges.size(),
                " inputs");

@@ -2,6 +2,7 @@
 #include <capo/autograd/autograd.h>
 
 #include <capo/engine/caching_allocator.h>
+#include <capo/engine/profile_internal.h>
 
 #include <algorithm>
 #include <cstdio>
@@ -72,14 +73,22 @@ void account_saved(const char* op, const Saved& saved) {
   }
 }
 
-ModuleScope::ModuleScope(const std::string* path) : before_(module_path) { module_path = path; }
-ModuleScope::~ModuleScope() { module_path = before_; }
+ModuleScope::ModuleScope(const std::string* path) : before_(module_path) {
+  module_path = path;
+  if (detail::profiling()) detail::begin_module(*path);
+}
+ModuleScope::~ModuleScope() {
+  if (detail::profiling()) detail::end_module();
+  module_path = before_;
+}
 const std::string& current_module() { return module_path ? *module_path : kNoModule; }
 
 OpObserver::OpObserver(Hook hook, void* user) : hook_(hook), user_(user), outer_(observer) { observer = this; }
 OpObserver::~OpObserver() { observer = outer_; }
 
+// Also called with an undefined y, by ops that neither record nor return a tensor: for the profile alone.
 void detail::observe(const char* op, const Tensor& y) {
+  if (profiling()) name_launches(op, current_module());
   if (!observer || !y.defined()) return;
   struct Pause {
     OpObserver* self = std::exchange(observer, nullptr);

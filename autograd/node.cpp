@@ -1,5 +1,6 @@
 #include <capo/autograd/autograd.h>
 #include <capo/autograd/node.h>
+#include <capo/engine/profile_internal.h>
 
 #include <atomic>
 
@@ -129,6 +130,7 @@ void Node::bind_outputs(const std::vector<Tensor>& outputs) {
   }
   saved_.attach(this, outputs);
   account_saved(op_, saved_);
+  if (detail::profiling()) detail::remember_node(sequence_, current_module());
 }
 
 Tensor Node::remake(int output) const { detail::fail(op_, ": output ", output, " is not remade"); }

@@ -61,7 +61,7 @@ class RelaxedCapture {
 // Events of one device, made once and used again.
 class Events {
  public:
-  explicit Events(int index) : index_(index) {}
+  Events(int index, unsigned flags) : index_(index), flags_(flags) {}
   cudaEvent_t take() {
     {
       const std::lock_guard lock(mutex_);
@@ -73,7 +73,7 @@ class Events {
     }
     const UseDevice use(index_);
     cudaEvent_t e;
-    check_cuda(cudaEventCreateWithFlags(&e, cudaEventDisableTiming), "cuda: making an event");
+    check_cuda(cudaEventCreateWithFlags(&e, flags_), "cuda: making an event");
     return e;
   }
   void give_back(cudaEvent_t e) {
@@ -91,13 +91,18 @@ class Events {
 
  private:
   int index_;
+  unsigned flags_;
   std::mutex mutex_;
   std::vector<cudaEvent_t> spare_;
 };
 
 class CudaMemory final : public MemorySource {
  public:
-  explicit CudaMemory(int index) : events(index), index_(index), name_(cat("cuda:", index)) {}
+  explicit CudaMemory(int index)
+      : events(index, cudaEventDisableTiming),
+        clocks(index, cudaEventDefault),
+        index_(index),
+        name_(cat("cuda:", index)) {}
   const char* name() const override { return name_.c_str(); }
   void* take(std::size_t bytes) override {
     const UseDevice use(index_);
@@ -138,7 +143,7 @@ class CudaMemory final : public MemorySource {
     events.give_back(e);
   }
 
-  Events events;
+  Events events, clocks;
   void* own = nullptr;  // the device's own stream: the nameless one
   static thread_local std::array<void*, kMaxDevices> chosen;  // this thread's, by device; null: the device's own
 
@@ -332,6 +337,21 @@ class CudaBackend final : public DeviceBackend {
     check_cuda(cudaEventSynchronize(static_cast<cudaEvent_t>(mark)), "cuda: waiting for a mark");
   }
   void drop_mark(int index, void* mark) noexcept override { device(index).memory.events.give_back(static_cast<cudaEvent_t>(mark)); }
+
+  void* clock_mark(int index, void* stream) override {
+    CudaDevice& d = device(index);
+    return d.memory.clocks.mark(d.stream_of(stream));
+  }
+  double milliseconds(int, void* from, void* to) override {
+    float ms = 0;
+    check_cuda(cudaEventSynchronize(static_cast<cudaEvent_t>(to)), "cuda: waiting for a mark");
+    check_cuda(cudaEventElapsedTime(&ms, static_cast<cudaEvent_t>(from), static_cast<cudaEvent_t>(to)),
+               "cuda: reading a clock");
+    return ms;
+  }
+  void drop_clock_mark(int index, void* mark) noexcept override {
+    device(index).memory.clocks.give_back(static_cast<cudaEvent_t>(mark));
+  }
 
   Allocator& pinned() override { return pinned_; }
   void copy_async(int index, void* stream, void* dst, const void* src, std::size_t bytes) override {

@@ -1,5 +1,6 @@
 #include <capo/datasets/loader.h>
 #include <capo/datasets/sample_rng.h>
+#include <capo/engine/profile.h>
 
 #include <algorithm>
 #include <condition_variable>
@@ -66,6 +67,7 @@ struct Loader::Impl {
 
   // `b` brings memory only.
   HostBatch prepare(HostBatch b, std::int64_t ticket, const std::vector<std::int64_t>& order, std::uint64_t of_generation) {
+    const ProfileScope scope("prepare a batch");
     b.epoch = ticket / per_epoch;
     b.batch = ticket % per_epoch;
     const std::int64_t first = b.batch * opt.batch_size, last = std::min(first + opt.batch_size, set->size());

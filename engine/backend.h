@@ -66,6 +66,10 @@ class DeviceBackend {
   virtual void wait(int index, void* stream, void* mark) = 0;
   virtual void wait_here(int index, void* mark) = 0;
   virtual void drop_mark(int index, void* mark) noexcept = 0;
+  // Marks that keep the time at which the stream came by, for profiles. milliseconds() waits for `to`.
+  virtual void* clock_mark(int index, void* stream) = 0;
+  virtual double milliseconds(int index, void* from, void* to) = 0;
+  virtual void drop_clock_mark(int index, void* mark) noexcept = 0;
   // Page-locked memory of the host. copy_async() brings it to the device and returns at once: before a mark behind it was
   // waited for, src must not change and dst must not be read.
   virtual Allocator& pinned() = 0;
@@ -94,6 +98,7 @@ void synchronize(Device device);
 // Throws "<what>: needs the host, ..." when this thread captures a graph: for everything that would read device memory
 // on the host, or write host memory to the device.
 void refuse_capture(const char* what);
+bool capturing_graph();  // whether this thread does
 // A device's memory now; on the CPU and meta what their allocators count.
 DeviceMemory device_memory(Device device);
 // Gives back all that is cached for a device. What stays is live tensors and the driver's context. Other threads must not

@@ -1,5 +1,6 @@
 #include <capo/engine/error.h>
 #include <capo/engine/graph.h>
+#include <capo/engine/profile_internal.h>
 
 #include <cstring>
 
@@ -15,6 +16,8 @@ void refuse_capture(const char* what) {
   CAPO_CHECK(!capturing, what, ": needs the host, which cannot take part while a graph is captured on ",
              capturing->device());
 }
+
+bool capturing_graph() { return capturing; }
 
 Graph::Graph(Device device) : here_(kBytes) {
   backend_for(device);
@@ -58,7 +61,15 @@ void Graph::replay() {
     std::memcpy(here_.data() + s.at, &place, sizeof place);
   }
   if (used_ > 0) backend_for(device()).upload(device().index, state_.data(), here_.data(), used_);
-  work_->launch();
+  if (detail::profiling()) {
+    {
+      const detail::TimedLaunch timed("graph_replay", device(), {}, backend_for(device()).stream(device().index));
+      work_->launch();
+    }
+    detail::name_launches("graph_replay", "");
+  } else {
+    work_->launch();
+  }
   for (const Stream& s : streams_) s.generator->set_offset(s.generator->offset() + s.blocks);
 }
 

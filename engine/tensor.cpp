@@ -1,4 +1,5 @@
 #include <capo/engine/backend.h>
+#include <capo/engine/profile_internal.h>
 #include <capo/engine/tensor.h>
 
 #include <cstdio>
@@ -10,6 +11,7 @@ namespace capo {
 Storage::Storage(std::size_t bytes, Device device)
     : bytes_(bytes), device_(device), allocator_(&allocator(device)) {
   data_ = allocator_->allocate(bytes);
+  if (detail::profiling()) detail::count_allocation(device, bytes);
 }
 
 Storage::~Storage() { allocator_->release(data_, bytes_); }

@@ -10,8 +10,8 @@
 #include <capo/engine/threads.h>
 #include <capo/examples/command_line.h>
 #include <capo/examples/curve.h>
-#include <capo/examples/progress.h>
 #include <capo/examples/show_log.h>
+#include <capo/examples/step_profile.h>
 #include <capo/models/train/to_device.h>
 #include <capo/models/train/trainer.h>
 #include <capo/models/vit/load.h>
@@ -25,7 +25,8 @@
 using namespace capo;
 
 int main(int argc, char** argv) try {
-  std::string dataset = "tinyimagenet32", size = "vit_ti", out = "out/train", weights, optimizer = "adamw", precision = "f32", device_name = "cpu";
+  std::string dataset = "tinyimagenet32", size = "vit_ti", out = "out/train", weights, optimizer = "adamw",
+              precision = "f32", device_name = "cpu", profile_file;
   int patch = 8, image = 32, epochs = 30, batch = 128, threads = 0, workers = 1, stop_after = 0, rand_ops = 0;
   double lr = 1e-3, decay = 0.05, warmup = 1, smoothing = 0.1, drop_path = 0, patch_drop = 0, ema = 0;
   float mixup = 0, cutmix = 0, strength = 0.3f;
@@ -58,6 +59,10 @@ int main(int argc, char** argv) try {
   app.add_option("--threads", threads, "0: all processors, or CAPO_THREADS")->check(CLI::NonNegativeNumber);
   app.add_option("--workers", workers, "loader threads");
   app.add_option("--out", out, "folder for the model, curve, log and checkpoint");
+  const CLI::Option* profiled =
+      app.add_option("--profile", profile_file,
+                     "print where the time of 20 steps goes and write a trace (OUT/profile.json)")
+          ->expected(0, 1);
   if (const int code = examples::read_command_line(app, argc, argv); code >= 0) return code;
   examples::show_log();
   const Device device = usable_device(device_name);
@@ -117,13 +122,15 @@ int main(int argc, char** argv) try {
   options.csv = out + "/log.csv";
   options.tensorboard_dir = out + "/tensorboard";
   options.max_steps = stop_after;
-  examples::ProgressBar bar(60);
-  options.on_progress = examples::ProgressBar::progress;
-  options.on_epoch = examples::ProgressBar::epoch;
-  options.user = &bar;
+  if (profiled->count() > 0 && profile_file.empty()) profile_file = out + "/profile.json";
+  examples::StepProfile progress(profile_file, 60);
+  options.on_progress = examples::StepProfile::progress;
+  options.on_epoch = examples::StepProfile::epoch;
+  options.user = &progress;
   train::Trainer trainer(task, train_source, &test_source, options);
   const examples::StopOnSignal stop(trainer);
   const train::TrainResult result = trainer.run();
+  progress.finish();
 
   const Series curve = examples::validation_curve(options.csv, name);
   write_png(out + "/curve.png", plot({curve}, {.title = cat("validation accuracy, ", dataset), .x_label = "epoch", .y_label = "top-1 (%)"}));

@@ -39,8 +39,13 @@ int main(int argc, char** argv) try {
   app.add_option("--threads", o.threads, "0: all processors, or CAPO_THREADS")->check(CLI::NonNegativeNumber);
   app.add_option("--device", device_name, "cpu, cuda or cuda:N");
   app.add_option("--out", o.out, "folder for pictures and the tuner");
+  const CLI::Option* profiled =
+      app.add_option("--profile", o.profile,
+                     "print where the time of 20 steps goes and write a trace (OUT/profile.json)")
+          ->expected(0, 1);
   if (const int code = examples::read_command_line(app, argc, argv); code >= 0) return code;
   examples::show_log();
+  if (profiled->count() > 0 && o.profile.empty()) o.profile = o.out + "/profile.json";
   if (o.threads > 0) set_num_threads(o.threads);
   set_matmul_precision(o.precision == "bf16" ? bf16 : f32);
   o.device = usable_device(device_name);

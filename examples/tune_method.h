@@ -3,7 +3,7 @@
 #pragma once
 
 #include <capo/engine/files.h>
-#include <capo/examples/progress.h>
+#include <capo/examples/step_profile.h>
 #include <capo/examples/tune_pictures.h>
 #include <capo/models/nn/state.h>
 #include <capo/models/train/memory_plan.h>
@@ -21,7 +21,7 @@ namespace capo::examples {
 
 struct TuneOptions {
   std::string dataset = "fashion-mnist", data, weights = CAPO_SHIPPED_WEIGHTS, preprocess, method = "u-tuning", out = "out/tune",
-              precision = "f32";
+              precision = "f32", profile;
   Device device = kCpu;
   int train_images = 1000, test_images = 0, epochs = 8, batch = 16, image = 0, threads = 0;
   double lr = 0;
@@ -142,10 +142,10 @@ inline TuneResult tune_with(const TuneOptions& o, const std::string& name, const
   options.warmup_epochs = 1;
   options.clip_norm = 1;
   options.seed = o.seed;
-  ProgressBar bar;
-  options.on_progress = ProgressBar::progress;
-  options.on_epoch = ProgressBar::epoch;
-  options.user = &bar;
+  StepProfile progress(o.profile, 10);
+  options.on_progress = StepProfile::progress;
+  options.on_epoch = StepProfile::epoch;
+  options.user = &progress;
 
   const std::int64_t largest = std::max({train_set->size(), validation_set->size(), test_set->size()});
   const train::MemoryPlan plan = plan_tuning(model.config, spec, heads_alone, o.batch, std::min(plain.batch_size, largest), data);
@@ -162,6 +162,7 @@ inline TuneResult tune_with(const TuneOptions& o, const std::string& name, const
   const auto fit = [&](train::Classifier& classifier, train::BatchSource& images, train::BatchSource& validation, train::BatchSource& test) {
     train::ClassificationTask task(classifier, 0.1);
     trained = train::Trainer(task, images, &validation, options).run();
+    progress.finish();
     const NoGrad off;
     model.train(false);
     tested = task.evaluate(test);  // once

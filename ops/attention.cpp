@@ -1,4 +1,5 @@
 #include <capo/autograd/autograd.h>
+#include <capo/ops/args.h>
 #include <capo/ops/attention.h>
 #include <capo/ops/binary.h>
 #include <capo/ops/copy.h>
@@ -7,15 +8,35 @@
 #include <capo/ops/reduce.h>
 #include <capo/ops/unary.h>
 #include <capo/ops/view.h>
+#include <capo/ops/work_internal.h>
 
 #include <cmath>
 #include <limits>
 
 namespace capo {
 
-CAPO_KERNEL_CUDA(attention, AttentionArgs)
-CAPO_KERNEL_CUDA(attention_backward, AttentionGradArgs)
-CAPO_KERNEL_CUDA(lse_merge, LseMergeArgs)
+namespace {
+// Pairs of a query and a key that it sees, of one head.
+std::int64_t seen_pairs(const AttentionArgs& p) {
+  if (!p.causal) return p.nq * p.nk;
+  const std::int64_t last = p.nq < p.nk ? p.nq : p.nk;  // queries that see any key; the very last sees all
+  return last * p.nk - last * (last - 1) / 2;
+}
+Work attention_work(const AttentionArgs& p, std::int64_t items) {  // q k^T and p v
+  return Work::computed(2 * (items / p.chunks) * seen_pairs(p) * (p.d + p.dv));
+}
+Work attention_backward_work(const AttentionGradArgs& p, std::int64_t items) {  // q k^T again, dp, dv, dq, dk
+  return Work::computed(2 * items * seen_pairs(p.forward) * (3 * p.forward.d + 2 * p.forward.dv));
+}
+Work lse_merge_work(const LseMergeArgs& p, std::int64_t items) {
+  const std::int64_t o = bytes_of(p.dtype, items * p.d), lse = bytes_of(accumulator(p.dtype), items);
+  return Work::moved(p.d_o ? 5 * o + (p.dlse ? 5 : 4) * lse : 3 * o + 3 * lse);
+}
+}  // namespace
+
+CAPO_KERNEL_CUDA(attention, AttentionArgs, attention_work)
+CAPO_KERNEL_CUDA(attention_backward, AttentionGradArgs, attention_backward_work)
+CAPO_KERNEL_CUDA(lse_merge, LseMergeArgs, lse_merge_work)
 
 namespace {
 

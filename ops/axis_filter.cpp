@@ -3,6 +3,7 @@
 #include <capo/ops/axis_filter.h>
 #include <capo/ops/copy.h>
 #include <capo/ops/kernel.h>
+#include <capo/ops/work_internal.h>
 
 #include <algorithm>
 #include <array>
@@ -13,7 +14,13 @@
 
 namespace capo {
 
-CAPO_KERNEL_CUDA(axis_filter, AxisFilterArgs)
+namespace {
+Work axis_filter_work(const AxisFilterArgs& p, std::int64_t items) {
+  return Work::moved(bytes_of(p.dtype, items / p.rows * (p.columns + p.rows) * p.inner));
+}
+}  // namespace
+
+CAPO_KERNEL_CUDA(axis_filter, AxisFilterArgs, axis_filter_work)
 
 namespace {
 

@@ -6,10 +6,17 @@
 #include <capo/ops/group_norm.h>
 #include <capo/ops/kernel.h>
 #include <capo/ops/unary.h>
+#include <capo/ops/work_internal.h>
 
 namespace capo {
 
-CAPO_KERNEL_CUDA(batch_norm_running, RunningStatsArgs)
+namespace {
+Work running_work(const RunningStatsArgs& p, std::int64_t items) {
+  return Work::moved(bytes_of(accumulator(p.dtype), 2 * items) + bytes_of(p.dtype, 4 * items));
+}
+}  // namespace
+
+CAPO_KERNEL_CUDA(batch_norm_running, RunningStatsArgs, running_work)
 
 namespace {
 
@@ -31,6 +38,7 @@ void move_running(const Tensor& mean, const Tensor& var, const detail::ChannelMo
                               data_or_null(m),   data_or_null(v),          1 - momentum,
                               momentum,          static_cast<double>(n) / static_cast<double>(n - 1)};
   launch(kernels::batch_norm_running, mean.device(), args, mean.numel(), kRunningGrain);
+  detail::observe("batch_norm_running", {});
   if (direct) return;
   copy_into(mean, cast(m, t));
   copy_into(var, cast(v, var.dtype()));

@@ -6,14 +6,29 @@
 #include <capo/ops/reduce.h>
 #include <capo/ops/unary.h>
 #include <capo/ops/view.h>
+#include <capo/ops/work_internal.h>
 
 #include <cmath>
 
 namespace capo {
 
-CAPO_KERNEL_CUDA(binary, BinaryArgs)
-CAPO_KERNEL_CUDA(where, WhereArgs)
-CAPO_KERNEL_CUDA(axpy, AxpyArgs)
+namespace {
+bool is_comparison(BinaryKind k) { return k >= BinaryKind::eq; }
+
+Work binary_work(const BinaryArgs& p, std::int64_t items) {
+  return Work::moved(bytes_of(p.dtype, places(p.rank, p.shape, p.sa) + places(p.rank, p.shape, p.sb)) +
+                     bytes_of(is_comparison(p.kind) ? boolean : p.dtype, items));
+}
+Work where_work(const WhereArgs& p, std::int64_t items) {
+  return Work::moved(places(p.rank, p.shape, p.sc) +
+                     p.element_bytes * (places(p.rank, p.shape, p.sa) + places(p.rank, p.shape, p.sb) + items));
+}
+Work axpy_work(const AxpyArgs& p, std::int64_t items) { return Work::moved(bytes_of(p.dtype, items * (p.b ? 3 : 2))); }
+}  // namespace
+
+CAPO_KERNEL_CUDA(binary, BinaryArgs, binary_work)
+CAPO_KERNEL_CUDA(where, WhereArgs, where_work)
+CAPO_KERNEL_CUDA(axpy, AxpyArgs, axpy_work)
 
 const char* name_of(BinaryKind kind) {
   constexpr const char* names[] = {"add", "sub", "mul", "div", "maximum", "minimum", "equal", "not_equal", "less",
@@ -25,7 +40,6 @@ namespace {
 
 constexpr std::int64_t kGrain = 16384;
 
-bool is_comparison(BinaryKind k) { return k >= BinaryKind::eq; }
 bool is_logic(BinaryKind k) { return k >= BinaryKind::logical_and; }
 
 // Drops size-1 axes and merges axes that are contiguous in all N operands; returns the rank, >= 1.
@@ -181,6 +195,7 @@ void axpy(const char* name, const Tensor& a, const Tensor& b, double scale) {
   const Tensor bb = b.defined() ? contiguous(b.detach()) : b;
   const AxpyArgs p{a.dtype(), a.data(), bb.defined() ? bb.data() : nullptr, scale};
   launch(kernels::axpy, a.device(), p, a.numel(), kGrain);
+  detail::observe(name, {});
 }
 }  // namespace
 

@@ -5,21 +5,41 @@
 #include <capo/ops/kernel.h>
 #include <capo/ops/reduce.h>
 #include <capo/ops/view.h>
+#include <capo/ops/work_internal.h>
 
 #include <algorithm>
 
 namespace capo {
 
-CAPO_KERNEL(conv_pack, ConvPackArgs)
-CAPO_KERNEL(conv, ConvArgs)
-CAPO_KERNEL(conv_depthwise_pack, ConvPackArgs)
-CAPO_KERNEL(conv_depthwise, ConvArgs)
-CAPO_KERNEL(conv_weight_gradient, ConvWeightArgs)
-CAPO_KERNEL(conv_weight_gradient_few, ConvWeightArgs)
-CAPO_KERNEL(conv_depthwise_weight_gradient, ConvWeightArgs)
-CAPO_KERNEL(conv_join, ConvJoinArgs)
-CAPO_KERNEL_CUDA_ONLY(conv_direct, ConvDirectArgs)
-CAPO_KERNEL_CUDA_ONLY(conv_weight_parts, ConvWeightPartsArgs)
+namespace {
+// The same for the map, its transpose and the weights' gradient. Taps on padding count, and of merged groups the zeros
+// between them: the kernels multiply both.
+Work geometry_work(const ConvGeometry& g) {
+  std::int64_t n = 2 * g.batch * g.groups * g.cin * g.cout;
+  for (int a = 0; a < 3; ++a) n *= g.out[a] * g.kernel[a];
+  return Work::computed(n);
+}
+Work conv_work(const ConvArgs& p, std::int64_t) { return geometry_work(p.g); }
+Work weight_work(const ConvWeightArgs& p, std::int64_t) { return geometry_work(p.g); }
+Work direct_work(const ConvDirectArgs& p, std::int64_t) { return geometry_work(p.g); }
+Work weight_parts_work(const ConvWeightPartsArgs& p, std::int64_t) { return geometry_work(p.g); }
+Work pack_work(const ConvPackArgs& p, std::int64_t) {
+  const ConvGeometry& g = p.g;
+  return Work::moved(2 * bytes_of(p.dtype, g.groups * g.cout * g.cin * g.kernel[0] * g.kernel[1] * g.kernel[2]));
+}
+Work join_work(const ConvJoinArgs& p, std::int64_t) { return Work::moved(bytes_of(p.dtype, (p.chunks + 1) * p.plane)); }
+}  // namespace
+
+CAPO_KERNEL(conv_pack, ConvPackArgs, pack_work)
+CAPO_KERNEL(conv, ConvArgs, conv_work)
+CAPO_KERNEL(conv_depthwise_pack, ConvPackArgs, pack_work)
+CAPO_KERNEL(conv_depthwise, ConvArgs, conv_work)
+CAPO_KERNEL(conv_weight_gradient, ConvWeightArgs, weight_work)
+CAPO_KERNEL(conv_weight_gradient_few, ConvWeightArgs, weight_work)
+CAPO_KERNEL(conv_depthwise_weight_gradient, ConvWeightArgs, weight_work)
+CAPO_KERNEL(conv_join, ConvJoinArgs, join_work)
+CAPO_KERNEL_CUDA_ONLY(conv_direct, ConvDirectArgs, direct_work)
+CAPO_KERNEL_CUDA_ONLY(conv_weight_parts, ConvWeightPartsArgs, weight_parts_work)
 
 namespace {
 

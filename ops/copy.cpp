@@ -3,12 +3,18 @@
 #include <capo/ops/args.h>
 #include <capo/ops/copy.h>
 #include <capo/ops/kernel.h>
+#include <capo/ops/work_internal.h>
 
 namespace capo {
 
-CAPO_KERNEL_CUDA(copy, CopyArgs)
-CAPO_KERNEL_CUDA(fill, FillArgs)
-CAPO_KERNEL_CUDA(random, RandomArgs)
+namespace {
+Work fill_work(const FillArgs& p, std::int64_t items) { return Work::moved(bytes_of(p.dtype, items)); }
+Work random_work(const RandomArgs& p, std::int64_t items) { return Work::moved(bytes_of(p.dtype, items * 4)); }
+}  // namespace
+
+CAPO_KERNEL_CUDA(copy, CopyArgs, copy_work)
+CAPO_KERNEL_CUDA(fill, FillArgs, fill_work)
+CAPO_KERNEL_CUDA(random, RandomArgs, random_work)
 
 namespace {
 
@@ -53,12 +59,14 @@ Tensor random(const char* op, const Shape& shape, Generator& rng, double a, doub
   if (t.numel() % 4 == 0) {
     const RandomArgs p{dtype, t.data(), range, a, b, normal};
     launch(kernels::random, device, p, blocks, kGrain / 4);
+    detail::observe(op, {});
     return t;
   }
   const Tensor padded = empty({blocks * 4}, dtype, device);  // whole blocks, then the part that was asked for
   const RandomArgs p{dtype, padded.data(), range, a, b, normal};
   launch(kernels::random, device, p, blocks, kGrain / 4);
   run_copy(t, strided_view(padded, shape, contiguous_strides(shape), 0), {});
+  detail::observe(op, {});
   return t;
 }
 
@@ -67,12 +75,14 @@ Tensor random(const char* op, const Shape& shape, Generator& rng, double a, doub
 Tensor full(const Shape& shape, double value, DType dtype, Device device) {
   const Tensor t = empty(shape, dtype, device);
   run_fill(t, value, false);
+  detail::observe("full", {});
   return t;
 }
 
 Tensor arange(std::int64_t n, DType dtype, Device device) {
   const Tensor t = empty({n}, dtype, device);
   run_fill(t, 0, true);
+  detail::observe("arange", {});
   return t;
 }
 
@@ -126,12 +136,14 @@ void copy_into(const Tensor& dst, const Tensor& src, const Tensor& mask) {
   if (mask.defined()) check_overlap("copy_into", dst, mask);
   write_in_place("copy_into", dst);
   run_copy(dst, src, mask);
+  detail::observe("copy_into", {});
 }
 
 void fill_(const Tensor& dst, double value) {
   CAPO_CHECK(dst.is_contiguous(), "fill_: needs a contiguous tensor, got ", describe(dst));
   write_in_place("fill_", dst);
   run_fill(dst, value, false);
+  detail::observe("fill_", {});
 }
 
 }  // namespace capo

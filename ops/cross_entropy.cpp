@@ -8,10 +8,19 @@
 #include <capo/ops/softmax.h>
 #include <capo/ops/unary.h>
 #include <capo/ops/view.h>
+#include <capo/ops/work_internal.h>
 
 namespace capo {
 
-CAPO_KERNEL_CUDA(cross_entropy, CrossEntropyArgs)
+namespace {
+Work cross_entropy_work(const CrossEntropyArgs& p, std::int64_t) {
+  const std::int64_t tensors = 1 + (p.target != nullptr) + (p.dlogits != nullptr);
+  return Work::moved(bytes_of(p.dtype, p.rows * p.columns * tensors) + bytes_of(i64, p.labels ? p.rows : 0) +
+                     bytes_of(accumulator(p.dtype), p.rows * (p.counted ? 2 : 1)));
+}
+}  // namespace
+
+CAPO_KERNEL_CUDA(cross_entropy, CrossEntropyArgs, cross_entropy_work)
 
 namespace {
 
@@ -49,6 +58,7 @@ Tensor fused(const char* op, const Tensor& x0, const Tensor& labels0, const Tens
                               data_or_null(target), data_or_null(row_loss), data_or_null(dlogits), data_or_null(counted),
                               rows, columns, o.ignore_index, o.label_smoothing};
   launch(kernels::cross_entropy, device, args, rows, row_grain(columns));
+  detail::observe("cross_entropy", {});  // before the sums of its rows, which are ops of their own
   Tensor loss = row_loss, share;  // share: what mean multiplies every row with
   if (o.reduction != Reduction::none) loss = sum(row_loss);
   if (mean) {

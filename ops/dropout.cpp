@@ -5,13 +5,18 @@
 #include <capo/ops/dropout.h>
 #include <capo/ops/kernel.h>
 #include <capo/ops/view.h>
+#include <capo/ops/work_internal.h>
 
 #include <algorithm>
 #include <cmath>
 
 namespace capo {
 
-CAPO_KERNEL_CUDA(dropout, DropoutArgs)
+namespace {
+Work dropout_work(const DropoutArgs& p, std::int64_t) { return Work::moved(bytes_of(p.dtype, 2 * p.elements)); }
+}  // namespace
+
+CAPO_KERNEL_CUDA(dropout, DropoutArgs, dropout_work)
 
 namespace {
 

@@ -7,17 +7,60 @@
 #include <capo/ops/reduce.h>
 #include <capo/ops/unary.h>
 #include <capo/ops/view.h>
+#include <capo/ops/work_internal.h>
 
 #include <algorithm>
 
 namespace capo {
 
-CAPO_KERNEL_CUDA(group_norm_partial, ChannelNormArgs)
-CAPO_KERNEL_CUDA(group_norm_moments, ChannelNormArgs)
-CAPO_KERNEL_CUDA(group_norm_apply, ChannelNormArgs)
-CAPO_KERNEL_CUDA(group_norm_dots, ChannelNormBackwardArgs)
-CAPO_KERNEL_CUDA(group_norm_sums, ChannelNormBackwardArgs)
-CAPO_KERNEL_CUDA(group_norm_dx, ChannelNormBackwardArgs)
+namespace {
+// Tensors are [outer, rows, columns], sums of chunks [outer, chunks, columns], moments [outer, groups].
+struct NormBytes {
+  std::int64_t tensor, sums, moments;
+};
+template <class Args>
+NormBytes norm_bytes(const Args& p) {
+  const std::int64_t chunks = (p.rows + p.chunk - 1) / p.chunk;
+  const DType acc = accumulator(p.dtype);
+  return {bytes_of(p.dtype, p.outer * p.rows * p.columns), bytes_of(acc, p.outer * chunks * p.columns),
+          bytes_of(acc, p.outer * p.groups)};
+}
+Work partial_work(const ChannelNormArgs& p, std::int64_t) {
+  return Work::moved(norm_bytes(p).tensor + 2 * norm_bytes(p).sums);
+}
+Work moments_work(const ChannelNormArgs& p, std::int64_t) {
+  return Work::moved(2 * norm_bytes(p).sums + 3 * norm_bytes(p).moments);
+}
+Work apply_work(const ChannelNormArgs& p, std::int64_t) {
+  const std::int64_t channels = p.columns * ((p.weight != nullptr) + (p.bias != nullptr));
+  return Work::moved(norm_bytes(p).tensor * (p.residual ? 3 : 2) + 2 * norm_bytes(p).moments +
+                     bytes_of(p.weight_dtype, channels));
+}
+// What the activation's slope is made of, and where dz goes.
+std::int64_t slope_tensors(const ChannelNormBackwardArgs& p) {
+  return (p.residual != nullptr) + (p.y != nullptr) + (p.dz != nullptr);
+}
+Work dots_work(const ChannelNormBackwardArgs& p, std::int64_t) {
+  return Work::moved(norm_bytes(p).tensor * (1 + (p.x != nullptr) + slope_tensors(p)) +
+                     norm_bytes(p).sums * (p.part_dyx ? 2 : 1));
+}
+Work sums_work(const ChannelNormBackwardArgs& p, std::int64_t) {
+  const std::int64_t channels = p.outer * p.columns * ((p.dweight != nullptr) + (p.dbias != nullptr));
+  return Work::moved(norm_bytes(p).sums * (p.part_dyx ? 2 : 1) + norm_bytes(p).moments * (p.shift ? 4 : 2) +
+                     bytes_of(accumulator(p.dtype), channels));
+}
+Work dx_work(const ChannelNormBackwardArgs& p, std::int64_t) {
+  return Work::moved(norm_bytes(p).tensor * (1 + (p.x != nullptr) + (p.dx != nullptr) + slope_tensors(p)) +
+                     norm_bytes(p).moments * (p.shift ? 4 : 2));
+}
+}  // namespace
+
+CAPO_KERNEL_CUDA(group_norm_partial, ChannelNormArgs, partial_work)
+CAPO_KERNEL_CUDA(group_norm_moments, ChannelNormArgs, moments_work)
+CAPO_KERNEL_CUDA(group_norm_apply, ChannelNormArgs, apply_work)
+CAPO_KERNEL_CUDA(group_norm_dots, ChannelNormBackwardArgs, dots_work)
+CAPO_KERNEL_CUDA(group_norm_sums, ChannelNormBackwardArgs, sums_work)
+CAPO_KERNEL_CUDA(group_norm_dx, ChannelNormBackwardArgs, dx_work)
 
 namespace {
 

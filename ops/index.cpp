@@ -6,18 +6,30 @@
 #include <capo/ops/index.h>
 #include <capo/ops/kernel.h>
 #include <capo/ops/view.h>
+#include <capo/ops/work_internal.h>
 
 #include <algorithm>
 
 namespace capo {
 
+namespace {
+Work index_select_work(const IndexSelectArgs& p, std::int64_t items) {  // items: rows of y
+  return Work::moved(2 * items * p.inner * p.element_bytes + bytes_of(i64, p.count));
+}
+Work gather_work(const GatherArgs& p, std::int64_t items) { return Work::moved(items * (2 * p.element_bytes + 8)); }
+Work arg_extreme_work(const ArgExtremeArgs& p, std::int64_t items) {
+  const std::int64_t columns = items / ((p.inner + 63) / 64) * p.inner;
+  return Work::moved(bytes_of(p.dtype, columns * p.size) + bytes_of(i64, columns));
+}
+}  // namespace
+
 CAPO_KERNEL_CUDA_ONLY(index_check, IndexCheckArgs)
-CAPO_KERNEL_CUDA(index_select, IndexSelectArgs)
+CAPO_KERNEL_CUDA(index_select, IndexSelectArgs, index_select_work)
 CAPO_KERNEL_CUDA(index_add, IndexAddArgs)
-CAPO_KERNEL_CUDA(gather, GatherArgs)
+CAPO_KERNEL_CUDA(gather, GatherArgs, gather_work)
 CAPO_KERNEL_CUDA(scatter_add, ScatterAddArgs)
 CAPO_KERNEL_CUDA(topk, TopKArgs)
-CAPO_KERNEL_CUDA(arg_extreme, ArgExtremeArgs)
+CAPO_KERNEL_CUDA(arg_extreme, ArgExtremeArgs, arg_extreme_work)
 
 namespace {
 
@@ -294,6 +306,7 @@ TopK topk(const Tensor& x, std::int64_t k, std::int64_t axis0, bool largest) {
       const TopKArgs p{rows.dtype(), rows.data(), indices.data<std::int64_t>(), rows.shape().back(), k, largest,
                        scratch.defined() ? scratch.data<std::int64_t>() : nullptr};
       launch(kernels::topk, x.device(), p, indices.numel() / k, grain(4 * p.size));
+      detail::observe("topk", {});
     }
     indices = contiguous(transpose(indices, axis, -1));
   }

@@ -3,10 +3,11 @@
 #include <capo/ops/join.h>
 #include <capo/ops/kernel.h>
 #include <capo/ops/view.h>
+#include <capo/ops/work_internal.h>
 
 namespace capo {
 
-CAPO_KERNEL_CUDA(copy, CopyArgs)  // flip is a copy with negative source strides
+CAPO_KERNEL_CUDA(copy, CopyArgs, copy_work)  // flip is a copy with negative source strides
 
 namespace {
 

@@ -9,6 +9,7 @@
 #include <capo/engine/cpu.h>
 #include <capo/engine/device.h>
 #include <capo/engine/error.h>
+#include <capo/engine/profile_internal.h>
 #include <capo/engine/threads.h>
 
 #include <cstdint>
@@ -22,6 +23,7 @@ struct Kernel {
   const char* name;
   Cpu cpu[3];  // by Isa
   Cuda cuda;   // null when this build has none
+  Work (*work)(const Args& args, std::int64_t items) = nullptr;  // what a launch does, for profiles; null: unknown
 };
 
 namespace detail {
@@ -36,11 +38,25 @@ void launch(const Kernel<Args>& kernel, Device device, const Args& args, std::in
   if (device.is_meta() || items <= 0) return;
   if (device.is_cpu()) {
     const auto f = kernel.cpu[static_cast<int>(isa())];
+    if (detail::profiling()) {
+      detail::TimedLaunch timed(kernel.name, device, kernel.work ? kernel.work(args, items) : Work{});
+      parallel_for(items, grain, [&](std::int64_t begin, std::int64_t end) {
+        const detail::TimedChunk part(timed);
+        f(args, begin, end);
+      });
+      return;
+    }
     parallel_for(items, grain, [&](std::int64_t begin, std::int64_t end) { f(args, begin, end); });
     return;
   }
   if (!kernel.cuda) detail::fail_no_kernel(kernel.name, device);
-  kernel.cuda(args, items, detail::current_stream(device));
+  void* const stream = detail::current_stream(device);
+  if (detail::profiling()) {
+    const detail::TimedLaunch timed(kernel.name, device, kernel.work ? kernel.work(args, items) : Work{}, stream);
+    kernel.cuda(args, items, stream);
+    return;
+  }
+  kernel.cuda(args, items, stream);
 }
 
 }  // namespace capo
@@ -52,39 +68,40 @@ void launch(const Kernel<Args>& kernel, Device device, const Args& args, std::in
 #endif
 
 // CAPO_KERNEL(relu_forward, UnaryArgs) at namespace capo scope of an op's .cpp declares the kernel's builds and the
-// table `relu_forward`. CAPO_KERNEL_CUDA also fills the CUDA slot (a missing definition is then a link error).
+// table `relu_forward`. CAPO_KERNEL_CUDA also fills the CUDA slot (a missing definition is then a link error). A last
+// argument is the table's `work`: CAPO_KERNEL(relu_forward, UnaryArgs, unary_work).
 #define CAPO_DECLARE_CPU_KERNEL(name, Args)                               \
   namespace kernels {                                                     \
   void name##_v2(const Args& args, std::int64_t begin, std::int64_t end); \
   void name##_v3(const Args& args, std::int64_t begin, std::int64_t end); \
   void name##_v4(const Args& args, std::int64_t begin, std::int64_t end); \
   }
-#define CAPO_KERNEL(name, Args)       \
+#define CAPO_KERNEL(name, Args, ...)  \
   CAPO_DECLARE_CPU_KERNEL(name, Args) \
   namespace kernels {                 \
-  static constexpr Kernel<Args> name{#name, CAPO_CPU_SLOTS(name), nullptr}; \
+  static constexpr Kernel<Args> name{#name, CAPO_CPU_SLOTS(name), nullptr __VA_OPT__(, ) __VA_ARGS__}; \
   }
 #if defined(CAPO_WITH_CUDA)
-#define CAPO_KERNEL_CUDA(name, Args)                                       \
+#define CAPO_KERNEL_CUDA(name, Args, ...)                                  \
   CAPO_DECLARE_CPU_KERNEL(name, Args)                                      \
   namespace kernels {                                                      \
   void name##_cuda(const Args& args, std::int64_t items, void* stream);    \
-  static constexpr Kernel<Args> name{#name, CAPO_CPU_SLOTS(name), name##_cuda}; \
+  static constexpr Kernel<Args> name{#name, CAPO_CPU_SLOTS(name), name##_cuda __VA_OPT__(, ) __VA_ARGS__}; \
   }
 #else
-#define CAPO_KERNEL_CUDA(name, Args) CAPO_KERNEL(name, Args)
+#define CAPO_KERNEL_CUDA(name, Args, ...) CAPO_KERNEL(name, Args __VA_OPT__(, ) __VA_ARGS__)
 #endif
 
 // A kernel that CUDA alone has, where the CPU's plan is another one: the op branches by device before it launches.
 #if defined(CAPO_WITH_CUDA)
-#define CAPO_KERNEL_CUDA_ONLY(name, Args)                               \
+#define CAPO_KERNEL_CUDA_ONLY(name, Args, ...)                          \
   namespace kernels {                                                   \
   void name##_cuda(const Args& args, std::int64_t items, void* stream); \
-  static constexpr Kernel<Args> name{#name, {}, name##_cuda};           \
+  static constexpr Kernel<Args> name{#name, {}, name##_cuda __VA_OPT__(, ) __VA_ARGS__}; \
   }
 #else
-#define CAPO_KERNEL_CUDA_ONLY(name, Args)                \
+#define CAPO_KERNEL_CUDA_ONLY(name, Args, ...)           \
   namespace kernels {                                    \
-  static constexpr Kernel<Args> name{#name, {}, nullptr}; \
+  static constexpr Kernel<Args> name{#name, {}, nullptr __VA_OPT__(, ) __VA_ARGS__}; \
   }
 #endif

@@ -7,11 +7,30 @@
 #include <capo/ops/reduce.h>
 #include <capo/ops/unary.h>
 #include <capo/ops/view.h>
+#include <capo/ops/work_internal.h>
 
 namespace capo {
 
-CAPO_KERNEL_CUDA(layer_norm, LayerNormArgs)
-CAPO_KERNEL_CUDA(layer_norm_backward, LayerNormBackwardArgs)
+namespace {
+Work layer_norm_work(const LayerNormArgs& p, std::int64_t) {
+  const std::int64_t n = p.rows * p.columns * (p.residual ? 2 : 1);
+  const std::int64_t channels = p.samples * p.columns * ((p.weight != nullptr) + (p.bias != nullptr));
+  return Work::moved(bytes_of(p.dtype, n) + bytes_of(p.y_dtype, n) + bytes_of(p.weight_dtype, channels) +
+                     bytes_of(accumulator(p.dtype), p.rows * ((p.mean != nullptr) + (p.rstd != nullptr))));
+}
+// items: chunks, each of which leaves a row of every sum.
+Work layer_norm_backward_work(const LayerNormBackwardArgs& p, std::int64_t items) {
+  const std::int64_t n = p.rows * p.columns, wide = (p.x != nullptr) + (p.dx != nullptr) + (p.dsum != nullptr);
+  const std::int64_t moments = (p.mean != nullptr) + (p.rstd != nullptr);
+  const std::int64_t sums = (p.dweight_part != nullptr) + (p.dbias_part != nullptr);
+  return Work::moved(bytes_of(p.dtype, n * wide) + bytes_of(p.y_dtype, n * (p.dr ? 2 : 1)) +
+                     bytes_of(p.weight_dtype, p.weight ? p.samples * p.columns : 0) +
+                     bytes_of(accumulator(p.dtype), p.rows * moments + items * p.columns * sums));
+}
+}  // namespace
+
+CAPO_KERNEL_CUDA(layer_norm, LayerNormArgs, layer_norm_work)
+CAPO_KERNEL_CUDA(layer_norm_backward, LayerNormBackwardArgs, layer_norm_backward_work)
 
 namespace {
 

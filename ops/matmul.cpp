@@ -6,15 +6,37 @@
 #include <capo/ops/reduce.h>
 #include <capo/ops/unary.h>
 #include <capo/ops/view.h>
+#include <capo/ops/work_internal.h>
 
 #include <atomic>
 
 namespace capo {
 
-CAPO_KERNEL(matmul, MatmulArgs)
-CAPO_KERNEL(matmul_pack, MatmulPackArgs)
-CAPO_KERNEL(matmul_sum, MatmulSumArgs)
-CAPO_KERNEL_CUDA_ONLY(gemm, GemmArgs)
+namespace {
+std::int64_t matrices_of(int rank, const std::int64_t* batch) {
+  std::int64_t n = 1;
+  for (int i = 0; i < rank; ++i) n *= batch[i];
+  return n;
+}
+Work matmul_work(const MatmulArgs& p, std::int64_t) {
+  return Work::computed(2 * matrices_of(p.rank, p.batch) * p.m * p.n * p.k);
+}
+DType summed(DType t) { return is_half(t) ? f32 : t; }
+Work matmul_pack_work(const MatmulPackArgs& p, std::int64_t) {
+  const DType packed = p.bf16_dot ? bf16 : summed(p.dtype);
+  return Work::moved(matrices_of(p.rank, p.batch) * p.n * p.k * (bytes_of(p.dtype, 1) + bytes_of(packed, 1)));
+}
+Work matmul_sum_work(const MatmulSumArgs& p, std::int64_t items) {
+  const std::int64_t tensors = (p.z ? 2 : 1) + (p.residual ? 1 : 0);
+  return Work::moved(bytes_of(summed(p.dtype), items * p.chunks) + bytes_of(p.dtype, items * tensors + (p.bias ? p.n : 0)));
+}
+Work gemm_work(const GemmArgs& p, std::int64_t) { return Work::computed(2 * p.matrices * p.m * p.n * p.k); }
+}  // namespace
+
+CAPO_KERNEL(matmul, MatmulArgs, matmul_work)
+CAPO_KERNEL(matmul_pack, MatmulPackArgs, matmul_pack_work)
+CAPO_KERNEL(matmul_sum, MatmulSumArgs, matmul_sum_work)
+CAPO_KERNEL_CUDA_ONLY(gemm, GemmArgs, gemm_work)
 #if defined(CAPO_WITH_CUDA)
 namespace kernels {
 // cuda/gemm.cu: cuBLASLt multiplies, and cuts k as it likes.

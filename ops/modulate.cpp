@@ -6,11 +6,25 @@
 #include <capo/ops/modulate.h>
 #include <capo/ops/reduce.h>
 #include <capo/ops/view.h>
+#include <capo/ops/work_internal.h>
 
 namespace capo {
 
-CAPO_KERNEL_CUDA(modulate, ModulateArgs)
-CAPO_KERNEL_CUDA(modulate_backward, ModulateBackwardArgs)
+namespace {
+Work modulate_work(const ModulateArgs& p, std::int64_t) {
+  const std::int64_t n = p.samples * p.rows * p.columns;
+  return Work::moved(bytes_of(p.dtype, n * (p.residual ? 3 : 2) + p.samples * p.columns * (p.shift ? 2 : 1)));
+}
+Work modulate_backward_work(const ModulateBackwardArgs& p, std::int64_t items) {
+  const std::int64_t n = p.samples * p.rows * p.columns, sums = (p.dscale_part != nullptr) + (p.dshift_part != nullptr);
+  return Work::moved(
+      bytes_of(p.dtype, n * (1 + (p.x != nullptr) + (p.dx != nullptr)) + (p.scale ? p.samples * p.columns : 0)) +
+      bytes_of(accumulator(p.dtype), items * p.columns * sums));
+}
+}  // namespace
+
+CAPO_KERNEL_CUDA(modulate, ModulateArgs, modulate_work)
+CAPO_KERNEL_CUDA(modulate_backward, ModulateBackwardArgs, modulate_backward_work)
 
 namespace {
 

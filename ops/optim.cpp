@@ -5,16 +5,31 @@
 #include <capo/ops/kernel.h>
 #include <capo/ops/optim.h>
 #include <capo/ops/reduce.h>
+#include <capo/ops/work_internal.h>
 
 #include <cmath>
 
 namespace capo {
 
-CAPO_KERNEL_CUDA(sgd, SgdArgs)
-CAPO_KERNEL_CUDA(adamw, AdamwArgs)
-CAPO_KERNEL_CUDA(ema, EmaArgs)
-CAPO_KERNEL_CUDA(optim_scale, ScaleArgs)
-CAPO_KERNEL_CUDA(grad_stat, GradStatArgs)
+namespace {
+// Each element of the table's tensors is read or written `times` times.
+Work table_work(const TensorTable& t, std::int64_t times) {
+  std::int64_t n = 0;
+  for (int i = 0; i < t.count; ++i) n += t.size[i];
+  return Work::moved(bytes_of(t.dtype, n * times));
+}
+Work sgd_work(const SgdArgs& p, std::int64_t) { return table_work(p.table, p.options.momentum != 0 ? 5 : 3); }
+Work adamw_work(const AdamwArgs& p, std::int64_t) { return table_work(p.table, 7); }
+Work ema_work(const EmaArgs& p, std::int64_t) { return table_work(p.table, 3); }
+Work scale_work(const ScaleArgs& p, std::int64_t) { return table_work(p.table, 2); }
+Work grad_stat_work(const GradStatArgs& p, std::int64_t) { return table_work(p.table, 1); }
+}  // namespace
+
+CAPO_KERNEL_CUDA(sgd, SgdArgs, sgd_work)
+CAPO_KERNEL_CUDA(adamw, AdamwArgs, adamw_work)
+CAPO_KERNEL_CUDA(ema, EmaArgs, ema_work)
+CAPO_KERNEL_CUDA(optim_scale, ScaleArgs, scale_work)
+CAPO_KERNEL_CUDA(grad_stat, GradStatArgs, grad_stat_work)
 CAPO_KERNEL_CUDA_ONLY(grad_total, GradTotalArgs)
 
 namespace {
@@ -131,6 +146,7 @@ double total_there(const char* op, const std::vector<Row>& rows, bool count_non_
   args.count = parts.numel();
   args.total = sum_of_all.data<double>();
   launch(kernels::grad_total, parts.device(), args, 1, 1);
+  detail::observe(op, {});
   return sum_of_all.item();
 }
 
@@ -139,6 +155,7 @@ double total_here(const std::vector<Row>& rows, bool count_non_finite) {
   by_tables(rows, [&](const TensorTable& table, Device device, std::int64_t chunks) {
     const Tensor parts = empty({chunks}, f64, device);
     launch(kernels::grad_stat, device, GradStatArgs{table, count_non_finite, parts.data<double>()}, chunks, 1);
+    detail::observe(count_non_finite ? "all_finite" : "global_norm", {});
     sum_of_all += sum(parts).item();
   });
   return sum_of_all;
@@ -195,6 +212,7 @@ void sgd_(const TensorList& params, const TensorList& grads, const TensorList& b
   by_tables(rows, [&](const TensorTable& table, Device device, std::int64_t chunks) {
     launch(kernels::sgd, device, SgdArgs{table, o, args_of(op, at_run, 1, device)}, chunks, 1);
   });
+  detail::observe(op, {});
 }
 
 void adamw_(const TensorList& params, const TensorList& grads, const TensorList& m, const TensorList& v, const AdamwOptions& o,
@@ -216,6 +234,7 @@ void adamw_(const TensorList& params, const TensorList& grads, const TensorList&
     args.at_run = args_of(op, at_run, 3, device);
     launch(kernels::adamw, device, args, chunks, 1);
   });
+  detail::observe(op, {});
 }
 
 void adamw_numbers(const AdamwOptions& o, float* three) {
@@ -241,6 +260,7 @@ void ema_(const TensorList& averages, const TensorList& values, double decay, co
   by_tables(rows, [&](const TensorTable& table, Device device, std::int64_t chunks) {
     launch(kernels::ema, device, EmaArgs{table, 1 - decay, args_of(op, at_run, 1, device)}, chunks, 1);
   });
+  detail::observe(op, {});
 }
 
 void scale_(const TensorList& tensors, double scale, const AtRun& at_run) {
@@ -256,6 +276,7 @@ void scale_(const TensorList& tensors, double scale, const AtRun& at_run) {
   by_tables(rows, [&](const TensorTable& table, Device device, std::int64_t chunks) {
     launch(kernels::optim_scale, device, ScaleArgs{table, scale, args_of(op, at_run, 0, device)}, chunks, 1);
   });
+  detail::observe(op, {});
 }
 
 void sgd_(const Tensor& param, const Tensor& grad, const Tensor& buffer, const SgdOptions& o) {
@@ -294,6 +315,7 @@ GradVerdict grad_verdict(const TensorList& gradients, const TensorList& losses, 
                            static_cast<const double*>(data_or_null(wrong)), wrong.defined() ? wrong.numel() : 0, max_norm,
                            checked_numbers(op, "the loss scale", loss_scale, 1, device)};
   launch(kernels::grad_total, device, args, 1, 1);
+  detail::observe(op, {});
   return v;
 }
 

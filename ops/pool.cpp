@@ -5,11 +5,26 @@
 #include <capo/ops/kernel.h>
 #include <capo/ops/pool.h>
 #include <capo/ops/view.h>
+#include <capo/ops/work_internal.h>
 
 namespace capo {
 
-CAPO_KERNEL_CUDA(max_pool_forward, MaxPoolArgs)
-CAPO_KERNEL_CUDA(max_pool_backward, MaxPoolArgs)
+namespace {
+// x and y are [B, in.., C] and [B, out.., C] forward, the other way round backward.
+Work pooled(const MaxPoolArgs& p, std::int64_t images) {
+  const std::int64_t in = p.in[0] * p.in[1] * p.in[2], out = p.out[0] * p.out[1] * p.out[2];
+  return Work::moved(images * p.channels * (bytes_of(p.dtype, in + out) + (p.index ? bytes_of(i32, out) : 0)));
+}
+Work max_pool_work(const MaxPoolArgs& p, std::int64_t items) {
+  return pooled(p, items / (p.out[0] * p.out[1] * p.out[2]));
+}
+Work max_pool_backward_work(const MaxPoolArgs& p, std::int64_t items) {
+  return pooled(p, items / (p.in[0] * p.in[1] * p.in[2]));
+}
+}  // namespace
+
+CAPO_KERNEL_CUDA(max_pool_forward, MaxPoolArgs, max_pool_work)
+CAPO_KERNEL_CUDA(max_pool_backward, MaxPoolArgs, max_pool_backward_work)
 
 namespace {
 

@@ -5,13 +5,23 @@
 #include <capo/ops/kernel.h>
 #include <capo/ops/reduce.h>
 #include <capo/ops/view.h>
+#include <capo/ops/work_internal.h>
 
 #include <algorithm>
 #include <cstdlib>
 
 namespace capo {
 
-CAPO_KERNEL_CUDA(reduce, ReduceArgs)
+namespace {
+// items: on the CPU [parts, outputs], on CUDA outputs.
+Work reduce_work(const ReduceArgs& p, std::int64_t items) {
+  const std::int64_t read =
+      places(p.kept, p.kept_shape, p.kept_strides) * places(p.reduced, p.reduced_shape, p.reduced_strides);
+  return Work::moved(bytes_of(p.dtype, read + items));
+}
+}  // namespace
+
+CAPO_KERNEL_CUDA(reduce, ReduceArgs, reduce_work)
 
 namespace {
 

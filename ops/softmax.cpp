@@ -7,10 +7,17 @@
 #include <capo/ops/softmax.h>
 #include <capo/ops/unary.h>
 #include <capo/ops/view.h>
+#include <capo/ops/work_internal.h>
 
 namespace capo {
 
-CAPO_KERNEL_CUDA(softmax, SoftmaxArgs)
+namespace {
+Work softmax_work(const SoftmaxArgs& p, std::int64_t) {
+  return Work::moved(bytes_of(p.dtype, p.rows * p.columns * (p.dy ? 3 : 2)));
+}
+}  // namespace
+
+CAPO_KERNEL_CUDA(softmax, SoftmaxArgs, softmax_work)
 
 namespace {
 

@@ -7,12 +7,19 @@
 #include <capo/ops/stats.h>
 #include <capo/ops/unary.h>
 #include <capo/ops/view.h>
+#include <capo/ops/work_internal.h>
 
 #include <limits>
 
 namespace capo {
 
-CAPO_KERNEL_CUDA(cumsum, CumsumArgs)
+namespace {
+Work cumsum_work(const CumsumArgs& p, std::int64_t items) {
+  return Work::moved(2 * bytes_of(p.dtype, items / ((p.inner + 63) / 64) * p.inner * p.size));
+}
+}  // namespace
+
+CAPO_KERNEL_CUDA(cumsum, CumsumArgs, cumsum_work)
 
 namespace {
 

@@ -3,10 +3,17 @@
 #include <capo/ops/copy.h>
 #include <capo/ops/kernel.h>
 #include <capo/ops/unary.h>
+#include <capo/ops/work_internal.h>
 
 namespace capo {
 
-CAPO_KERNEL_CUDA(unary, UnaryArgs)
+namespace {
+Work unary_work(const UnaryArgs& p, std::int64_t items) {
+  return Work::moved(bytes_of(p.dtype, items * (p.dy ? 3 : 2)));
+}
+}  // namespace
+
+CAPO_KERNEL_CUDA(unary, UnaryArgs, unary_work)
 
 const char* name_of(UnaryKind kind) {
   constexpr const char* names[] = {"abs", "neg", "sign", "floor", "exp", "log", "sqrt", "rsqrt", "reciprocal", "square",

@@ -1,4 +1,5 @@
 #include <capo/engine/graph.h>
+#include <capo/engine/profile.h>
 #include <capo/models/train/out_of_memory_internal.h>
 #include <capo/models/train/tensorboard.h>
 #include <capo/models/train/trainer.h>
@@ -272,6 +273,7 @@ void Trainer::fail_out_of_memory(const OutOfMemory& error) {
 }
 
 Batch Trainer::next_batch(double& waited) {
+  const ProfileScope scope("wait for data");
   const auto wait = Clock::now();
   Batch batch = train_.next();
   waited += since(wait);
@@ -304,6 +306,7 @@ double Trainer::forward_backward(const Batch& batch, std::int64_t count) {
 }
 
 void Trainer::update() {
+  const ProfileScope scope("optimizer");
   const bool clip = options_.clip_norm > 0 && grad_norm_ > options_.clip_norm;
   optimizer_->step(lr_, (clip ? options_.clip_norm / grad_norm_ : 1) / at_.loss_scale);
   if (ema_) ema_->update();
@@ -401,6 +404,7 @@ double Trainer::replay(const std::vector<Batch>& batches) {
 }
 
 double Trainer::step(std::int64_t count) {
+  const ProfileScope scope("step");
   const auto start = Clock::now();
   double waited = 0, loss_sum = 0;
   const std::int64_t samples_before = at_.loss_count;
@@ -438,6 +442,7 @@ void Trainer::end_epoch(TrainResult& result) {
   if (validation_ && ((at_.epoch + 1) % options_.validate_every == 0 || last)) {
     const auto start = Clock::now();
     nn::Module& module = task_.module();
+    const ProfileScope scope("validation");
     const NoGrad off;
     std::unique_ptr<EmaScope> averaged;
     if (ema_) averaged = std::make_unique<EmaScope>(*ema_);
