@@ -26,6 +26,16 @@ CAPO_M1(erf)
 CAPO_M1(floor)
 #undef CAPO_M1
 
+// The normal distribution's integral up to x, and its density.
+template <class T>
+CAPO_M_HD inline T normal_cdf(T x) {
+  return T(0.5) * (T(1) + erf(x * T(0.70710678118654752440)));
+}
+template <class T>
+CAPO_M_HD inline T normal_pdf(T x) {
+  return T(0.39894228040143267794) * exp(T(-0.5) * x * x);
+}
+
 CAPO_M_HD inline float pow(float x, float y) { return ::powf(x, y); }
 CAPO_M_HD inline double pow(double x, double y) { return ::pow(x, y); }
 

@@ -15,6 +15,16 @@ inline Tensor cast_or_undefined(const Tensor& t, DType dtype) { return t.defined
 // Half on a device whose kernels have no 16-bit form: the op casts to f32, computes, and casts back.
 inline bool through_f32(const Tensor& x) { return is_half(x.dtype()) && !x.device().is_cuda(); }
 
+// The CPU kernels of row-wise ops widen a row of halves at a time into a buffer of this many elements; longer rows go
+// through f32.
+inline constexpr std::int64_t kHalfRow = 4096;
+inline bool long_row_through_f32(const Tensor& x) { return through_f32(x) && x.size(-1) > kHalfRow; }
+
+// A norm's weight or bias as its kernels take it: on the CPU never 16-bit.
+inline Tensor channels_for_kernel(const Tensor& t) {
+  return !t.defined() ? t : contiguous(through_f32(t) ? cast(t, f32) : t);
+}
+
 // In which type a kernel sums values of type t.
 constexpr DType accumulator(DType t) { return t == f64 ? f64 : f32; }
 

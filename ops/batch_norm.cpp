@@ -65,18 +65,15 @@ Tensor batch_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, con
   detail::check_epilogue(kOp, x, {activation, slope, residual});
   const std::int64_t columns = x.size(-1), rows = x.numel() / columns;
   CAPO_CHECK(!training || rows != 1, kOp, ": training needs more than one value per channel, got x ", x.shape());
-  const DType t = x.dtype(), acc = accumulator(t);
-  const bool widened = through_f32(x);
-  const Tensor u = widened ? cast(x, f32) : x, r = widened ? cast_or_undefined(residual, f32) : residual;
-  const Tensor w = widened ? cast_or_undefined(weight, f32) : weight, b = widened ? cast_or_undefined(bias, f32) : bias;
-  const detail::NormEpilogue epilogue{activation, slope, r};
+  const DType acc = accumulator(x.dtype());
+  const detail::NormEpilogue epilogue{activation, slope, residual};
   if (!training) {
     // Copies, because a later training step may write into the buffers before this call's backward pass.
     const Tensor mean = clone(cast(running_mean, acc)), rstd = rsqrt(cast(running_var, acc) + eps);
-    return cast(detail::channel_affine(kOp, u, w, b, mean, rstd, epilogue), t);
+    return detail::channel_affine(kOp, x, weight, bias, mean, rstd, epilogue);
   }
   detail::ChannelMoments batch;
-  const Tensor y = cast(detail::channel_norm(kOp, u, w, b, 1, columns, eps, epilogue, &batch), t);
+  const Tensor y = detail::channel_norm(kOp, x, weight, bias, 1, columns, eps, epilogue, &batch);
   if (update_running && running_mean.defined() && rows > 0 && !replaying()) {
     const NoGrad off;
     move_running(running_mean, running_var, batch, momentum, rows);

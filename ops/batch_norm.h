@@ -14,7 +14,7 @@
 // momentum in [0, 1]; eps > 0
 // act      none, relu or silu; slope: relu's below zero
 // residual x's shape and dtype, any strides; or undefined (zeros)
-// dtypes   f32, f64; bf16 and f16 with weights of the same type or f32 (CPU: through f32 copies). Statistics are f32 (f64
+// dtypes   f32, f64; bf16 and f16 with weights of the same type or f32, computed in f32. Statistics are f32 (f64
 //          for f64), by chunks of rows as in group_norm.
 // bits     on the CPU in f32 and f64 those of norm, sum and activation one after the other, forward and backward. 16-bit
 //          values are rounded once, after the activation.

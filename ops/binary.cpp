@@ -76,10 +76,6 @@ Tensor binary(BinaryKind kind, const Tensor& a, const Tensor& b) {
   CAPO_CHECK(a.dtype() == b.dtype(), name, ": dtypes must be equal, got ", describe(a), " and ", describe(b));
   CAPO_CHECK(a.device() == b.device(), name, ": devices must be equal, got ", a.device(), " and ", b.device());
   const DType t = a.dtype();
-  if (is_half(t) && !a.device().is_cuda()) {
-    const Tensor y = binary(kind, cast(a, f32), cast(b, f32));
-    return is_comparison(kind) ? y : cast(y, t);
-  }
   if (is_logic(kind))
     CAPO_CHECK(t == boolean, name, ": needs bool tensors, got ", t);
   else if (kind == BinaryKind::div)

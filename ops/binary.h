@@ -1,6 +1,6 @@
 // Elementwise functions of two tensors with NumPy broadcasting, comparisons and selection.
 //
-// dtypes  a and b equal: f32, f64, i32, i64 (bf16 and f16 through f32 on the CPU); comparisons give bool, logic takes
+// dtypes  a and b equal: f32, f64, i32, i64, bf16 and f16 (computed in f32); comparisons give bool, logic takes
 //         bool. No promotion: mixed dtypes throw, cast explicitly.
 // grad    add, sub, mul, div, maximum, minimum (ties: the gradient goes to a), made of ops: any order. A NaN is
 //         the maximum and the minimum and takes the gradient, a's if both are NaN.

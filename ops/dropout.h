@@ -3,7 +3,7 @@
 //   dropout    y[i] = x[i] / (1 - p), or 0 with probability p
 //   drop_path  the same with one draw per sample: all of x[b, ...] or nothing
 //
-// x        any shape (drop_path: rank >= 1) and strides; dtypes f32, f64; bf16 and f16 through f32 (CPU)
+// x        any shape (drop_path: rank >= 1) and strides; dtypes f32, f64; bf16 and f16, computed in f32
 // p        in [0, 1)
 // rng      advanced by numel(x) words (drop_path: x.size(0)), in training only and not for p = 0. Element i (sample b)
 //          is dropped when Philox word i (b) of the range is below p 2^32: the same on every device.

@@ -239,7 +239,7 @@ void check_epilogue(const char* op, const Tensor& x, const NormEpilogue& epilogu
 
 Tensor channel_norm(const char* op, const Tensor& x0, const Tensor& w0, const Tensor& b0, std::int64_t outer,
                     std::int64_t groups, double eps, const NormEpilogue& epilogue, ChannelMoments* moments) {
-  const Tensor x = contiguous(x0), w = contiguous_or_undefined(w0), b = contiguous_or_undefined(b0);
+  const Tensor x = contiguous(x0), w = channels_for_kernel(w0), b = channels_for_kernel(b0);
   const Tensor residual = contiguous_or_undefined(epilogue.residual);
   const Device device = x.device();
   const DType acc = accumulator(x.dtype());
@@ -263,7 +263,7 @@ Tensor channel_norm(const char* op, const Tensor& x0, const Tensor& w0, const Te
 
 Tensor channel_affine(const char* op, const Tensor& x0, const Tensor& w0, const Tensor& b0, const Tensor& mean,
                       const Tensor& rstd, const NormEpilogue& epilogue) {
-  const Tensor x = contiguous(x0), w = contiguous_or_undefined(w0), b = contiguous_or_undefined(b0);
+  const Tensor x = contiguous(x0), w = channels_for_kernel(w0), b = channels_for_kernel(b0);
   const Tensor residual = contiguous_or_undefined(epilogue.residual);
   const Tensor y = empty(x.shape(), x.dtype(), x.device());
   const std::int64_t columns = x.size(-1);
@@ -284,9 +284,7 @@ Tensor norm_per_sample(const char* op, const Tensor& x, std::int64_t groups, con
   CAPO_CHECK(!w.defined() || !b.defined() || w.dtype() == b.dtype(), op, ": weight is ", w.dtype(), ", bias is ", b.dtype(),
              ": mixed dtypes, cast one");
   check_epilogue(op, x, epilogue);
-  if (!through_f32(x)) return detail::channel_norm(op, x, w, b, x.size(0), groups, eps, epilogue);
-  const Tensor w32 = cast_or_undefined(w, f32), b32 = cast_or_undefined(b, f32);
-  return cast(detail::channel_norm(op, cast(x, f32), w32, b32, x.size(0), groups, eps, epilogue), x.dtype());
+  return detail::channel_norm(op, x, w, b, x.size(0), groups, eps, epilogue);
 }
 
 void check_image(const char* op, const Tensor& x) {

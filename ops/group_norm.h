@@ -10,7 +10,7 @@
 // groups   >= 1, divides C: group g holds channels [g C/groups, (g + 1) C/groups)
 // eps      > 0; the variance is the biased one
 // act      none, relu or silu; slope: relu's below zero, so that relu with slope 0.01 is the usual leaky_relu
-// dtypes   f32, f64; bf16 and f16 with weights of the same type or f32 (CPU: through f32 copies). Statistics are f32 (f64
+// dtypes   f32, f64; bf16 and f16 with weights of the same type or f32, computed in f32. Statistics are f32 (f64
 //          for f64): two passes over chunks of rows, joined with Chan's formula, so that a large mean costs no digits.
 // bits     on the CPU in f32 and f64 those of the norm followed by the activation, forward and backward. 16-bit values are
 //          rounded once, after the activation.

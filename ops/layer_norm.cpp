@@ -180,11 +180,12 @@ Tensor normalize(const char* op, const Tensor& x0, const Tensor& w0, const Tenso
   const Tensor like = like_y(x0, w0, b0);
   check(op, like, w0, b0, eps);
   const DType y_dtype = like.dtype();
-  if (is_half(y_dtype) && !x0.device().is_cuda()) {
+  const bool streams = y_dtype != x0.dtype();
+  if (long_row_through_f32(x0) || (streams && !x0.device().is_cuda())) {
     const Tensor w = cast_or_undefined(w0, f32), b = cast_or_undefined(b0, f32);
     return cast(normalize(op, cast(x0, f32), w, b, eps, rms), y_dtype);
   }
-  const Tensor x = contiguous(x0), w = contiguous_or_undefined(w0), b = contiguous_or_undefined(b0);
+  const Tensor x = contiguous(x0), w = channels_for_kernel(w0), b = channels_for_kernel(b0);
   const Norm norm = norm_of(x, y_dtype, w, b, eps, rms);
   const Needs need = needs_of({x, w, b});
   const bool keep = need[0] || need[1];
@@ -202,12 +203,12 @@ AddNorm add_normalize(const char* op, const Tensor& x0, const Tensor& r0, const 
   CAPO_CHECK(x0.shape() == r0.shape() && (streams || x0.dtype() == r0.dtype()) && x0.device() == r0.device(), op,
              ": x and r must be alike (or x f32 and r bf16 or f16), got ", describe(x0), " and ", describe(r0));
   check(op, r0, w0, b0, eps);
-  if (through_f32(r0)) {
+  if (long_row_through_f32(r0) || (streams && !x0.device().is_cuda())) {
     const Tensor sum = x0 + cast(r0, x0.dtype());
     const Tensor y = normalize(op, cast(sum, f32), cast_or_undefined(w0, f32), cast_or_undefined(b0, f32), eps, rms);
     return {sum, cast(y, r0.dtype())};
   }
-  const Tensor x = contiguous(x0), r = contiguous(r0), w = contiguous_or_undefined(w0), b = contiguous_or_undefined(b0);
+  const Tensor x = contiguous(x0), r = contiguous(r0), w = channels_for_kernel(w0), b = channels_for_kernel(b0);
   const Norm norm = norm_of(x, r.dtype(), w, b, eps, rms);
   const Needs need = needs_of({x, r, w, b});
   const bool through = need[0] || need[1], keep = through || need[2];
@@ -218,7 +219,7 @@ AddNorm add_normalize(const char* op, const Tensor& x0, const Tensor& r0, const 
                 const bool apart = n[1] && norm.streams(), joined = n[0] || (n[1] && !apart);
                 const Needs inner((joined ? 1u : 0u) | (n[2] ? 2u : 0u) | (n[3] ? 4u : 0u) | (apart ? 8u : 0u));
                 Grads g{d[0], {}, {}, apart && d[0].defined() ? cast(d[0], norm.y_dtype) : Tensor()};  // when nothing came through y
-                const Tensor scale = keep_if(n[0] || n[1], s[0]);
+                const Tensor scale = n[0] || n[1] ? s[0] : Tensor();
                 if (d[1].defined()) g = backward({s[2], scale, s[3], s[4]}, d[1], d[0], norm, inner);
                 return {keep_if(n[0], g[0]), apart ? g[3] : keep_if(n[1], g[0]), g[1], g[2]};
               },

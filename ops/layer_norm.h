@@ -7,10 +7,10 @@
 // weight   [C] or undefined (ones); bias [C] or undefined (zeros). Either also [B, C], a row for each sample: with
 //          1 + scale and shift that is adaptive layer norm (Peebles and Xie 2023). Both alike
 // eps      > 0
-// dtypes   f32, f64; bf16 and f16 with weights of the same type or f32 (CPU: computed through f32 copies). Statistics
-//          are f32 (f64 for f64), with a two-pass variance: a mean of 10,000 costs no digits.
-// streams  x may be f32 beside a bf16 or f16 weight or bias: a residual stream that keeps its digits. y, the input of
-//          16-bit products, is then of theirs
+// dtypes   f32, f64; bf16 and f16 with weights of the same type or f32, computed in f32. Statistics are
+//          f32 (f64 for f64), with a two-pass variance: a mean of 10,000 costs no digits.
+// streams  x may be f32 beside a bf16 or f16 weight or bias: a residual stream that keeps its digits (CPU: through f32 copies).
+//          y, the input of 16-bit products, is then of theirs
 // grad     x, weight, bias. Keeps x, one mean and one rstd per row, and weight if x needs a gradient; nothing for a
 //          bias alone. dweight and dbias are summed over fixed chunks of rows. Second order through the composite.
 // throws   on a weight or bias of another shape, mixed dtypes or devices, eps <= 0.

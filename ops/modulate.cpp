@@ -103,7 +103,7 @@ Tensor modulate(const Tensor& x0, const Tensor& shift0, const Tensor& scale0) {
   check_channels("modulate", "scale", scale0, x0, false, true);
   CAPO_CHECK(shift0.shape() == scale0.shape(), "modulate: shift and scale must have one shape, got ", shift0.shape(),
              " and ", scale0.shape());
-  if (through_f32(x0)) return cast(modulate(cast(x0, f32), cast(shift0, f32), cast(scale0, f32)), x0.dtype());
+  if (long_row_through_f32(x0)) return cast(modulate(cast(x0, f32), cast(shift0, f32), cast(scale0, f32)), x0.dtype());
   const Tensor x = contiguous(x0), shift = contiguous(shift0), scale = contiguous(scale0);
   const Needs need = needs_of({x, shift, scale});
   const Shape factor = scale.shape();
@@ -121,7 +121,7 @@ Tensor gate(const Tensor& x0, const Tensor& g0, const Tensor& residual0) {
   check_channels("gate", "g", g0, x0, false, true);
   CAPO_CHECK(residual0.shape() == x0.shape() && residual0.dtype() == x0.dtype() && residual0.device() == x0.device(),
              "gate: residual and x must be alike, got ", describe(residual0), " and ", describe(x0));
-  if (through_f32(x0)) return cast(gate(cast(x0, f32), cast(g0, f32), cast(residual0, f32)), x0.dtype());
+  if (long_row_through_f32(x0)) return cast(gate(cast(x0, f32), cast(g0, f32), cast(residual0, f32)), x0.dtype());
   const Tensor x = contiguous(x0), g = contiguous(g0), residual = contiguous(residual0);
   const Needs need = needs_of({x, g, residual});
   const Shape factor = g.shape();

@@ -6,7 +6,7 @@
 //
 // x         [B, .., C], rank >= 1, any strides; y has x's shape. residual: x's shape
 // scale, shift, g   [B, C], one row for each sample, or [C], one for all; scale and shift alike
-// dtypes    one for all: f32, f64; bf16 and f16, computed in f32 (CPU: through f32 copies)
+// dtypes    one for all: f32, f64; bf16 and f16, computed in f32
 // grad      every input. Keeps x for the gradient of scale (g), and scale (g) for that of x. The gradients of scale,
 //           shift and g are summed over fixed chunks of a sample's rows, then over the chunks. Second order through the
 //           composite.

@@ -99,8 +99,6 @@ Tensor max_pool_backward(const Tensor& dy0, const Tensor& index, const Windows& 
 
 Tensor max_pool(const Tensor& x0, const Dims& kernel, const Dims& stride, const Dims& padding) {
   const Windows w = windows_of("max_pool", x0, kernel, stride, padding);
-  if (is_half(x0.dtype()) && !x0.device().is_cuda())
-    return cast(max_pool(cast(x0, f32), kernel, stride, padding), x0.dtype());
   CAPO_CHECK(numel(w.in) < std::int64_t{1} << 31, "max_pool: an image must have fewer than 2^31 pixels, got ",
              x0.shape());
   const Tensor x = contiguous(x0);

@@ -2,7 +2,7 @@
 //
 // Sizes    out = floor((in + 2 padding - kernel) / stride) + 1 >= 1 (no ceil mode); stride defaults to kernel, padding
 //          to 0 and is at most kernel / 2. kernel, stride and padding name every space axis.
-// dtypes   f32, f64; bf16 and f16 through f32 (CPU).
+// dtypes   f32, f64; bf16 and f16 (means through f32 on the CPU; max_pool's gradient is summed in f32).
 // The global average is mean(x, {1, 2}).
 #pragma once
 

@@ -110,7 +110,7 @@ void run_on_cpu(ReduceArgs& p, const Tensor& y) {
   launch(kernels::reduce, y.device(), p, outputs * p.parts, ceil_div(kWork, outputs * kPart) * outputs);
 
   ReduceArgs join{};
-  join.kind = p.kind, join.dtype = p.dtype;
+  join.kind = p.kind, join.dtype = y.dtype();
   join.x = parts.data(), join.y = y.data();
   join.kept = join.reduced = 1;
   join.kept_shape[0] = outputs, join.kept_strides[0] = 1;
@@ -159,14 +159,19 @@ void run(ReduceKind kind, const Tensor& x, const Tensor& y, const Axes& axes, do
   run_on_cpu(p, y);
 }
 
+// The sum, not recorded: of halves on the CPU it is f32.
+Tensor sum_of(const Tensor& x, const Shape& shape, const Axes& axes) {
+  const Tensor y = empty(shape, through_f32(x) ? f32 : x.dtype(), x.device());
+  run(ReduceKind::sum, x, y, axes);
+  return y;
+}
+
 }  // namespace
 
 Tensor sum(const Tensor& x, const Dims& axes, bool keepdim) {
   check_summable("sum", x);
-  if (is_half(x.dtype()) && !x.device().is_cuda()) return cast(sum(cast(x, f32), axes, keepdim), x.dtype());
   const Axes a = resolve("sum", x, axes);
-  const Tensor y = empty(keepdim ? a.with_one : a.kept, x.dtype(), x.device());
-  run(ReduceKind::sum, x, y, a);
+  const Tensor y = cast(sum_of(x, keepdim ? a.with_one : a.kept, a), x.dtype());
   const Shape before = x.shape(), ones = a.with_one;
   return record("sum", y, {x}, Saved(), [before, ones](const Saved&, const Tensor& dy, Needs) -> Grads {
     return {expand(reshape(dy, ones), before)};
@@ -174,11 +179,17 @@ Tensor sum(const Tensor& x, const Dims& axes, bool keepdim) {
 }
 
 namespace {
-// The sum is scaled before it is rounded: a 16-bit sum may overflow where the mean does not.
-Tensor mean_on_device(const Tensor& x, const Shape& shape, const Axes& axes) {
-  const Tensor y = empty(shape, x.dtype(), x.device());
-  const double n = y.numel() ? static_cast<double>(x.numel()) / static_cast<double>(y.numel()) : 0, scale = 1.0 / n;
-  run(ReduceKind::sum, x, y, axes, scale);
+// The mean as one op. The sum is scaled before it is rounded: a 16-bit sum may overflow where the mean does not.
+Tensor rounded_once(const Tensor& x, const Shape& shape, const Axes& axes) {
+  const std::int64_t outputs = numel(shape);
+  const double n = outputs ? static_cast<double>(x.numel()) / static_cast<double>(outputs) : 0, scale = 1.0 / n;
+  Tensor y;
+  if (x.device().is_cuda()) {
+    y = empty(shape, x.dtype(), x.device());
+    run(ReduceKind::sum, x, y, axes, scale);
+  } else {
+    y = cast(sum_of(x, shape, axes) * scale, x.dtype());
+  }
   const Shape before = x.shape(), ones = axes.with_one;
   return record("mean", y, {x}, Saved(), [before, ones, scale](const Saved&, const Tensor& dy, Needs) -> Grads {
     return {expand(reshape(dy * scale, ones), before)};
@@ -188,9 +199,8 @@ Tensor mean_on_device(const Tensor& x, const Shape& shape, const Axes& axes) {
 
 Tensor mean(const Tensor& x, const Dims& axes, bool keepdim) {
   CAPO_CHECK(is_floating(x.dtype()), "mean: needs a floating tensor, got ", describe(x));
-  if (is_half(x.dtype()) && !x.device().is_cuda()) return cast(mean(cast(x, f32), axes, keepdim), x.dtype());
   const Axes a = resolve("mean", x, axes);  // errors in its own name
-  if (x.device().is_cuda()) return mean_on_device(x, keepdim ? a.with_one : a.kept, a);
+  if (x.device().is_cuda() || is_half(x.dtype())) return rounded_once(x, keepdim ? a.with_one : a.kept, a);
   const Tensor s = sum(x, axes, keepdim);
   const double n = s.numel() ? static_cast<double>(x.numel()) / static_cast<double>(s.numel()) : 0;
   return s * (1.0 / n);

@@ -1,6 +1,6 @@
 // Reductions over any set of axes. Empty `axes` means all. Negatives allowed; a repeated axis throws.
 //
-// dtypes  f32, f64; bf16, f16 through f32 (CPU) or summed in f32 (CUDA); sum also i32, i64, in that width, wrapping around. Accumulation in
+// dtypes  f32, f64; bf16, f16 summed in f32; sum also i32, i64, in that width, wrapping around. Accumulation in
 //         chunks of fixed size, so the bits do not depend on the thread count.
 // keepdim leaves reduced axes with size 1. The sum of nothing is 0, its mean NaN.
 // grad    dy (mean: dy / count) at each element, any order; keeps nothing.
@@ -22,7 +22,7 @@ Tensor reduce_values(const char* op, ReduceKind kind, const Tensor& x, const Dim
 // One item per result and, on the CPU, part.
 struct ReduceArgs {
   ReduceKind kind;
-  DType dtype;
+  DType dtype;                                          // of x; y's is the same, on the CPU f32 for 16-bit x
   const void* x;
   void* y;                                              // contiguous over the kept axes
   int kept, reduced;                                    // ranks, each >= 1 after padding with size 1

@@ -34,8 +34,8 @@ Tensor softmax_along(const char* op, const Tensor& x0, std::int64_t axis0, bool 
   CAPO_CHECK(is_floating(x0.dtype()), op, ": x must be floating, got ", describe(x0));
   CAPO_CHECK(x0.rank() >= 1, op, ": x must have an axis, got a scalar");
   const int axis = normalize_axis(op, axis0, x0.rank());
-  if (is_half(x0.dtype()) && !x0.device().is_cuda()) return cast(softmax_along(op, cast(x0, f32), axis, log), x0.dtype());
   if (axis != x0.rank() - 1) return transpose(softmax_along(op, transpose(x0, axis, -1), -1, log), axis, -1);
+  if (long_row_through_f32(x0)) return cast(softmax_along(op, cast(x0, f32), axis, log), x0.dtype());
   const Tensor x = contiguous(x0), y = apply(x, {}, log);
   return record(op, y, {x}, Saved({}, {y}), [log](const Saved& s, const Tensor& dy, Needs) -> Grads {
     if (!grad_enabled()) return {apply(s[0], contiguous(dy), log)};

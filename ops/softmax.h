@@ -4,7 +4,7 @@
 //   log_softmax  y = x - max - log sum exp(x - max)
 //
 // x        any rank >= 1 and strides; the last axis needs no copy, others are moved there and back
-// dtypes   f32, f64; bf16 and f16 through f32 (CPU)
+// dtypes   f32, f64; bf16 and f16, computed in f32
 // grad     softmax: dx = y (dy - sum(dy y)); log_softmax: dx = dy - exp(y) sum(dy). Keeps y only. Second order through
 //          the same formulas as ops.
 // A row that is all -infinity, or holds NaN or +infinity, gives NaN, as PyTorch.

@@ -1,4 +1,5 @@
 #include <capo/autograd/autograd.h>
+#include <capo/ops/args.h>
 #include <capo/ops/binary.h>
 #include <capo/ops/copy.h>
 #include <capo/ops/kernel.h>
@@ -94,14 +95,15 @@ Tensor unary_backward(UnaryKind kind, const Tensor& dy, const Tensor& saved, dou
 }
 
 Tensor unary_gradient(UnaryKind kind, const Tensor& dy, const Tensor& saved, double p, double q) {
-  return grad_enabled() ? composite_gradient(kind, dy, saved, p, q) : unary_backward(kind, dy, saved, p, q);
+  if (!grad_enabled()) return unary_backward(kind, dy, saved, p, q);
+  const DType acc = accumulator(dy.dtype());  // no rounding between the steps
+  return cast(composite_gradient(kind, cast(dy, acc), cast(saved, acc), p, q), dy.dtype());
 }
 
 Tensor unary(UnaryKind kind, const Tensor& x0, double p, double q) {
   const char* name = name_of(kind);
   CAPO_CHECK(is_floating(x0.dtype()), name, ": x must be floating, got ", describe(x0));
   CAPO_CHECK(kind != UnaryKind::clamp || p <= q, "clamp: low must be at most high, got ", p, " and ", q);
-  if (is_half(x0.dtype()) && !x0.device().is_cuda()) return cast(unary(kind, cast(x0, f32), p, q), x0.dtype());
   const Tensor x = contiguous(x0);
   const Tensor y = apply(kind, x, {}, p, q);
   const bool need = needs_of({x}).any();

@@ -1,6 +1,6 @@
 // Elementwise functions of one tensor: y[i] = f(x[i]), same shape, dtype and device as x, contiguous result.
 //
-// dtypes  f32, f64; bf16 and f16 are computed in f32 (CPU: through a cast copy). Others throw.
+// dtypes  f32, f64; bf16 and f16 are computed in f32. Others throw.
 // grad    dx[i] = dy[i] f'(x[i]); keeps one tensor, x or y (reads_output). Second derivatives come from the composite
 //         of primitives where one is written (unary.cpp), else throw by name.
 #pragma once

@@ -32,22 +32,14 @@ CAPO_HD inline T softplus_of(T x) {
   return (x > T(0) ? x : T(0)) + m::log1p(m::exp(x > T(0) ? -x : x));
 }
 template <class T>
-CAPO_HD inline T normal_cdf(T x) {
-  return T(0.5) * (T(1) + m::erf(x * T(0.70710678118654752440)));
-}
-template <class T>
-CAPO_HD inline T normal_pdf(T x) {
-  return T(0.39894228040143267794) * m::exp(T(-0.5) * x * x);
-}
-template <class T>
-CAPO_HD inline T tanh_gelu_inner(T x) {
-  return m::tanh(T(0.79788456080286535588) * (x + T(0.044715) * x * x * x));
+CAPO_HD inline T tanh_gelu_odds(T x) {  // exp(-2 u), u = sqrt(2 / pi) (x + 0.044715 x^3); (1 + tanh u) / 2 = 1 / (1 + this)
+  return m::exp(T(-2 * 0.79788456080286535588) * (x + T(0.044715) * x * x * x));
 }
 template <class T>
 CAPO_HD inline T tanh_gelu_slope(T x) {
-  const T t = tanh_gelu_inner(x);
-  return T(0.5) * (T(1) + t) +
-         T(0.5) * x * (T(1) - t * t) * T(0.79788456080286535588) * (T(1) + T(3 * 0.044715) * x * x);
+  const T c = x > T(20) ? T(20) : (x < T(-20) ? T(-20) : x);  // there the slope is 1 or 0, and x^3 s (1 - s) in range
+  const T s = T(1) / (T(1) + tanh_gelu_odds(c));
+  return s + c * s * (T(1) - s) * T(2 * 0.79788456080286535588) * (T(1) + T(3 * 0.044715) * c * c);
 }
 template <class T>
 CAPO_HD inline T scaled_sigmoid_slope(T x, T a) {  // of x * sigmoid(a x)
@@ -71,10 +63,10 @@ CAPO_UNARY(Tanh, m::tanh(x), T(1) - y * y)
 CAPO_UNARY(Sigmoid, sigmoid_of(x), y * (T(1) - y))
 CAPO_UNARY(Relu, x <= T(0) ? T(0) : x, y <= T(0) ? T(0) : T(1))  // NaN passes both ways
 CAPO_UNARY(LeakyRelu, x > T(0) ? x : p * x, x > T(0) ? T(1) : p)
-CAPO_UNARY(Gelu, x * normal_cdf(x), normal_cdf(x) + x * normal_pdf(x))
-CAPO_UNARY(GeluTanh, T(0.5) * x * (T(1) + tanh_gelu_inner(x)), tanh_gelu_slope(x))
-CAPO_UNARY(QuickGelu, x * sigmoid_of(T(1.702) * x), scaled_sigmoid_slope(x, T(1.702)))
-CAPO_UNARY(Silu, x * sigmoid_of(x), scaled_sigmoid_slope(x, T(1)))
+CAPO_UNARY(Gelu, x * m::normal_cdf(x), m::normal_cdf(x) + x * m::normal_pdf(x))
+CAPO_UNARY(GeluTanh, x / (T(1) + tanh_gelu_odds(x)), tanh_gelu_slope(x))
+CAPO_UNARY(QuickGelu, x / (T(1) + m::exp(T(-1.702) * x)), scaled_sigmoid_slope(x, T(1.702)))
+CAPO_UNARY(Silu, x / (T(1) + m::exp(-x)), scaled_sigmoid_slope(x, T(1)))
 CAPO_UNARY(Softplus, softplus_of(x), sigmoid_of(x))
 CAPO_UNARY(Erf, m::erf(x), T(1.12837916709551257390) * m::exp(-x * x))
 CAPO_UNARY(Clamp, x < p ? p : (x > q ? q : x), x >= p && x <= q ? T(1) : T(0))

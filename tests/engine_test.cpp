@@ -629,6 +629,21 @@ TEST_CASE("parallel_for: a forked child has a pool of its own") {
 #endif
 
 #if defined(__x86_64__)
+TEST_CASE("parallel_for: denormals are flushed on every thread") {
+  constexpr int kThreads = 4;
+  const ThreadsScope with(kThreads);
+  std::atomic<int> inside{0}, kept{0};
+  parallel_for(kThreads, 1, [&](std::int64_t, std::int64_t) {
+    // A chunk ends when all have begun: each is on a thread of its own.
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+    for (++inside; inside < kThreads && std::chrono::steady_clock::now() < deadline;) std::this_thread::yield();
+    volatile float tiny = std::numeric_limits<float>::min(), half = tiny * 0.5f, denormal = 1e-40f;
+    if (half != 0 || denormal * 1e20f != 0) ++kept;
+  });
+  CHECK(inside == kThreads);
+  CHECK(kept == 0);
+}
+
 TEST_CASE("parallel_for: denormals are flushed in every participant and the caller's mode comes back") {
   volatile float tiny = std::numeric_limits<float>::min();
   for (const int threads : {1, 3}) {

@@ -1,6 +1,6 @@
 #include <capo/ops/copy.h>
+#include <capo/ops/cpu/half.h>
 #include <capo/ops/cpu/kernel.h>
-#include <capo/ops/cpu/math.h>
 #include <capo/ops/cpu/nest.h>
 #include <capo/ops/cpu/philox.h>
 #include <capo/ops/integer_functors.h>
@@ -10,19 +10,6 @@ namespace {
 using capo::BFloat16;
 using capo::DType;
 using capo::Half;
-
-// Local twins of engine/dtype.h's conversions: those are shared inline functions, which this file must not use.
-inline float load(float v) { return v; }
-inline float load(BFloat16 v) { return m::from_bits(static_cast<std::int32_t>(static_cast<std::uint32_t>(v.bits) << 16)); }
-inline float load(Half v) {
-  const std::uint32_t sign = static_cast<std::uint32_t>(v.bits & 0x8000u) << 16, a = v.bits & 0x7fffu;
-  const std::uint32_t normal = a >= 0x7c00u ? 0x7f800000u | ((a & 0x3ffu) << 13) : (a << 13) + 0x38000000u;
-  const float small = static_cast<float>(a) * 0x1p-24f;
-  const std::uint32_t bits = a >= 0x400u ? normal : static_cast<std::uint32_t>(m::to_bits(small));
-  return m::from_bits(static_cast<std::int32_t>(sign | bits));
-}
-template <class T>
-inline T load(T v) { return v; }
 
 template <class T>
 struct Store {
@@ -37,26 +24,19 @@ struct Store<bool> {
 template <>
 struct Store<BFloat16> {
   template <class S>
-  static BFloat16 from(S s) {
-    const float v = static_cast<float>(s);
-    const std::uint32_t u = static_cast<std::uint32_t>(m::to_bits(v));
-    const std::uint32_t r = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
-    return {static_cast<std::uint16_t>(v != v ? (u >> 16) | 0x40u : r)};
+  static BFloat16 from(S v) {
+    BFloat16 y;
+    store(y, static_cast<float>(v));
+    return y;
   }
 };
 template <>
 struct Store<Half> {
   template <class S>
-  static Half from(S s) {
-    const float v = static_cast<float>(s);
-    const std::uint32_t u = static_cast<std::uint32_t>(m::to_bits(v)), sign = (u >> 16) & 0x8000u, a = u & 0x7fffffffu;
-    const float shifted = m::from_bits(static_cast<std::int32_t>(a)) + 0.5f;  // subnormals: the f32 adder rounds
-    const std::uint32_t small = static_cast<std::uint32_t>(m::to_bits(shifted)) - 0x3f000000u;
-    const std::uint32_t normal = (a + 0xfffu + ((a >> 13) & 1u) - 0x38000000u) >> 13;
-    std::uint32_t r = a < 0x38800000u ? small : normal;
-    r = a >= 0x477ff000u ? 0x7c00u : r;
-    r = a > 0x7f800000u ? 0x7e00u : r;
-    return {static_cast<std::uint16_t>(sign | r)};
+  static Half from(S v) {
+    Half y;
+    store(y, static_cast<float>(v));
+    return y;
   }
 };
 

@@ -1,3 +1,4 @@
+#include <capo/ops/cpu/half.h>
 #include <capo/ops/cpu/kernel.h>
 #include <capo/ops/cpu/math.h>
 #include <capo/ops/cpu/row.h>
@@ -45,17 +46,19 @@ void partial(const ChannelNormArgs& a, std::int64_t item) {
   const T inverse = T(1) / static_cast<T>(k.count);
   for (std::int64_t c = 0; c < a.columns; c += kWidth) {
     const std::int64_t n = lesser(kWidth, a.columns - c);
-    const T* x = static_cast<const T*>(a.x) + k.first * a.columns + c;
-    T mean[kWidth], rest[kWidth], m2[kWidth];
+    const auto row_of = [&](std::int64_t r, T* buffer) {
+      return read_row(a.x, a.dtype, (k.first + r) * a.columns + c, n, buffer);
+    };
+    T mean[kWidth], rest[kWidth], m2[kWidth], buffer[kWidth];
     for (std::int64_t j = 0; j < n; ++j) mean[j] = rest[j] = m2[j] = T(0);
     for (std::int64_t r = 0; r < k.count; ++r) {
-      const T* row = x + r * a.columns;
+      const T* row = row_of(r, buffer);
 #pragma omp simd
       for (std::int64_t j = 0; j < n; ++j) mean[j] += row[j];
     }
     for (std::int64_t j = 0; j < n; ++j) mean[j] *= inverse;
     for (std::int64_t r = 0; r < k.count; ++r) {
-      const T* row = x + r * a.columns;
+      const T* row = row_of(r, buffer);
 #pragma omp simd
       for (std::int64_t j = 0; j < n; ++j) {
         const T d = row[j] - mean[j];
@@ -167,43 +170,48 @@ void apply(const ChannelNormArgs& a, std::int64_t item) {
   const T p = static_cast<T>(a.below_zero);
   for (std::int64_t c = 0; c < a.columns; c += kWidth) {
     const std::int64_t n = lesser(kWidth, a.columns - c);
-    T mean[kWidth], scale[kWidth], shift[kWidth];
+    T mean[kWidth], scale[kWidth], shift[kWidth], buffer[2][kWidth];
     affine_tables(a, k.outer, c, n, mean, scale, shift);
     for (std::int64_t r = k.first; r < k.first + k.count; ++r) {
-      const T* x = static_cast<const T*>(a.x) + r * a.columns + c;
-      T* y = static_cast<T*>(a.y) + r * a.columns + c;
+      const std::int64_t at = r * a.columns + c;
+      const T* x = read_row(a.x, a.dtype, at, n, buffer[0]);
+      T* y = open_row(a.y, a.dtype, at, buffer[0]);
       if (a.residual) {
-        const T* s = static_cast<const T*>(a.residual) + r * a.columns + c;
+        const T* s = read_row(a.residual, a.dtype, at, n, buffer[1]);
 #pragma omp simd
         for (std::int64_t j = 0; j < n; ++j) y[j] = F::f((x[j] - mean[j]) * scale[j] + shift[j] + s[j], p, T(0));
       } else {
 #pragma omp simd
         for (std::int64_t j = 0; j < n; ++j) y[j] = F::f((x[j] - mean[j]) * scale[j] + shift[j], p, T(0));
       }
+      close_row(a.y, a.dtype, at, n, y);
     }
   }
 }
 
 // dz of n columns from element `at` on, in a row of its own: what is summed is rounded as the composite's dz is.
 template <class T>
-inline const T* dz_row(Same, const ChannelNormBackwardArgs& a, std::int64_t at, std::int64_t, const T*, const T*, const T*, T*) {
-  return static_cast<const T*>(a.dy) + at;
+inline const T* dz_row(Same, const ChannelNormBackwardArgs& a, std::int64_t at, std::int64_t n, const T*, const T*, const T*,
+                       T* buffer) {
+  return read_row(a.dy, a.dtype, at, n, buffer);
 }
 template <class T, class F>
 inline const T* dz_row(F, const ChannelNormBackwardArgs& a, std::int64_t at, std::int64_t n, const T* mean, const T* scale,
                        const T* shift, T* buffer) {
   const T p = static_cast<T>(a.below_zero);
-  const T* dy = static_cast<const T*>(a.dy) + at;
-  T* dz = a.dz ? static_cast<T*>(a.dz) + at : buffer;
+  T other[2][kWidth];
+  const T* dy = read_row(a.dy, a.dtype, at, n, buffer);
+  T* dz = a.dz ? open_row(a.dz, a.dtype, at, buffer) : buffer;
   if (a.y) {
-    const T* y = static_cast<const T*>(a.y) + at;
+    const T* y = read_row(a.y, a.dtype, at, n, other[0]);
 #pragma omp simd
     for (std::int64_t j = 0; j < n; ++j) dz[j] = dy[j] * F::df(y[j], y[j], p, T(0));
+    if (a.dz) close_row(a.dz, a.dtype, at, n, dz);
     return dz;
   }
-  const T* x = static_cast<const T*>(a.x) + at;
+  const T* x = read_row(a.x, a.dtype, at, n, other[0]);
   if (a.residual) {
-    const T* s = static_cast<const T*>(a.residual) + at;
+    const T* s = read_row(a.residual, a.dtype, at, n, other[1]);
 #pragma omp simd
     for (std::int64_t j = 0; j < n; ++j) {
       const T z = (x[j] - mean[j]) * scale[j] + shift[j] + s[j];
@@ -216,6 +224,7 @@ inline const T* dz_row(F, const ChannelNormBackwardArgs& a, std::int64_t at, std
       dz[j] = dy[j] * F::df(z, z, p, T(0));
     }
   }
+  if (a.dz) close_row(a.dz, a.dtype, at, n, dz);
   return dz;
 }
 inline bool remakes_z(const ChannelNormBackwardArgs& a) { return a.activation != Activation::none && !a.y; }
@@ -225,7 +234,7 @@ void dots(const ChannelNormBackwardArgs& a, std::int64_t item) {
   const Chunk k = chunk_of(a, item);
   for (std::int64_t c = 0; c < a.columns; c += kWidth) {
     const std::int64_t n = lesser(kWidth, a.columns - c);
-    T mean[kWidth], scale[kWidth], shift[kWidth], buffer[kWidth], sum[kWidth], dot[kWidth];
+    T mean[kWidth], scale[kWidth], shift[kWidth], buffer[kWidth], wide[kWidth], sum[kWidth], dot[kWidth];
     for (std::int64_t j = 0; j < n; ++j) sum[j] = dot[j] = T(0);
     if (remakes_z(a))
       affine_tables(a, k.outer, c, n, mean, scale, shift);
@@ -234,7 +243,7 @@ void dots(const ChannelNormBackwardArgs& a, std::int64_t item) {
     for (std::int64_t r = k.first; r < k.first + k.count; ++r) {
       const T* dz = dz_row(F{}, a, r * a.columns + c, n, mean, scale, shift, buffer);
       if (a.part_dyx) {
-        const T* x = static_cast<const T*>(a.x) + r * a.columns + c;
+        const T* x = read_row(a.x, a.dtype, r * a.columns + c, n, wide);
 #pragma omp simd
         for (std::int64_t j = 0; j < n; ++j) {
           sum[j] += dz[j];
@@ -300,7 +309,7 @@ void dx_rows(const ChannelNormBackwardArgs& a, std::int64_t item) {
   const T* w = static_cast<const T*>(a.weight);
   for (std::int64_t c = 0; c < a.columns; c += kWidth) {
     const std::int64_t n = lesser(kWidth, a.columns - c);
-    T mean[kWidth], rstd[kWidth], scale[kWidth], bias[kWidth], shift[kWidth], slope[kWidth], buffer[kWidth];
+    T mean[kWidth], rstd[kWidth], scale[kWidth], bias[kWidth], shift[kWidth], slope[kWidth], buffer[kWidth], wide[kWidth];
     if (remakes_z(a)) affine_tables(a, k.outer, c, n, mean, scale, bias);
     if (a.dx) {
       spread(a.rstd, k.outer, a.groups, a.columns, c, n, rstd);
@@ -318,15 +327,16 @@ void dx_rows(const ChannelNormBackwardArgs& a, std::int64_t item) {
     for (std::int64_t r = k.first; r < k.first + k.count; ++r) {
       const T* dz = dz_row(F{}, a, r * a.columns + c, n, mean, scale, bias, buffer);
       if (!a.dx) continue;
-      T* dx = static_cast<T*>(a.dx) + r * a.columns + c;
+      T* dx = open_row(a.dx, a.dtype, r * a.columns + c, buffer);
       if (a.shift) {
-        const T* x = static_cast<const T*>(a.x) + r * a.columns + c;
+        const T* x = read_row(a.x, a.dtype, r * a.columns + c, n, wide);
 #pragma omp simd
         for (std::int64_t j = 0; j < n; ++j) dx[j] = dz[j] * scale[j] - shift[j] - (x[j] - mean[j]) * slope[j];
       } else {
 #pragma omp simd
         for (std::int64_t j = 0; j < n; ++j) dx[j] = dz[j] * scale[j];
       }
+      close_row(a.dx, a.dtype, r * a.columns + c, n, dx);
     }
   }
 }
@@ -335,17 +345,17 @@ void dx_rows(const ChannelNormBackwardArgs& a, std::int64_t item) {
 template <class Args, class Run>
 inline void each(const Args& a, std::int64_t begin, std::int64_t end, const Run& run) {
   with_activation(a.activation, a.below_zero, [&](auto f) {
-    for (std::int64_t i = begin; i < end; ++i) a.dtype == capo::DType::f32 ? run(f, 0.0f, i) : run(f, 0.0, i);
+    for (std::int64_t i = begin; i < end; ++i) a.dtype == capo::DType::f64 ? run(f, 0.0, i) : run(f, 0.0f, i);
   });
 }
 
 }  // namespace
 
 CAPO_CPU_KERNEL(group_norm_partial, capo::ChannelNormArgs) {
-  for (std::int64_t i = begin; i < end; ++i) args.dtype == capo::DType::f32 ? partial<float>(args, i) : partial<double>(args, i);
+  for (std::int64_t i = begin; i < end; ++i) args.dtype == capo::DType::f64 ? partial<double>(args, i) : partial<float>(args, i);
 }
 CAPO_CPU_KERNEL(group_norm_moments, capo::ChannelNormArgs) {
-  args.dtype == capo::DType::f32 ? moments<float>(args, begin, end) : moments<double>(args, begin, end);
+  args.dtype == capo::DType::f64 ? moments<double>(args, begin, end) : moments<float>(args, begin, end);
 }
 CAPO_CPU_KERNEL(group_norm_apply, capo::ChannelNormArgs) {
   each(args, begin, end, [&](auto f, auto t, std::int64_t i) { apply<decltype(t), decltype(f)>(args, i); });
@@ -354,7 +364,7 @@ CAPO_CPU_KERNEL(group_norm_dots, capo::ChannelNormBackwardArgs) {
   each(args, begin, end, [&](auto f, auto t, std::int64_t i) { dots<decltype(t), decltype(f)>(args, i); });
 }
 CAPO_CPU_KERNEL(group_norm_sums, capo::ChannelNormBackwardArgs) {
-  args.dtype == capo::DType::f32 ? sums<float>(args, begin, end) : sums<double>(args, begin, end);
+  args.dtype == capo::DType::f64 ? sums<double>(args, begin, end) : sums<float>(args, begin, end);
 }
 CAPO_CPU_KERNEL(group_norm_dx, capo::ChannelNormBackwardArgs) {
   each(args, begin, end, [&](auto f, auto t, std::int64_t i) { dx_rows<decltype(t), decltype(f)>(args, i); });

@@ -1,3 +1,4 @@
+#include <capo/ops/cpu/half.h>
 #include <capo/ops/cpu/kernel.h>
 #include <capo/ops/cpu/math.h>
 #include <capo/ops/cpu/row.h>
@@ -16,16 +17,18 @@ template <class T>
 void forward(const capo::LayerNormArgs& a, std::int64_t begin, std::int64_t end) {
   const std::int64_t n = a.columns, per_sample = a.rows / a.samples;
   const T count = static_cast<T>(n), eps = static_cast<T>(a.eps);
+  T buffer[2][capo::kHalfRow];
   for (std::int64_t r = begin; r < end; ++r) {
-    const T* x = static_cast<const T*>(a.x) + r * n;
-    T* y = static_cast<T*>(a.y) + r * n;
+    const T* x = read_row(a.x, a.dtype, r * n, n, buffer[0]);
+    T* y = open_row(a.y, a.dtype, r * n, buffer[1]);
     const std::int64_t sample = r / per_sample;
     const T* w = a.weight ? static_cast<const T*>(a.weight) + sample * n : nullptr;
     const T* b = a.bias ? static_cast<const T*>(a.bias) + sample * n : nullptr;
     if (a.residual) {
-      T* sum = static_cast<T*>(a.sum) + r * n;
-      add_rows(x, static_cast<const T*>(a.residual) + r * n, sum, n);
-      x = sum;
+      T* sum = open_row(a.sum, a.dtype, r * n, buffer[0]);
+      add_rows(x, read_row(a.residual, a.dtype, r * n, n, buffer[1]), sum, n);
+      close_row(a.sum, a.dtype, r * n, n, sum);
+      x = read_row<T>(a.sum, a.dtype, r * n, n, buffer[0]);  // rounded
     }
     T m = T(0), rest = T(0), var;  // mean = m + rest: what rounding m lost
     if (a.rms) {
@@ -53,6 +56,7 @@ void forward(const capo::LayerNormArgs& a, std::int64_t begin, std::int64_t end)
 #pragma omp simd
       for (std::int64_t i = 0; i < n; ++i) y[i] = ((x[i] - m) - rest) * rstd;
     }
+    close_row(a.y, a.dtype, r * n, n, y);
   }
 }
 
@@ -70,13 +74,14 @@ void backward_rows(const capo::LayerNormBackwardArgs& a, std::int64_t chunk) {
     for (std::int64_t i = 0; i < n; ++i) dw[i] = T(0);
   if (db)
     for (std::int64_t i = 0; i < n; ++i) db[i] = T(0);
+  T buffer[4][capo::kHalfRow];
   for (std::int64_t r = first; r < last; ++r) {
-    const T* x = a.x ? static_cast<const T*>(a.x) + r * n : nullptr;
-    const T* dy = static_cast<const T*>(a.dy) + r * n;
+    const T* x = a.x ? read_row(a.x, a.dtype, r * n, n, buffer[0]) : nullptr;
+    const T* dy = read_row(a.dy, a.dtype, r * n, n, buffer[1]);
     const T m = a.mean ? static_cast<const T*>(a.mean)[r] : T(0);
     const T rstd = a.rstd ? static_cast<const T*>(a.rstd)[r] : T(0);
     if (a.dx) {
-      T* dx = static_cast<T*>(a.dx) + r * n;
+      T* dx = open_row(a.dx, a.dtype, r * n, buffer[2]);
       const TwoSums<T> s = w ? sums_of<T>(n, [=](std::int64_t i) { return dy[i] * w[i]; },
                                           [=](std::int64_t i) { return dy[i] * w[i] * (x[i] - m); })
                              : sums_of<T>(n, [=](std::int64_t i) { return dy[i]; },
@@ -90,7 +95,8 @@ void backward_rows(const capo::LayerNormBackwardArgs& a, std::int64_t chunk) {
 #pragma omp simd
         for (std::int64_t i = 0; i < n; ++i) dx[i] = (dy[i] - shift - (x[i] - m) * slope) * rstd;
       }
-      if (a.dsum) add_rows(static_cast<const T*>(a.dsum) + r * n, dx, dx, n);
+      if (a.dsum) add_rows(read_row(a.dsum, a.dtype, r * n, n, buffer[3]), dx, dx, n);
+      close_row(a.dx, a.dtype, r * n, n, dx);
     }
     if (dw) {
 #pragma omp simd
@@ -106,10 +112,10 @@ void backward_rows(const capo::LayerNormBackwardArgs& a, std::int64_t chunk) {
 }  // namespace
 
 CAPO_CPU_KERNEL(layer_norm, capo::LayerNormArgs) {
-  args.dtype == capo::DType::f32 ? forward<float>(args, begin, end) : forward<double>(args, begin, end);
+  args.dtype == capo::DType::f64 ? forward<double>(args, begin, end) : forward<float>(args, begin, end);
 }
 
 CAPO_CPU_KERNEL(layer_norm_backward, capo::LayerNormBackwardArgs) {
   for (std::int64_t chunk = begin; chunk < end; ++chunk)
-    args.dtype == capo::DType::f32 ? backward_rows<float>(args, chunk) : backward_rows<double>(args, chunk);
+    args.dtype == capo::DType::f64 ? backward_rows<double>(args, chunk) : backward_rows<float>(args, chunk);
 }

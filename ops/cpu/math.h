@@ -19,7 +19,18 @@ inline std::int32_t to_bits(float f) {
   return b;
 }
 
-// Cody-Waite reduction by ln 2 and a degree-6 polynomial (coefficients: Cephes expf). 0 below -87.33, inf above 88.72.
+// e^r for |r| <= ln(2) / 2 (coefficients: Cephes expf).
+inline float exp_near_zero(float r) {
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  return p * r * r + r + 1.0f;
+}
+
+// Cody-Waite reduction by ln 2 and a polynomial. 0 below -87.33, inf above 88.72.
 inline float exp(float x) {
   float c = x < -87.3365447f ? -87.3365447f : x;
   c = c > 88.7228394f ? 88.7228394f : c;
@@ -27,13 +38,7 @@ inline float exp(float x) {
   const float n = t - 12582912.0f;
   float r = c - n * 0.693359375f;
   r = r + n * 2.12194440e-4f;
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
+  const float p = exp_near_zero(r);
   // Two factors, because n may be 128.
   const std::int32_t k = static_cast<std::int32_t>(n);
   const std::int32_t h = k >> 1;
@@ -126,11 +131,49 @@ inline float erf(float x) {
   q = q * z - 1.68282697438203e-03f;
   q = q * z - 7.37332916720468e-03f;
   q = q * z - 1.42647390514189e-02f;
-  float y = c * p / q;
+  float y = z < 1e-8f ? 1.12837917f * x : c * p / q;  // c p would underflow before erf does
   y = y > 1.0f ? 1.0f : y;  // rounding must not leave [-1, 1]: gelu's tail would change its sign
   return y < -1.0f ? -1.0f : y;
 }
 inline double erf(double x) { return __builtin_erf(x); }
+
+// exp(-x^2 / 2), 0 beyond |x| = 13.2. With FMA the square is exact before the reduction by ln 2 takes its leading part
+// away; without, its rounding costs x^2 / 4 ulp.
+inline float gauss(float x) {
+  const float a = x < 0.0f ? -x : x, c = a > 13.2f ? 13.2f : a, h = -0.5f * c;
+  const float t = (h * c) * 1.44269504f + 12582912.0f;  // as in exp
+  const float n = t - 12582912.0f;
+#if defined(__FMA__)
+  float r = __builtin_fmaf(h, c, n * -0.693359375f);  // n times 9 bits: exact
+#else
+  float r = h * c - n * 0.693359375f;
+#endif
+  r = r + n * 2.12194440e-4f;
+  const std::uint32_t power = (static_cast<std::uint32_t>(to_bits(t)) << 23) + 0x3f800000u;
+  const float y = exp_near_zero(r) * from_bits(static_cast<std::int32_t>(power));
+  return a > 13.2f ? 0.0f : y;
+}
+inline double gauss(double x) { return __builtin_exp(-0.5 * x * x); }
+
+// The normal distribution's density, and its integral up to x: Mills' ratio R(a) = Phi(-a) / exp(-a^2 / 2) as a
+// polynomial in t = 1 / (1 + 0.33 a), so that the left tail keeps its digits where (1 + erf) / 2 cancels.
+inline float normal_cdf(float x) {
+  const float a = x < 0.0f ? -x : x, t = 1.0f / (1.0f + 0.33f * a);
+  float p = -0.021336494013667107f;
+  p = p * t + 0.1256006509065628f;
+  p = p * t - 0.2722771465778351f;
+  p = p * t + 0.23030400276184082f;
+  p = p * t - 0.06033006310462952f;
+  p = p * t + 0.12338459491729736f;
+  p = p * t + 0.11068078875541687f;
+  p = p * t + 0.13235440850257874f;
+  p = p * t + 0.13161927461624146f;
+  const float tail = p * t * gauss(x);
+  return x < 0.0f ? tail : 1.0f - tail;
+}
+inline double normal_cdf(double x) { return 0.5 * __builtin_erfc(x * -0.70710678118654752440); }
+template <class T>
+inline T normal_pdf(T x) { return T(0.39894228040143267794) * gauss(x); }
 
 inline float sqrt(float x) { return __builtin_sqrtf(x); }
 inline double sqrt(double x) { return __builtin_sqrt(x); }

@@ -1,3 +1,4 @@
+#include <capo/ops/cpu/half.h>
 #include <capo/ops/cpu/kernel.h>
 #include <capo/ops/modulate.h>
 
@@ -7,14 +8,22 @@ template <class T>
 void forward(const capo::ModulateArgs& a, std::int64_t begin, std::int64_t end) {
   const std::int64_t n = a.columns;
   const T base = static_cast<T>(a.base);
+  T buffer[3][capo::kHalfRow];
+  const T *scale = nullptr, *plus = nullptr;
+  std::int64_t before = -1;
   for (std::int64_t r = begin; r < end; ++r) {
     const std::int64_t sample = r / a.rows;
-    const T* x = static_cast<const T*>(a.x) + r * n;
-    const T* scale = static_cast<const T*>(a.scale) + sample * n;
-    const T* plus = a.shift ? static_cast<const T*>(a.shift) + sample * n : static_cast<const T*>(a.residual) + r * n;
-    T* y = static_cast<T*>(a.y) + r * n;
+    if (sample != before) {
+      scale = read_row(a.scale, a.dtype, sample * n, n, buffer[0]);
+      if (a.shift) plus = read_row(a.shift, a.dtype, sample * n, n, buffer[1]);
+      before = sample;
+    }
+    if (!a.shift) plus = read_row(a.residual, a.dtype, r * n, n, buffer[1]);
+    const T* x = read_row(a.x, a.dtype, r * n, n, buffer[2]);
+    T* y = open_row(a.y, a.dtype, r * n, buffer[2]);
 #pragma omp simd
     for (std::int64_t i = 0; i < n; ++i) y[i] = x[i] * (base + scale[i]) + plus[i];
+    close_row(a.y, a.dtype, r * n, n, y);
   }
 }
 
@@ -24,7 +33,8 @@ void backward(const capo::ModulateBackwardArgs& a, std::int64_t item) {
   const std::int64_t sample = item / chunks, first = (item - sample * chunks) * capo::kModulateChunk;
   const std::int64_t last = lesser(first + capo::kModulateChunk, a.rows);
   const T base = static_cast<T>(a.base);
-  const T* scale = a.dx ? static_cast<const T*>(a.scale) + sample * n : nullptr;
+  T buffer[3][capo::kHalfRow];
+  const T* scale = a.dx ? read_row(a.scale, a.dtype, sample * n, n, buffer[0]) : nullptr;
   T* dscale = a.dscale_part ? static_cast<T*>(a.dscale_part) + item * n : nullptr;
   T* dshift = a.dshift_part ? static_cast<T*>(a.dshift_part) + item * n : nullptr;
   if (dscale)
@@ -32,14 +42,15 @@ void backward(const capo::ModulateBackwardArgs& a, std::int64_t item) {
   if (dshift)
     for (std::int64_t i = 0; i < n; ++i) dshift[i] = T(0);
   for (std::int64_t r = sample * a.rows + first; r < sample * a.rows + last; ++r) {
-    const T* dy = static_cast<const T*>(a.dy) + r * n;
+    const T* dy = read_row(a.dy, a.dtype, r * n, n, buffer[1]);
     if (a.dx) {
-      T* dx = static_cast<T*>(a.dx) + r * n;
+      T* dx = open_row(a.dx, a.dtype, r * n, buffer[2]);
 #pragma omp simd
       for (std::int64_t i = 0; i < n; ++i) dx[i] = dy[i] * (base + scale[i]);
+      close_row(a.dx, a.dtype, r * n, n, dx);
     }
     if (dscale) {
-      const T* x = static_cast<const T*>(a.x) + r * n;
+      const T* x = read_row(a.x, a.dtype, r * n, n, buffer[2]);
 #pragma omp simd
       for (std::int64_t i = 0; i < n; ++i) dscale[i] += dy[i] * x[i];
     }
@@ -53,10 +64,10 @@ void backward(const capo::ModulateBackwardArgs& a, std::int64_t item) {
 }  // namespace
 
 CAPO_CPU_KERNEL(modulate, capo::ModulateArgs) {
-  args.dtype == capo::DType::f32 ? forward<float>(args, begin, end) : forward<double>(args, begin, end);
+  args.dtype == capo::DType::f64 ? forward<double>(args, begin, end) : forward<float>(args, begin, end);
 }
 
 CAPO_CPU_KERNEL(modulate_backward, capo::ModulateBackwardArgs) {
   for (std::int64_t item = begin; item < end; ++item)
-    args.dtype == capo::DType::f32 ? backward<float>(args, item) : backward<double>(args, item);
+    args.dtype == capo::DType::f64 ? backward<double>(args, item) : backward<float>(args, item);
 }

@@ -1,3 +1,4 @@
+#include <capo/ops/cpu/half.h>
 #include <capo/ops/cpu/kernel.h>
 #include <capo/ops/integer_functors.h>
 #include <capo/ops/reduce.h>
@@ -51,10 +52,11 @@ inline void offsets(int rank, const std::int64_t* shape, const std::int64_t* str
   }
 }
 
-// 64 neighbouring outputs, contiguous in memory, at once (the bias-gradient case): elements [first, last) of each of n.
+// 64 neighbouring outputs, contiguous in memory from `base` on, at once (the bias-gradient case): elements [first, last)
+// of each of n.
 template <class R, class T>
-inline void columns(const ReduceArgs& p, const T* x, T* y, std::int64_t n, std::int64_t first, std::int64_t last) {
-  T total[64], part[64];
+inline void columns(const ReduceArgs& p, std::int64_t base, T* y, std::int64_t n, std::int64_t first, std::int64_t last) {
+  T total[64], part[64], buffer[64];
   for (int j = 0; j < 64; ++j) total[j] = part[j] = R::template start<T>();
   std::int64_t index[8] = {}, at = 0, in_block = 0, rest = first;
   for (int i = p.reduced - 1; i >= 0 && first > 0; --i) {  // at first = 0 a size may be 0
@@ -63,7 +65,7 @@ inline void columns(const ReduceArgs& p, const T* x, T* y, std::int64_t n, std::
     rest /= p.reduced_shape[i];
   }
   for (std::int64_t r = first; r < last; ++r) {
-    const T* src = x + at;
+    const T* src = read_row(p.x, p.dtype, base + at, n, buffer);
     if (n == 64) {
       for (int j = 0; j < 64; ++j) part[j] = R::join(part[j], src[j]);
     } else {
@@ -84,24 +86,24 @@ inline void columns(const ReduceArgs& p, const T* x, T* y, std::int64_t n, std::
   for (std::int64_t j = 0; j < n; ++j) y[j] = R::join(total[j], part[j]);
 }
 
-// Elements [first, last) of one output, run by run of the innermost reduced axis.
+// Elements [first, last) of the output whose first element is at `base`, run by run of the innermost reduced axis.
 template <class R, class T>
-inline T elements(const ReduceArgs& p, const T* x, std::int64_t first, std::int64_t last) {
+inline T elements(const ReduceArgs& p, std::int64_t base, std::int64_t first, std::int64_t last) {
   const std::int64_t inner = p.reduced_shape[p.reduced - 1], stride = p.reduced_strides[p.reduced - 1];
   T total = R::template start<T>();
   for (std::int64_t e = first; e < last;) {
     const std::int64_t k = e % inner, n = lesser(inner - k, last - e);
-    std::int64_t at = k * stride;
+    std::int64_t at = base + k * stride;
     offsets(p.reduced - 1, p.reduced_shape, p.reduced_strides, e / inner, at);
     for (std::int64_t i = 0; i < n; i += kBlock) {
-      const T* src = x + at + i * stride;
-      const std::int64_t count = lesser(kBlock, n - i);
+      const std::int64_t count = lesser(kBlock, n - i), from = at + i * stride;
       if (stride == 1) {
-        total = R::join(total, row<R>(src, count));
+        T buffer[kBlock];
+        total = R::join(total, row<R>(read_row(p.x, p.dtype, from, count, buffer), count));
         continue;
       }
       T part = R::template start<T>();
-      for (std::int64_t j = 0; j < count; ++j) part = R::join(part, src[j * stride]);
+      for (std::int64_t j = 0; j < count; ++j) part = R::join(part, read_one<T>(p.x, p.dtype, from + j * stride));
       total = R::join(total, part);
     }
     e += n;
@@ -112,7 +114,6 @@ inline T elements(const ReduceArgs& p, const T* x, std::int64_t first, std::int6
 // Items [begin, end) of [parts, outputs].
 template <class R, class T>
 void reduce(const ReduceArgs& p, std::int64_t begin, std::int64_t end) {
-  const T* x = static_cast<const T*>(p.x);
   T* y = static_cast<T*>(p.y);
   const std::int64_t width = p.kept_shape[p.kept - 1];
   const bool by_columns = p.reduced_strides[p.reduced - 1] != 1 && p.kept_strides[p.kept - 1] == 1;
@@ -124,10 +125,10 @@ void reduce(const ReduceArgs& p, std::int64_t begin, std::int64_t end) {
     offsets(p.kept, p.kept_shape, p.kept_strides, k % outputs, base);
     if (by_columns) {
       const std::int64_t n = lesser(lesser(std::int64_t{64}, end - k), width - k % width);
-      columns<R>(p, x + base, y + k, n, first, last);
+      columns<R>(p, base, y + k, n, first, last);
       k += n;
     } else {
-      y[k++] = elements<R>(p, x + base, first, last);
+      y[k++] = elements<R, T>(p, base, first, last);
     }
   }
 }
@@ -135,7 +136,7 @@ void reduce(const ReduceArgs& p, std::int64_t begin, std::int64_t end) {
 template <class R>
 void by_dtype(const ReduceArgs& p, std::int64_t begin, std::int64_t end) {
   switch (p.dtype) {
-    case capo::DType::f32: return reduce<R, float>(p, begin, end);
+    case capo::DType::f32: case capo::DType::bf16: case capo::DType::f16: return reduce<R, float>(p, begin, end);
     case capo::DType::f64: return reduce<R, double>(p, begin, end);
     case capo::DType::i32: return reduce<R, std::int32_t>(p, begin, end);
     case capo::DType::i64: return reduce<R, std::int64_t>(p, begin, end);

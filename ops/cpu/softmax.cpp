@@ -1,3 +1,4 @@
+#include <capo/ops/cpu/half.h>
 #include <capo/ops/cpu/kernel.h>
 #include <capo/ops/cpu/math.h>
 #include <capo/ops/cpu/row.h>
@@ -8,9 +9,10 @@ namespace {
 template <class T>
 void forward(const capo::SoftmaxArgs& a, std::int64_t begin, std::int64_t end) {
   const std::int64_t n = a.columns;
+  T buffer[2][capo::kHalfRow];
   for (std::int64_t r = begin; r < end; ++r) {
-    const T* x = static_cast<const T*>(a.x) + r * n;
-    T* y = static_cast<T*>(a.y) + r * n;
+    const T* x = read_row(a.x, a.dtype, r * n, n, buffer[0]);
+    T* y = open_row(a.y, a.dtype, r * n, buffer[1]);
     const T top = largest(x, n);
 #pragma omp simd
     for (std::int64_t i = 0; i < n; ++i) y[i] = m::exp(x[i] - top);
@@ -24,16 +26,18 @@ void forward(const capo::SoftmaxArgs& a, std::int64_t begin, std::int64_t end) {
 #pragma omp simd
       for (std::int64_t i = 0; i < n; ++i) y[i] *= scale;
     }
+    close_row(a.y, a.dtype, r * n, n, y);
   }
 }
 
 template <class T>
 void backward(const capo::SoftmaxArgs& a, std::int64_t begin, std::int64_t end) {
   const std::int64_t n = a.columns;
+  T buffer[3][capo::kHalfRow];
   for (std::int64_t r = begin; r < end; ++r) {
-    const T* y = static_cast<const T*>(a.x) + r * n;
-    const T* dy = static_cast<const T*>(a.dy) + r * n;
-    T* dx = static_cast<T*>(a.y) + r * n;
+    const T* y = read_row(a.x, a.dtype, r * n, n, buffer[0]);
+    const T* dy = read_row(a.dy, a.dtype, r * n, n, buffer[1]);
+    T* dx = open_row(a.y, a.dtype, r * n, buffer[2]);
     if (a.log) {
       const T total = sum_of<T>(n, [dy](std::int64_t i) { return dy[i]; });
 #pragma omp simd
@@ -43,6 +47,7 @@ void backward(const capo::SoftmaxArgs& a, std::int64_t begin, std::int64_t end) 
 #pragma omp simd
       for (std::int64_t i = 0; i < n; ++i) dx[i] = y[i] * (dy[i] - along);
     }
+    close_row(a.y, a.dtype, r * n, n, dx);
   }
 }
 
@@ -54,5 +59,5 @@ void run(const capo::SoftmaxArgs& a, std::int64_t begin, std::int64_t end) {
 }  // namespace
 
 CAPO_CPU_KERNEL(softmax, capo::SoftmaxArgs) {
-  args.dtype == capo::DType::f32 ? run<float>(args, begin, end) : run<double>(args, begin, end);
+  args.dtype == capo::DType::f64 ? run<double>(args, begin, end) : run<float>(args, begin, end);
 }

@@ -1,3 +1,4 @@
+#include <capo/ops/cpu/half.h>
 #include <capo/ops/cpu/kernel.h>
 #include <capo/ops/cpu/math.h>
 #include <capo/ops/unary.h>
@@ -6,30 +7,37 @@
 namespace {
 
 template <class F, class T>
-void forward(const capo::UnaryArgs& a, std::int64_t begin, std::int64_t end) {
-  const T* x = static_cast<const T*>(a.x);
-  T* y = static_cast<T*>(a.y);
-  const T p = static_cast<T>(a.p), q = static_cast<T>(a.q);
+void forward(const T* x, T* y, std::int64_t n, T p, T q) {
 #pragma omp simd
-  for (std::int64_t i = begin; i < end; ++i) y[i] = F::f(x[i], p, q);
+  for (std::int64_t i = 0; i < n; ++i) y[i] = F::f(x[i], p, q);
 }
 
 template <class F, class T>
-void backward(const capo::UnaryArgs& a, std::int64_t begin, std::int64_t end) {
-  const T* s = static_cast<const T*>(a.x);
-  const T* dy = static_cast<const T*>(a.dy);
-  T* dx = static_cast<T*>(a.y);
-  const T p = static_cast<T>(a.p), q = static_cast<T>(a.q);
+void backward(const T* s, const T* dy, T* dx, std::int64_t n, T p, T q) {
 #pragma omp simd
-  for (std::int64_t i = begin; i < end; ++i) dx[i] = dy[i] * F::df(s[i], s[i], p, q);
+  for (std::int64_t i = 0; i < n; ++i) dx[i] = dy[i] * F::df(s[i], s[i], p, q);
+}
+
+template <class F, class T>
+void pieces(const capo::UnaryArgs& a, std::int64_t begin, std::int64_t end) {
+  const T p = static_cast<T>(a.p), q = static_cast<T>(a.q);
+  const std::int64_t step = piece(a.dtype, end - begin);
+  T read[kPiece], slope[kPiece], result[kPiece];
+  for (std::int64_t at = begin; at < end; at += step) {
+    const std::int64_t n = lesser(step, end - at);
+    const T* x = read_row(a.x, a.dtype, at, n, read);
+    T* y = open_row(a.y, a.dtype, at, result);
+    if (a.dy)
+      backward<F>(x, read_row(a.dy, a.dtype, at, n, slope), y, n, p, q);
+    else
+      forward<F>(x, y, n, p, q);
+    close_row(a.y, a.dtype, at, n, y);
+  }
 }
 
 template <class F>
 void run(const capo::UnaryArgs& a, std::int64_t begin, std::int64_t end) {
-  if (a.dtype == capo::DType::f32)
-    a.dy ? backward<F, float>(a, begin, end) : forward<F, float>(a, begin, end);
-  else
-    a.dy ? backward<F, double>(a, begin, end) : forward<F, double>(a, begin, end);
+  a.dtype == capo::DType::f64 ? pieces<F, double>(a, begin, end) : pieces<F, float>(a, begin, end);
 }
 
 }  // namespace

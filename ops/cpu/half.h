@@ -1,0 +1,90 @@
+// bf16 and f16 as storage, for ops/cpu files: a kernel computes on rows of f32, which are widened into a buffer in the
+// first cache as they are read and rounded to nearest even as they are written. The bits are those of an f32 kernel
+// between two casts. f32 and f64 rows are used where they lie.
+#pragma once
+
+#include <capo/engine/dtype.h>
+#include <capo/ops/args.h>
+#include <capo/ops/cpu/kernel.h>
+#include <capo/ops/cpu/math.h>
+
+namespace {
+
+// Local twins of engine/dtype.h's conversions: those are shared inline functions, which these files must not use.
+inline float load(capo::BFloat16 v) {
+  return m::from_bits(static_cast<std::int32_t>(static_cast<std::uint32_t>(v.bits) << 16));
+}
+inline float load(capo::Half v) {
+  const std::uint32_t sign = static_cast<std::uint32_t>(v.bits & 0x8000u) << 16, a = v.bits & 0x7fffu;
+  const std::uint32_t normal = a >= 0x7c00u ? 0x7f800000u | ((a & 0x3ffu) << 13) : (a << 13) + 0x38000000u;
+  const float small = static_cast<float>(a) * 0x1p-24f;
+  const std::uint32_t bits = a >= 0x400u ? normal : static_cast<std::uint32_t>(m::to_bits(small));
+  return m::from_bits(static_cast<std::int32_t>(sign | bits));
+}
+template <class T>
+inline T load(T v) { return v; }
+
+inline void store(capo::BFloat16& y, float v) {
+  const std::uint32_t u = static_cast<std::uint32_t>(m::to_bits(v));
+  const std::uint32_t r = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+  y.bits = static_cast<std::uint16_t>(v != v ? (u >> 16) | 0x40u : r);
+}
+inline void store(capo::Half& y, float v) {
+  const std::uint32_t u = static_cast<std::uint32_t>(m::to_bits(v)), sign = (u >> 16) & 0x8000u, a = u & 0x7fffffffu;
+  const float shifted = m::from_bits(static_cast<std::int32_t>(a)) + 0.5f;  // subnormals: the f32 adder rounds
+  const std::uint32_t small = static_cast<std::uint32_t>(m::to_bits(shifted)) - 0x3f000000u;
+  const std::uint32_t normal = (a + 0xfffu + ((a >> 13) & 1u) - 0x38000000u) >> 13;
+  std::uint32_t r = a < 0x38800000u ? small : normal;
+  r = a >= 0x477ff000u ? 0x7c00u : r;
+  r = a > 0x7f800000u ? 0x7e00u : r;
+  y.bits = static_cast<std::uint16_t>(sign | r);
+}
+
+template <class E>
+[[gnu::noinline]] inline void widen(const E* x, float* y, std::int64_t n) {
+#pragma omp simd
+  for (std::int64_t i = 0; i < n; ++i) y[i] = load(x[i]);
+}
+template <class E>
+[[gnu::noinline]] inline void narrow(const float* x, E* y, std::int64_t n) {
+#pragma omp simd
+  for (std::int64_t i = 0; i < n; ++i) store(y[i], x[i]);
+}
+
+inline bool in_16_bits(capo::DType t) { return t == capo::DType::bf16 || t == capo::DType::f16; }
+
+constexpr std::int64_t kPiece = 1024;  // elements that an elementwise kernel takes at a time when they are 16-bit
+inline std::int64_t piece(capo::DType t, std::int64_t n) { return in_16_bits(t) ? lesser(n, kPiece) : n; }
+
+// Elements [at, at + n) of x: where they lie, or widened into buffer. T is float, for f64 double.
+template <class T>
+inline const T* read_row(const void* x, capo::DType dtype, std::int64_t at, std::int64_t n, T* buffer) {
+  if constexpr (__is_same(T, float)) {
+    if (dtype == capo::DType::bf16) return widen(static_cast<const capo::BFloat16*>(x) + at, buffer, n), buffer;
+    if (dtype == capo::DType::f16) return widen(static_cast<const capo::Half*>(x) + at, buffer, n), buffer;
+  }
+  return static_cast<const T*>(x) + at;
+}
+template <class T>
+inline T read_one(const void* x, capo::DType dtype, std::int64_t at) {
+  if constexpr (__is_same(T, float)) {
+    if (dtype == capo::DType::bf16) return load(static_cast<const capo::BFloat16*>(x)[at]);
+    if (dtype == capo::DType::f16) return load(static_cast<const capo::Half*>(x)[at]);
+  }
+  return static_cast<const T*>(x)[at];
+}
+
+// Where to put elements from `at` on; close_row then rounds what was put into buffer.
+template <class T>
+inline T* open_row(void* y, capo::DType dtype, std::int64_t at, T* buffer) {
+  return __is_same(T, float) && in_16_bits(dtype) ? buffer : static_cast<T*>(y) + at;
+}
+template <class T>
+inline void close_row(void* y, capo::DType dtype, std::int64_t at, std::int64_t n, const T* buffer) {
+  if constexpr (__is_same(T, float)) {
+    if (dtype == capo::DType::bf16) narrow(buffer, static_cast<capo::BFloat16*>(y) + at, n);
+    if (dtype == capo::DType::f16) narrow(buffer, static_cast<capo::Half*>(y) + at, n);
+  }
+}
+
+}  // namespace
