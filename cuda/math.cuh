@@ -26,14 +26,14 @@ CAPO_M1(erf)
 CAPO_M1(floor)
 #undef CAPO_M1
 
-// The normal distribution's integral up to x, and its density.
+// x Phi(x) and its derivative Phi(x) + x phi(x), Phi the normal distribution's integral.
 template <class T>
-CAPO_M_HD inline T normal_cdf(T x) {
-  return T(0.5) * (T(1) + erf(x * T(0.70710678118654752440)));
+CAPO_M_HD inline T gelu(T x) {
+  return x * (T(0.5) * (T(1) + erf(x * T(0.70710678118654752440))));
 }
 template <class T>
-CAPO_M_HD inline T normal_pdf(T x) {
-  return T(0.39894228040143267794) * exp(T(-0.5) * x * x);
+CAPO_M_HD inline T gelu_slope(T x) {
+  return T(0.5) * (T(1) + erf(x * T(0.70710678118654752440))) + x * (T(0.39894228040143267794) * exp(T(-0.5) * x * x));
 }
 
 CAPO_M_HD inline float pow(float x, float y) { return ::powf(x, y); }

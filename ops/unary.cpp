@@ -38,7 +38,7 @@ constexpr std::int64_t kGrain = 16384;  // elements per chunk: big enough to hid
 Tensor apply(UnaryKind kind, const Tensor& x, const Tensor& dy, double p, double q) {
   Tensor y = empty(x.shape(), x.dtype(), x.device());
   if (x.device().is_meta()) return y;
-  const UnaryArgs args{kind, x.dtype(), x.data(), dy.defined() ? dy.data() : nullptr, y.data(), p, q};
+  const UnaryArgs args{kind, x.dtype(), x.data(), dy.defined() ? dy.data() : nullptr, y.data(), p, q, x.numel()};
   launch(kernels::unary, x.device(), args, x.numel(), kGrain);
   return y;
 }

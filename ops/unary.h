@@ -70,6 +70,7 @@ struct UnaryArgs {
   const void* dy;     // backward only
   void* y;            // result
   double p, q;
+  std::int64_t elements;  // of the whole
 };
 
 }  // namespace capo

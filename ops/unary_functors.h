@@ -63,7 +63,7 @@ CAPO_UNARY(Tanh, m::tanh(x), T(1) - y * y)
 CAPO_UNARY(Sigmoid, sigmoid_of(x), y * (T(1) - y))
 CAPO_UNARY(Relu, x <= T(0) ? T(0) : x, y <= T(0) ? T(0) : T(1))  // NaN passes both ways
 CAPO_UNARY(LeakyRelu, x > T(0) ? x : p * x, x > T(0) ? T(1) : p)
-CAPO_UNARY(Gelu, x * m::normal_cdf(x), m::normal_cdf(x) + x * m::normal_pdf(x))
+CAPO_UNARY(Gelu, m::gelu(x), m::gelu_slope(x))
 CAPO_UNARY(GeluTanh, x / (T(1) + tanh_gelu_odds(x)), tanh_gelu_slope(x))
 CAPO_UNARY(QuickGelu, x / (T(1) + m::exp(T(-1.702) * x)), scaled_sigmoid_slope(x, T(1.702)))
 CAPO_UNARY(Silu, x / (T(1) + m::exp(-x)), scaled_sigmoid_slope(x, T(1)))

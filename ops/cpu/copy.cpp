@@ -40,6 +40,12 @@ struct Store<Half> {
   }
 };
 
+// Between which a large copy is streamed: f32 (as i32 when its bits are moved), bf16 and f16.
+template <class S>
+constexpr bool kFloat = __is_same(S, float) || __is_same(S, BFloat16) || __is_same(S, Half);
+template <class S, class D>
+constexpr bool kFloats = (kFloat<S> && kFloat<D>) || (__is_same(S, D) && (sizeof(D) == 4 || sizeof(D) == 2));
+
 template <class S, class D>
 void copy_loop(const capo::CopyArgs& p, std::int64_t begin, std::int64_t end) {
   const S* src = static_cast<const S*>(p.src);
@@ -59,9 +65,25 @@ void copy_loop(const capo::CopyArgs& p, std::int64_t begin, std::int64_t end) {
     });
     return;
   }
+  bool streamed = false;
+  if constexpr (kFloats<S, D>) {
+    std::int64_t bytes = is == 1 && id == 1 ? static_cast<std::int64_t>(sizeof(D)) : 0;
+    for (int i = 0; i < p.rank; ++i) bytes *= p.shape[i];
+    streamed = bytes >= kStreamed;
+  }
   for_rows(p.rank, p.shape, p.ss, p.sd, begin, end, [=](std::int64_t, std::int64_t n, std::int64_t os, std::int64_t od) {
     const S* s = src + os;
     D* d = dst + od;
+    if constexpr (kFloats<S, D>) {
+      D buffer[kPiece];
+      for (std::int64_t i = 0; streamed && i < n; i += kPiece) {
+        const std::int64_t count = lesser(kPiece, n - i);
+#pragma omp simd
+        for (std::int64_t j = 0; j < count; ++j) buffer[j] = Store<D>::from(load(s[i + j]));
+        stream(buffer, d + i, count * static_cast<std::int64_t>(sizeof(D)));
+      }
+      if (streamed) return;
+    }
     if (is == 1 && id == 1) {
 #pragma omp simd
       for (std::int64_t i = 0; i < n; ++i) d[i] = Store<D>::from(load(s[i]));
@@ -69,6 +91,7 @@ void copy_loop(const capo::CopyArgs& p, std::int64_t begin, std::int64_t end) {
       for (std::int64_t i = 0; i < n; ++i) d[i * id] = Store<D>::from(load(s[i * is]));
     }
   });
+  end_stream(streamed);
 }
 
 // Equal dtypes move bits.

@@ -12,7 +12,7 @@ using capo::ChannelNormArgs;
 using capo::ChannelNormBackwardArgs;
 using capo::kChannelChunk;
 
-constexpr std::int64_t kWidth = 512;  // columns at a time: their tables stay on the stack, most nets' rows fit
+constexpr std::int64_t kWidth = 1024;  // columns at a time: their tables stay on the stack, most nets' rows fit
 constexpr std::int64_t kJoin = 64;    // columns at a time when chunks are joined
 
 // Where one chunk of rows lies.
@@ -35,8 +35,11 @@ inline void spread(const void* values, std::int64_t outer, std::int64_t groups, 
   const std::int64_t size = columns / groups;
   if (size == 1) {
     for (std::int64_t j = 0; j < n; ++j) table[j] = v[c + j];
-  } else {
-    for (std::int64_t j = 0; j < n; ++j) table[j] = v[(c + j) / size];
+    return;
+  }
+  for (std::int64_t j = 0, group = c / size; j < n; ++group) {
+    const std::int64_t stop = lesser((group + 1) * size - c, n);
+    for (; j < stop; ++j) table[j] = v[group];
   }
 }
 
@@ -49,19 +52,17 @@ void partial(const ChannelNormArgs& a, std::int64_t item) {
     const auto row_of = [&](std::int64_t r, T* buffer) {
       return read_row(a.x, a.dtype, (k.first + r) * a.columns + c, n, buffer);
     };
-    T mean[kWidth], rest[kWidth], m2[kWidth], buffer[kWidth];
-    for (std::int64_t j = 0; j < n; ++j) mean[j] = rest[j] = m2[j] = T(0);
-    for (std::int64_t r = 0; r < k.count; ++r) {
-      const T* row = row_of(r, buffer);
-#pragma omp simd
-      for (std::int64_t j = 0; j < n; ++j) mean[j] += row[j];
-    }
-    for (std::int64_t j = 0; j < n; ++j) mean[j] *= inverse;
-    for (std::int64_t r = 0; r < k.count; ++r) {
+    // Deviations from the first row, in one pass: (first - mean)^2 <= (count - 1) m2, so at most 64 times the rounding.
+    T first[kWidth], rest[kWidth], m2[kWidth], buffer[kWidth];
+    const T* start = row_of(0, first);
+    if (start != first)
+      for (std::int64_t j = 0; j < n; ++j) first[j] = start[j];
+    for (std::int64_t j = 0; j < n; ++j) rest[j] = m2[j] = T(0);
+    for (std::int64_t r = 1; r < k.count; ++r) {
       const T* row = row_of(r, buffer);
 #pragma omp simd
       for (std::int64_t j = 0; j < n; ++j) {
-        const T d = row[j] - mean[j];
+        const T d = row[j] - first[j];
         rest[j] += d;
         m2[j] += d * d;
       }
@@ -70,7 +71,7 @@ void partial(const ChannelNormArgs& a, std::int64_t item) {
     T* out_m2 = static_cast<T*>(a.part_m2) + item * a.columns + c;
 #pragma omp simd
     for (std::int64_t j = 0; j < n; ++j) {
-      out_mean[j] = mean[j] + rest[j] * inverse;
+      out_mean[j] = first[j] + rest[j] * inverse;
       out_m2[j] = greater(m2[j] - rest[j] * rest[j] * inverse, T(0));
     }
   }
@@ -168,6 +169,7 @@ template <class T, class F>
 void apply(const ChannelNormArgs& a, std::int64_t item) {
   const Chunk k = chunk_of(a, item);
   const T p = static_cast<T>(a.below_zero);
+  const bool streamed = streams(a.dtype, a.outer * a.rows * a.columns);
   for (std::int64_t c = 0; c < a.columns; c += kWidth) {
     const std::int64_t n = lesser(kWidth, a.columns - c);
     T mean[kWidth], scale[kWidth], shift[kWidth], buffer[2][kWidth];
@@ -175,7 +177,7 @@ void apply(const ChannelNormArgs& a, std::int64_t item) {
     for (std::int64_t r = k.first; r < k.first + k.count; ++r) {
       const std::int64_t at = r * a.columns + c;
       const T* x = read_row(a.x, a.dtype, at, n, buffer[0]);
-      T* y = open_row(a.y, a.dtype, at, buffer[0]);
+      T* y = open_row(a.y, a.dtype, at, buffer[0], streamed);
       if (a.residual) {
         const T* s = read_row(a.residual, a.dtype, at, n, buffer[1]);
 #pragma omp simd
@@ -184,9 +186,10 @@ void apply(const ChannelNormArgs& a, std::int64_t item) {
 #pragma omp simd
         for (std::int64_t j = 0; j < n; ++j) y[j] = F::f((x[j] - mean[j]) * scale[j] + shift[j], p, T(0));
       }
-      close_row(a.y, a.dtype, at, n, y);
+      close_row(a.y, a.dtype, at, n, y, streamed);
     }
   }
+  end_stream(streamed);
 }
 
 // dz of n columns from element `at` on, in a row of its own: what is summed is rounded as the composite's dz is.
@@ -307,6 +310,7 @@ template <class T, class F>
 void dx_rows(const ChannelNormBackwardArgs& a, std::int64_t item) {
   const Chunk k = chunk_of(a, item);
   const T* w = static_cast<const T*>(a.weight);
+  const bool streamed = streams(a.dtype, a.outer * a.rows * a.columns);
   for (std::int64_t c = 0; c < a.columns; c += kWidth) {
     const std::int64_t n = lesser(kWidth, a.columns - c);
     T mean[kWidth], rstd[kWidth], scale[kWidth], bias[kWidth], shift[kWidth], slope[kWidth], buffer[kWidth], wide[kWidth];
@@ -327,7 +331,7 @@ void dx_rows(const ChannelNormBackwardArgs& a, std::int64_t item) {
     for (std::int64_t r = k.first; r < k.first + k.count; ++r) {
       const T* dz = dz_row(F{}, a, r * a.columns + c, n, mean, scale, bias, buffer);
       if (!a.dx) continue;
-      T* dx = open_row(a.dx, a.dtype, r * a.columns + c, buffer);
+      T* dx = open_row(a.dx, a.dtype, r * a.columns + c, buffer, streamed);
       if (a.shift) {
         const T* x = read_row(a.x, a.dtype, r * a.columns + c, n, wide);
 #pragma omp simd
@@ -336,9 +340,10 @@ void dx_rows(const ChannelNormBackwardArgs& a, std::int64_t item) {
 #pragma omp simd
         for (std::int64_t j = 0; j < n; ++j) dx[j] = dz[j] * scale[j];
       }
-      close_row(a.dx, a.dtype, r * a.columns + c, n, dx);
+      close_row(a.dx, a.dtype, r * a.columns + c, n, dx, streamed);
     }
   }
+  end_stream(streamed);
 }
 
 // Calls run(functor, T(), item) for items [begin, end) of a kernel whose loops hold the activation.

@@ -8,6 +8,10 @@
 #include <capo/ops/cpu/kernel.h>
 #include <capo/ops/cpu/math.h>
 
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
 namespace {
 
 // Local twins of engine/dtype.h's conversions: those are shared inline functions, which these files must not use.
@@ -54,7 +58,9 @@ template <class E>
 inline bool in_16_bits(capo::DType t) { return t == capo::DType::bf16 || t == capo::DType::f16; }
 
 constexpr std::int64_t kPiece = 1024;  // elements that an elementwise kernel takes at a time when they are 16-bit
-inline std::int64_t piece(capo::DType t, std::int64_t n) { return in_16_bits(t) ? lesser(n, kPiece) : n; }
+inline std::int64_t piece(capo::DType t, bool streamed, std::int64_t n) {
+  return streamed || in_16_bits(t) ? lesser(n, kPiece) : n;
+}
 
 // Elements [at, at + n) of x: where they lie, or widened into buffer. T is float, for f64 double.
 template <class T>
@@ -65,6 +71,14 @@ inline const T* read_row(const void* x, capo::DType dtype, std::int64_t at, std:
   }
   return static_cast<const T*>(x) + at;
 }
+// Brings elements [at, at + n) of x towards the first cache while others are computed on.
+template <class T>
+inline void fetch_row(const void* x, capo::DType dtype, std::int64_t at, std::int64_t n) {
+  const std::int64_t size = in_16_bits(dtype) ? 2 : static_cast<std::int64_t>(sizeof(T));
+  const char* p = static_cast<const char*>(x) + at * size;
+  for (std::int64_t i = 0; i < n * size; i += 64) __builtin_prefetch(p + i, 0, 2);
+}
+
 template <class T>
 inline T read_one(const void* x, capo::DType dtype, std::int64_t at) {
   if constexpr (__is_same(T, float)) {
@@ -74,14 +88,49 @@ inline T read_one(const void* x, capo::DType dtype, std::int64_t at) {
   return static_cast<const T*>(x)[at];
 }
 
-// Where to put elements from `at` on; close_row then rounds what was put into buffer.
+// A result that no cache holds until it is read is written past them: a plain store would first read what it replaces.
+constexpr std::int64_t kStreamed = std::int64_t{32} << 20;  // bytes
+inline bool streams(capo::DType dtype, std::int64_t elements) {
+  return dtype == capo::DType::f32 && elements * 4 >= kStreamed;
+}
+// Whole lines of 64 bytes past the caches, the ends as usual.
+[[gnu::noinline]] inline void stream(const void* from, void* to, std::int64_t bytes) {
+  const char* x = static_cast<const char*>(from);
+  char* y = static_cast<char*>(to);
+  std::int64_t i = 0;
+#if defined(__SSE2__)
+  i = lesser(static_cast<std::int64_t>((64 - reinterpret_cast<std::uintptr_t>(y) % 64) % 64), bytes);
+  __builtin_memcpy(y, x, static_cast<std::size_t>(i));
+  for (; i + 64 <= bytes; i += 64) {
+#if defined(__AVX512F__)
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(y + i), _mm512_loadu_si512(x + i));
+#elif defined(__AVX__)
+    for (int j = 0; j < 64; j += 32)
+      _mm256_stream_si256(reinterpret_cast<__m256i*>(y + i + j), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + i + j)));
+#else
+    for (int j = 0; j < 64; j += 16)
+      _mm_stream_si128(reinterpret_cast<__m128i*>(y + i + j), _mm_loadu_si128(reinterpret_cast<const __m128i*>(x + i + j)));
+#endif
+  }
+#endif
+  __builtin_memcpy(y + i, x + i, static_cast<std::size_t>(bytes - i));
+}
+// At the end of a chunk that streamed: another thread's reads come after its writes.
+inline void end_stream([[maybe_unused]] bool streamed) {
+#if defined(__SSE2__)
+  if (streamed) _mm_sfence();
+#endif
+}
+
+// Where to put elements from `at` on; close_row then rounds or streams what was put into buffer.
 template <class T>
-inline T* open_row(void* y, capo::DType dtype, std::int64_t at, T* buffer) {
-  return __is_same(T, float) && in_16_bits(dtype) ? buffer : static_cast<T*>(y) + at;
+inline T* open_row(void* y, capo::DType dtype, std::int64_t at, T* buffer, bool streamed = false) {
+  return __is_same(T, float) && (streamed || in_16_bits(dtype)) ? buffer : static_cast<T*>(y) + at;
 }
 template <class T>
-inline void close_row(void* y, capo::DType dtype, std::int64_t at, std::int64_t n, const T* buffer) {
+inline void close_row(void* y, capo::DType dtype, std::int64_t at, std::int64_t n, const T* buffer, bool streamed = false) {
   if constexpr (__is_same(T, float)) {
+    if (streamed) return stream(buffer, static_cast<float*>(y) + at, n * 4);
     if (dtype == capo::DType::bf16) narrow(buffer, static_cast<capo::BFloat16*>(y) + at, n);
     if (dtype == capo::DType::f16) narrow(buffer, static_cast<capo::Half*>(y) + at, n);
   }

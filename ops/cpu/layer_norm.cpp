@@ -18,9 +18,10 @@ void forward(const capo::LayerNormArgs& a, std::int64_t begin, std::int64_t end)
   const std::int64_t n = a.columns, per_sample = a.rows / a.samples;
   const T count = static_cast<T>(n), eps = static_cast<T>(a.eps);
   T buffer[2][capo::kHalfRow];
+  const bool streamed = n <= capo::kHalfRow && streams(a.dtype, a.rows * n);
   for (std::int64_t r = begin; r < end; ++r) {
     const T* x = read_row(a.x, a.dtype, r * n, n, buffer[0]);
-    T* y = open_row(a.y, a.dtype, r * n, buffer[1]);
+    T* y = open_row(a.y, a.dtype, r * n, buffer[1], streamed);
     const std::int64_t sample = r / per_sample;
     const T* w = a.weight ? static_cast<const T*>(a.weight) + sample * n : nullptr;
     const T* b = a.bias ? static_cast<const T*>(a.bias) + sample * n : nullptr;
@@ -56,8 +57,9 @@ void forward(const capo::LayerNormArgs& a, std::int64_t begin, std::int64_t end)
 #pragma omp simd
       for (std::int64_t i = 0; i < n; ++i) y[i] = ((x[i] - m) - rest) * rstd;
     }
-    close_row(a.y, a.dtype, r * n, n, y);
+    close_row(a.y, a.dtype, r * n, n, y, streamed);
   }
+  end_stream(streamed);
 }
 
 // With g = dy * weight and h = (x - mean) * rstd:  dx = rstd * (g - mean(g) - h * mean(g * h)); rms has no mean(g).
@@ -75,13 +77,18 @@ void backward_rows(const capo::LayerNormBackwardArgs& a, std::int64_t chunk) {
   if (db)
     for (std::int64_t i = 0; i < n; ++i) db[i] = T(0);
   T buffer[4][capo::kHalfRow];
+  const bool streamed = n <= capo::kHalfRow && streams(a.dtype, a.rows * n);
   for (std::int64_t r = first; r < last; ++r) {
     const T* x = a.x ? read_row(a.x, a.dtype, r * n, n, buffer[0]) : nullptr;
     const T* dy = read_row(a.dy, a.dtype, r * n, n, buffer[1]);
+    if (r + 1 < last) {
+      if (a.x) fetch_row<T>(a.x, a.dtype, (r + 1) * n, n);
+      fetch_row<T>(a.dy, a.dtype, (r + 1) * n, n);
+    }
     const T m = a.mean ? static_cast<const T*>(a.mean)[r] : T(0);
     const T rstd = a.rstd ? static_cast<const T*>(a.rstd)[r] : T(0);
     if (a.dx) {
-      T* dx = open_row(a.dx, a.dtype, r * n, buffer[2]);
+      T* dx = open_row(a.dx, a.dtype, r * n, buffer[2], streamed);
       const TwoSums<T> s = w ? sums_of<T>(n, [=](std::int64_t i) { return dy[i] * w[i]; },
                                           [=](std::int64_t i) { return dy[i] * w[i] * (x[i] - m); })
                              : sums_of<T>(n, [=](std::int64_t i) { return dy[i]; },
@@ -96,7 +103,7 @@ void backward_rows(const capo::LayerNormBackwardArgs& a, std::int64_t chunk) {
         for (std::int64_t i = 0; i < n; ++i) dx[i] = (dy[i] - shift - (x[i] - m) * slope) * rstd;
       }
       if (a.dsum) add_rows(read_row(a.dsum, a.dtype, r * n, n, buffer[3]), dx, dx, n);
-      close_row(a.dx, a.dtype, r * n, n, dx);
+      close_row(a.dx, a.dtype, r * n, n, dx, streamed);
     }
     if (dw) {
 #pragma omp simd
@@ -107,6 +114,7 @@ void backward_rows(const capo::LayerNormBackwardArgs& a, std::int64_t chunk) {
       for (std::int64_t i = 0; i < n; ++i) db[i] += dy[i];
     }
   }
+  end_stream(streamed);
 }
 
 }  // namespace

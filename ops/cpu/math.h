@@ -1,4 +1,5 @@
-// Elementary functions that GCC can vectorise: branch-free f32 versions (a few ulp), f64 from libm.
+// Elementary functions that GCC can vectorise: branch-free f32 versions, f64 from libm. The bounds in ulp are of results
+// in f32's normal range, with FMA; math_test walks all floats against them on every instruction set. A NaN gives NaN.
 // Include from ops/cpu files only (unnamed namespace on purpose, see kernel.h).
 #pragma once
 
@@ -19,18 +20,27 @@ inline std::int32_t to_bits(float f) {
   return b;
 }
 
-// e^r for |r| <= ln(2) / 2 (coefficients: Cephes expf).
+// e^r for |r| <= ln(2) / 2: a least-maximum polynomial, 4e-9 before rounding.
 inline float exp_near_zero(float r) {
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  return p * r * r + r + 1.0f;
+  float p = 1.3814176199957728e-3f;
+  p = p * r + 8.368921466171741e-3f;
+  p = p * r + 4.166840761899948e-2f;
+  p = p * r + 0.1666651964187622f;
+  p = p * r + 0.4999999403953552f;
+  p = p * r + 1.0f;
+  return p * r + 1.0f;
+}
+// 2^n for -126 <= n <= 127, and y 2^n for y in [1/2, 2), not NaN, and a normal result; from n + 1.5 * 2^23, whose low
+// mantissa bits are n.
+inline float power_of_two(float n_shifted) {
+  return from_bits(static_cast<std::int32_t>((static_cast<std::uint32_t>(to_bits(n_shifted)) + 127u) << 23));
+}
+inline float scaled(float y, float n_shifted) {
+  return from_bits(static_cast<std::int32_t>(static_cast<std::uint32_t>(to_bits(y)) +
+                                             (static_cast<std::uint32_t>(to_bits(n_shifted)) << 23)));
 }
 
-// Cody-Waite reduction by ln 2 and a polynomial. 0 below -87.33, inf above 88.72.
+// Cody-Waite reduction by ln 2 and a polynomial: 1 ulp. 0 below -87.33 (2^-126), inf above 88.72.
 inline float exp(float x) {
   float c = x < -87.3365447f ? -87.3365447f : x;
   c = c > 88.7228394f ? 88.7228394f : c;
@@ -38,11 +48,7 @@ inline float exp(float x) {
   const float n = t - 12582912.0f;
   float r = c - n * 0.693359375f;
   r = r + n * 2.12194440e-4f;
-  const float p = exp_near_zero(r);
-  // Two factors, because n may be 128.
-  const std::int32_t k = static_cast<std::int32_t>(n);
-  const std::int32_t h = k >> 1;
-  float y = p * from_bits((h + 127) << 23) * from_bits((k - h + 127) << 23);
+  float y = scaled(exp_near_zero(r), t);
   y = x < -87.3365447f ? 0.0f : y;
   y = x > 88.7228394f ? __builtin_inff() : y;
   return x != x ? x : y;
@@ -55,19 +61,12 @@ inline float exp_small(float x) {
   const float t = c * 1.44269504f + 12582912.0f, n = t - 12582912.0f;
   float r = c - n * 0.693359375f;
   r = r + n * 2.12194440e-4f;
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
-  const float y = p * from_bits(static_cast<std::int32_t>((static_cast<std::uint32_t>(to_bits(t)) + 127u) << 23));
+  const float y = exp_near_zero(r) * power_of_two(t);
   return x < -87.3365447f ? 0.0f : y;
 }
 inline double exp_small(double x) { return __builtin_exp(x); }
 
-// Mantissa in [sqrt(1/2), sqrt(2)), degree-8 polynomial (coefficients: Cephes logf).
+// Mantissa in [sqrt(1/2), sqrt(2)), degree-8 polynomial (coefficients: Cephes logf): 1 ulp.
 inline float log(float x) {
   const std::uint32_t b = static_cast<std::uint32_t>(to_bits(x));  // unsigned: bits of negative numbers wrap
   const std::int32_t e0 = static_cast<std::int32_t>(b - 0x3f3504f3u) >> 23;
@@ -93,7 +92,7 @@ inline float log(float x) {
 }
 inline double log(double x) { return __builtin_log(x); }
 
-// Rational approximation (coefficients: Eigen's fast tanh), about 6 ulp; x itself when tiny.
+// Rational approximation (coefficients: Eigen's fast tanh), 6 ulp; x itself when tiny.
 inline float tanh(float x) {
   float c = x < -7.90531110763549805f ? -7.90531110763549805f : x;
   c = c > 7.90531110763549805f ? 7.90531110763549805f : c;
@@ -114,7 +113,7 @@ inline float tanh(float x) {
 }
 inline double tanh(double x) { return __builtin_tanh(x); }
 
-// Rational approximation on [-4, 4] (coefficients: Eigen's fast erf), about 7 ulp, never outside [-1, 1].
+// Rational approximation on [-4, 4] (coefficients: Eigen's fast erf), 6 ulp, never outside [-1, 1].
 inline float erf(float x) {
   float c = x < -4.0f ? -4.0f : x;
   c = c > 4.0f ? 4.0f : c;
@@ -137,28 +136,27 @@ inline float erf(float x) {
 }
 inline double erf(double x) { return __builtin_erf(x); }
 
-// exp(-x^2 / 2), 0 beyond |x| = 13.2. With FMA the square is exact before the reduction by ln 2 takes its leading part
-// away; without, its rounding costs x^2 / 4 ulp.
-inline float gauss(float x) {
-  const float a = x < 0.0f ? -x : x, c = a > 13.2f ? 13.2f : a, h = -0.5f * c;
-  const float t = (h * c) * 1.44269504f + 12582912.0f;  // as in exp
-  const float n = t - 12582912.0f;
+// ---- The normal distribution, by the tail Phi(-a) = exp(-a^2 / 2) R(a), a = |x|: digits stay where (1 + erf) / 2 cancels.
+
+inline float tail_end(float x) {  // |x|, at most 13.2: there exp(-a^2 / 2) is 2^-126 and all that follows vanishes
+  const float a = __builtin_fabsf(x);
+  return a > 13.2f ? 13.2f : a;
+}
+// exp(-a^2 / 2). With FMA the square is exact when the reduction by ln 2 takes its leading part away; without, its rounding
+// costs a^2 / 4 ulp.
+inline float gauss(float a) {
+  const float h = -0.5f * a, t = (h * a) * 1.44269504f + 12582912.0f, n = t - 12582912.0f;
 #if defined(__FMA__)
-  float r = __builtin_fmaf(h, c, n * -0.693359375f);  // n times 9 bits: exact
+  float r = __builtin_fmaf(h, a, n * -0.693359375f);  // n times 9 bits: exact
 #else
-  float r = h * c - n * 0.693359375f;
+  float r = h * a - n * 0.693359375f;
 #endif
   r = r + n * 2.12194440e-4f;
-  const std::uint32_t power = (static_cast<std::uint32_t>(to_bits(t)) << 23) + 0x3f800000u;
-  const float y = exp_near_zero(r) * from_bits(static_cast<std::int32_t>(power));
-  return a > 13.2f ? 0.0f : y;
+  return exp_near_zero(r) * power_of_two(t);
 }
-inline double gauss(double x) { return __builtin_exp(-0.5 * x * x); }
-
-// The normal distribution's density, and its integral up to x: Mills' ratio R(a) = Phi(-a) / exp(-a^2 / 2) as a
-// polynomial in t = 1 / (1 + 0.33 a), so that the left tail keeps its digits where (1 + erf) / 2 cancels.
-inline float normal_cdf(float x) {
-  const float a = x < 0.0f ? -x : x, t = 1.0f / (1.0f + 0.33f * a);
+// Mills' ratio R(a) as a polynomial in t = 1 / (1 + 0.33 a), 5e-8.
+inline float mills(float a) {
+  const float t = 1.0f / (1.0f + 0.33f * a);
   float p = -0.021336494013667107f;
   p = p * t + 0.1256006509065628f;
   p = p * t - 0.2722771465778351f;
@@ -168,12 +166,22 @@ inline float normal_cdf(float x) {
   p = p * t + 0.11068078875541687f;
   p = p * t + 0.13235440850257874f;
   p = p * t + 0.13161927461624146f;
-  const float tail = p * t * gauss(x);
-  return x < 0.0f ? tail : 1.0f - tail;
+  return p * t;
 }
-inline double normal_cdf(double x) { return 0.5 * __builtin_erfc(x * -0.70710678118654752440); }
-template <class T>
-inline T normal_pdf(T x) { return T(0.39894228040143267794) * gauss(x); }
+// x Phi(x): 7 ulp down to x = -13, where it vanishes.
+inline float gelu(float x) {
+  const float a = tail_end(x), tail = mills(a) * gauss(a);
+  return (x < 0.0f ? 0.0f : x) - a * tail;
+}
+inline double gelu(double x) { return x * (0.5 * __builtin_erfc(x * -0.70710678118654752440)); }
+// Phi(x) + x phi(x): 7 ulp of the greater term.
+inline float gelu_slope(float x) {
+  const float a = tail_end(x), left = (mills(a) - 0.39894228f * a) * gauss(a);  // the slope at -a
+  return x < 0.0f ? left : (x != x ? x : 1.0f - left);
+}
+inline double gelu_slope(double x) {
+  return 0.5 * __builtin_erfc(x * -0.70710678118654752440) + x * 0.39894228040143267794 * __builtin_exp(-0.5 * x * x);
+}
 
 inline float sqrt(float x) { return __builtin_sqrtf(x); }
 inline double sqrt(double x) { return __builtin_sqrt(x); }

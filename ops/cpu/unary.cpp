@@ -21,18 +21,20 @@ void backward(const T* s, const T* dy, T* dx, std::int64_t n, T p, T q) {
 template <class F, class T>
 void pieces(const capo::UnaryArgs& a, std::int64_t begin, std::int64_t end) {
   const T p = static_cast<T>(a.p), q = static_cast<T>(a.q);
-  const std::int64_t step = piece(a.dtype, end - begin);
+  const bool streamed = streams(a.dtype, a.elements);
+  const std::int64_t step = piece(a.dtype, streamed, end - begin);
   T read[kPiece], slope[kPiece], result[kPiece];
   for (std::int64_t at = begin; at < end; at += step) {
     const std::int64_t n = lesser(step, end - at);
     const T* x = read_row(a.x, a.dtype, at, n, read);
-    T* y = open_row(a.y, a.dtype, at, result);
+    T* y = open_row(a.y, a.dtype, at, result, streamed);
     if (a.dy)
       backward<F>(x, read_row(a.dy, a.dtype, at, n, slope), y, n, p, q);
     else
       forward<F>(x, y, n, p, q);
-    close_row(a.y, a.dtype, at, n, y);
+    close_row(a.y, a.dtype, at, n, y, streamed);
   }
+  end_stream(streamed);
 }
 
 template <class F>
