@@ -3,6 +3,8 @@
 #include <capo/cuda/pack.cuh>
 #include <capo/ops/optim.h>
 
+#include <type_traits>
+
 namespace {
 
 using capo::AtRunArgs;
@@ -26,25 +28,45 @@ __device__ inline Piece piece_of(const TensorTable& t, std::int64_t item) {
   return {k, begin, static_cast<int>(rest < kOptimChunk ? rest : kOptimChunk)};
 }
 
-template <int kLists>
-__device__ inline bool aligned_pieces(float* const (&at)[kLists]) {
-  bool yes = true;
-  for (int l = 0; l < kLists; ++l) yes = yes && reinterpret_cast<std::uintptr_t>(at[l]) % 16 == 0;
-  return yes;
+// W of a table without 16-bit weights.
+struct None {};
+
+template <class T>
+__device__ inline T* start_of(const TensorTable& table, int list, const Piece& piece) {
+  return static_cast<T*>(table.data[list][piece.tensor]) + piece.begin;
+}
+template <class T>
+__device__ inline bool for_packs(const T* p) {
+  return reinterpret_cast<std::uintptr_t>(p) % (kWidth * sizeof(T)) == 0;
 }
 
 // Calls f(v) for every element, v[l] being its value in list l, and stores what f leaves in the lists of kWritten (bits).
-template <int kLists, unsigned kWritten, class F>
+// List 1 is of type G, the others f32. The weights, of type W, take the rounded list 0.
+template <int kLists, unsigned kWritten, class G, class W, class F>
 __device__ inline void each(const TensorTable& table, const F& f) {
+  constexpr bool kWeights = !std::is_same_v<W, None>;
   const Piece piece = piece_of(table, blockIdx.x);
   float* at[kLists];
-  for (int l = 0; l < kLists; ++l)
-    at[l] = table.data[l][piece.tensor] ? static_cast<float*>(table.data[l][piece.tensor]) + piece.begin : nullptr;
-  const int tail = aligned_pieces(at) ? piece.count / kWidth * kWidth : 0;
+  G* in = nullptr;
+  W* weight = nullptr;
+  bool packs = true;
+  for (int l = 0; l < kLists; ++l) {
+    if (l == 1)
+      in = start_of<G>(table, l, piece), packs = packs && for_packs(in);
+    else
+      at[l] = start_of<float>(table, l, piece), packs = packs && for_packs(at[l]);
+  }
+  if constexpr (kWeights) weight = start_of<W>(table, 4, piece), packs = packs && for_packs(weight);
+  const int tail = packs ? piece.count / kWidth * kWidth : 0;
   for (int i = kWidth * static_cast<int>(threadIdx.x); i < tail; i += kWidth * kThreads) {
     float v[kLists][kWidth];
 #pragma unroll
-    for (int l = 0; l < kLists; ++l) gpu::load_many<kWidth>(at[l] + i, v[l]);
+    for (int l = 0; l < kLists; ++l) {
+      if (l == 1)
+        gpu::load_many<kWidth>(in + i, v[l]);
+      else
+        gpu::load_many<kWidth>(at[l] + i, v[l]);
+    }
 #pragma unroll
     for (int j = 0; j < kWidth; ++j) {
       float one[kLists];
@@ -55,13 +77,15 @@ __device__ inline void each(const TensorTable& table, const F& f) {
 #pragma unroll
     for (int l = 0; l < kLists; ++l)
       if (kWritten >> l & 1) gpu::store_many<kWidth>(at[l] + i, v[l]);
+    if constexpr (kWeights) gpu::store_many<kWidth>(weight + i, v[0]);
   }
   for (int i = tail + static_cast<int>(threadIdx.x); i < piece.count; i += kThreads) {
     float one[kLists];
-    for (int l = 0; l < kLists; ++l) one[l] = at[l][i];
+    for (int l = 0; l < kLists; ++l) one[l] = l == 1 ? gpu::load(in[i]) : at[l][i];
     f(one);
     for (int l = 0; l < kLists; ++l)
       if (kWritten >> l & 1) at[l][i] = one[l];
+    if constexpr (kWeights) weight[i] = gpu::Store<W>::from(one[0]);
   }
 }
 
@@ -74,23 +98,25 @@ __device__ inline void read_number(const AtRunArgs& at, int i, float& number) {
   if (at.numbers) number = at.numbers[i];
 }
 
+template <class G, class W>
 __global__ void __launch_bounds__(kThreads)
 sgd_plain(const TensorTable t, float lr, float decay, float scale, AtRunArgs at) {
   if (skipped(at)) return;
   read_number(at, 0, lr);
   read_scale(at, scale);
-  each<2, 1>(t, [=](float* v) { v[0] -= lr * (v[1] * scale + decay * v[0]); });
+  each<2, 1, G, W>(t, [=](float* v) { v[0] -= lr * (v[1] * scale + decay * v[0]); });
 }
 
 struct Momentum {
   float lr, decay, scale, old, fresh, of_g, of_buffer;
   bool first;
 };
+template <class G, class W>
 __global__ void __launch_bounds__(kThreads) sgd_momentum(const TensorTable t, Momentum o, AtRunArgs at) {
   if (skipped(at)) return;
   read_number(at, 0, o.lr);
   read_scale(at, o.scale);
-  each<3, 1 | 4>(t, [=](float* v) {
+  each<3, 1 | 4, G, W>(t, [=](float* v) {
     const float g = v[1] * o.scale + o.decay * v[0];
     v[2] = (o.first ? 0.0f : o.old * v[2]) + o.fresh * g;  // the first time it may hold anything, NaN too
     v[0] -= o.lr * (o.of_g * g + o.of_buffer * v[2]);
@@ -100,13 +126,14 @@ __global__ void __launch_bounds__(kThreads) sgd_momentum(const TensorTable t, Mo
 struct Adamw {
   float decay, scale, eps, fresh1, beta2, fresh2, step_size, root;
 };
+template <class G, class W>
 __global__ void __launch_bounds__(kThreads) adamw(const TensorTable t, Adamw o, AtRunArgs at) {
   if (skipped(at)) return;
   read_number(at, 0, o.decay);
   read_number(at, 1, o.step_size);
   read_number(at, 2, o.root);
   read_scale(at, o.scale);
-  each<4, 1 | 4 | 8>(t, [=](float* v) {
+  each<4, 1 | 4 | 8, G, W>(t, [=](float* v) {
     const float g = v[1] * o.scale;
     v[2] += o.fresh1 * (g - v[2]);
     v[3] = o.beta2 * v[3] + o.fresh2 * g * g;
@@ -114,16 +141,17 @@ __global__ void __launch_bounds__(kThreads) adamw(const TensorTable t, Adamw o, 
   });
 }
 
+template <class G>
 __global__ void __launch_bounds__(kThreads) ema(const TensorTable t, float weight, AtRunArgs at) {
   if (skipped(at)) return;
   read_number(at, 0, weight);
-  each<2, 1>(t, [=](float* v) { v[0] += weight * (v[1] - v[0]); });
+  each<2, 1, G, None>(t, [=](float* v) { v[0] += weight * (v[1] - v[0]); });
 }
 
 __global__ void __launch_bounds__(kThreads) scale(const TensorTable t, float factor, AtRunArgs at) {
   if (skipped(at)) return;
   read_scale(at, factor);
-  each<1, 1>(t, [=](float* v) { v[0] *= factor; });
+  each<1, 1, float, None>(t, [=](float* v) { v[0] *= factor; });
 }
 
 // x - x is 0 for a finite x, else NaN.
@@ -175,30 +203,54 @@ void check_f32(const char* op, capo::DType dtype) {
 }
 float f(double v) { return static_cast<float>(v); }
 
+// Calls run(G{}, W{}) with the types of the table's list 1 and weights.
+template <class F>
+void with_types(const char* op, const TensorTable& t, const F& run) {
+  check_f32(op, t.dtype);
+  if (t.weight == capo::f32) return run(float{}, None{});
+  const auto beside = [&](auto weight) {
+    if (t.gradient == capo::f32)
+      run(float{}, weight);
+    else
+      run(weight, weight);
+  };
+  t.weight == capo::bf16 ? beside(capo::BFloat16{}) : beside(capo::Half{});
+}
+
+// A kernel takes the table and a few words by value, and all arguments may have 4 KiB.
+static_assert(sizeof(TensorTable) <= 2048);
+
 }  // namespace
 
 namespace capo::kernels {
 
 void sgd_cuda(const SgdArgs& a, std::int64_t chunks, void* stream) {
-  check_f32("sgd_", a.table.dtype);
   const SgdOptions& o = a.options;
-  if (o.momentum == 0)
-    return gpu::launch("sgd", sgd_plain, chunks, kThreads, 0, stream, a.table, f(o.lr), f(o.weight_decay), f(o.grad_scale), a.at_run);
   const Momentum m{f(o.lr), f(o.weight_decay), f(o.grad_scale), f(o.momentum), o.first ? 1.0f : f(1 - o.dampening),
                    o.nesterov ? 1.0f : 0.0f, o.nesterov ? f(o.momentum) : 1.0f, o.first};
-  gpu::launch("sgd", sgd_momentum, chunks, kThreads, 0, stream, a.table, m, a.at_run);
+  with_types("sgd_", a.table, [&](auto g, auto w) {
+    using G = decltype(g);
+    using W = decltype(w);
+    if (o.momentum == 0)
+      gpu::launch("sgd", sgd_plain<G, W>, chunks, kThreads, 0, stream, a.table, m.lr, m.decay, m.scale, a.at_run);
+    else
+      gpu::launch("sgd", sgd_momentum<G, W>, chunks, kThreads, 0, stream, a.table, m, a.at_run);
+  });
 }
 
 void adamw_cuda(const AdamwArgs& a, std::int64_t chunks, void* stream) {
-  check_f32("adamw_", a.table.dtype);
   const Adamw o{f(a.decay), f(a.grad_scale), f(a.eps), f(1 - a.beta1), f(a.beta2), f(1 - a.beta2), f(a.step_size),
                 f(1 / a.root_correction)};
-  gpu::launch("adamw", adamw, chunks, kThreads, 0, stream, a.table, o, a.at_run);
+  with_types("adamw_", a.table, [&](auto g, auto w) {
+    gpu::launch("adamw", adamw<decltype(g), decltype(w)>, chunks, kThreads, 0, stream, a.table, o, a.at_run);
+  });
 }
 
 void ema_cuda(const EmaArgs& a, std::int64_t chunks, void* stream) {
   check_f32("ema_", a.table.dtype);
-  gpu::launch("ema", ema, chunks, kThreads, 0, stream, a.table, f(a.weight), a.at_run);
+  gpu::for_floating("ema_", a.table.gradient, [&](auto v) {
+    gpu::launch("ema", ema<decltype(v)>, chunks, kThreads, 0, stream, a.table, f(a.weight), a.at_run);
+  });
 }
 
 void optim_scale_cuda(const ScaleArgs& a, std::int64_t chunks, void* stream) {

@@ -36,12 +36,12 @@ namespace {
 
 // One tensor's row of a table; undefined where a list is not used. [0] is read or written, the rest as the kernel says.
 struct Row {
-  Tensor t[4];
+  Tensor t[5];
 };
 
 std::int64_t chunks_of(const Tensor& t) { return (t.numel() + kOptimChunk - 1) / kOptimChunk; }
 
-// Calls run(table, device, chunks) for batches of rows of one device and dtype.
+// Calls run(table, device, chunks) for batches of rows of one device and dtypes.
 template <class F>
 void by_tables(const std::vector<Row>& rows, F run) {
   TensorTable table{};
@@ -52,11 +52,16 @@ void by_tables(const std::vector<Row>& rows, F run) {
   };
   for (const Row& row : rows) {
     const Tensor& t = row.t[0];
-    if (table.count == TensorTable::kMax || t.dtype() != table.dtype || !(t.device() == device)) flush();
+    const auto dtype = [&](int list) { return row.t[list].defined() ? row.t[list].dtype() : t.dtype(); };
+    const bool alike = t.dtype() == table.dtype && dtype(1) == table.gradient && dtype(4) == table.weight &&
+                       t.device() == device;
+    if (table.count == TensorTable::kMax || !alike) flush();
     device = t.device();
     table.dtype = t.dtype();
+    table.gradient = dtype(1);
+    table.weight = dtype(4);
     const int k = table.count++;
-    for (int list = 0; list < 4; ++list) table.data[list][k] = data_or_null(row.t[list]);
+    for (int list = 0; list < 5; ++list) table.data[list][k] = data_or_null(row.t[list]);
     table.size[k] = t.numel();
     table.first[0] = 0;
     table.first[k + 1] = table.first[k] + chunks_of(t);
@@ -68,10 +73,12 @@ void check_list(const char* op, const char* what, const TensorList& list, std::s
   CAPO_CHECK(list.size() == n, op, ": ", what, " has ", list.size(), " tensors for ", n, " to write");
 }
 
-void check_alike(const char* op, const char* what, const Tensor& t, const Tensor& first) {
+// 16-bit t beside f32 where the kernel widens it.
+void check_alike(const char* op, const char* what, const Tensor& t, const Tensor& first, bool or_half = false) {
   CAPO_CHECK(t.defined(), op, ": ", what, " is undefined for a tensor ", first.shape());
-  CAPO_CHECK(t.shape() == first.shape() && t.dtype() == first.dtype() && t.device() == first.device(), op, ": ", what,
-             " must be like ", describe(first), ", got ", describe(t));
+  const bool dtype = t.dtype() == first.dtype() || (or_half && first.dtype() == f32 && is_half(t.dtype()));
+  CAPO_CHECK(dtype && t.shape() == first.shape() && t.device() == first.device(), op, ": ", what, " must be like ",
+             describe(first), ", got ", describe(t));
 }
 
 void check_written(const char* op, const Tensor& t) {
@@ -80,16 +87,30 @@ void check_written(const char* op, const Tensor& t) {
   CAPO_CHECK(t.is_contiguous(), op, ": a written tensor must be contiguous, got ", describe(t));
 }
 
-// The call's rows: params and state written, gradients read. Everything is checked before anything is written.
+// A 16-bit weight beside its f32 param; undefined: none.
+void check_weight(const char* op, const Tensor& weight, const Tensor& param) {
+  if (!weight.defined()) return;
+  CAPO_CHECK(is_half(weight.dtype()) && param.dtype() == f32, op,
+             ": a weight beside its param must be bf16 or f16 and the param f32, got ", describe(weight), " beside ",
+             describe(param));
+  CAPO_CHECK(weight.shape() == param.shape() && weight.device() == param.device(), op,
+             ": weight must be like its param ", describe(param), ", got ", describe(weight));
+  CAPO_CHECK(weight.is_contiguous(), op, ": a written tensor must be contiguous, got ", describe(weight));
+}
+
+// The call's rows: params, state and weights written, gradients read. Everything is checked before anything is written.
 std::vector<Row> rows_of(const char* op, const TensorList& params, const TensorList& grads, const TensorList& state1,
-                         const TensorList& state2, const char* name1, const char* name2) {
+                         const TensorList& state2, const char* name1, const char* name2, const TensorList& weights) {
   check_list(op, "the list of gradients", grads, params.size());
+  if (!weights.empty()) check_list(op, "the list of weights", weights, params.size());
   std::vector<Row> rows;
   for (std::size_t i = 0; i < params.size(); ++i) {
     if (!grads[i].defined()) continue;
     check_written(op, params[i]);
-    check_alike(op, "gradient", grads[i], params[i]);
-    rows.push_back({{params[i], contiguous(grads[i]), {}, {}}});
+    const Tensor weight = weights.empty() ? Tensor() : weights[i];
+    check_weight(op, weight, params[i]);
+    check_alike(op, "gradient", grads[i], weight.defined() && is_half(grads[i].dtype()) ? weight : params[i]);
+    rows.push_back({{params[i], contiguous(grads[i]), {}, {}, weight}});
     for (int k = 0; k < 2; ++k) {
       const TensorList& state = k ? state2 : state1;
       const char* name = k ? name2 : name1;
@@ -166,7 +187,7 @@ void check_floating(const char* op, const Tensor& t) {
 }
 
 Row row_of(const Tensor& t) {
-  return {{contiguous(is_half(t.dtype()) && !t.device().is_cuda() ? cast(t, f32) : t), {}, {}, {}}};
+  return {{contiguous(is_half(t.dtype()) && !t.device().is_cuda() ? cast(t, f32) : t), {}, {}, {}, {}}};
 }
 
 // Sums over all chunks of all tensors, in order.
@@ -198,7 +219,7 @@ AdamwArgs adamw_args(const AdamwOptions& o) {
 }  // namespace
 
 void sgd_(const TensorList& params, const TensorList& grads, const TensorList& buffers, const SgdOptions& o,
-          const AtRun& at_run) {
+          const AtRun& at_run, const TensorList& weights) {
   const char* op = "sgd_";
   const NoGrad off;
   CAPO_CHECK(o.lr >= 0 && o.momentum >= 0 && o.weight_decay >= 0, op, ": lr, momentum and weight_decay must be >= 0, got ",
@@ -207,8 +228,8 @@ void sgd_(const TensorList& params, const TensorList& grads, const TensorList& b
              o.momentum, " and ", o.dampening);
   const bool buffered = o.momentum != 0;
   if (buffered) check_list(op, "the list of momentum buffers", buffers, params.size());
-  const auto rows = rows_of(op, params, grads, buffers, {}, buffered ? "momentum buffer" : nullptr, nullptr);
-  write_all(op, rows, {0, 2});
+  const auto rows = rows_of(op, params, grads, buffers, {}, buffered ? "momentum buffer" : nullptr, nullptr, weights);
+  write_all(op, rows, {0, 2, 4});
   by_tables(rows, [&](const TensorTable& table, Device device, std::int64_t chunks) {
     launch(kernels::sgd, device, SgdArgs{table, o, args_of(op, at_run, 1, device)}, chunks, 1);
   });
@@ -216,7 +237,7 @@ void sgd_(const TensorList& params, const TensorList& grads, const TensorList& b
 }
 
 void adamw_(const TensorList& params, const TensorList& grads, const TensorList& m, const TensorList& v, const AdamwOptions& o,
-            const AtRun& at_run) {
+            const AtRun& at_run, const TensorList& weights) {
   const char* op = "adamw_";
   const NoGrad off;
   CAPO_CHECK(o.lr >= 0 && o.weight_decay >= 0 && o.eps >= 0, op, ": lr, weight_decay and eps must be >= 0, got ", o.lr, ", ",
@@ -226,8 +247,8 @@ void adamw_(const TensorList& params, const TensorList& grads, const TensorList&
   CAPO_CHECK(o.step >= 1, op, ": step counts from 1, got ", o.step);
   check_list(op, "the list m", m, params.size());
   check_list(op, "the list v", v, params.size());
-  const auto rows = rows_of(op, params, grads, m, v, "m", "v");
-  write_all(op, rows, {0, 2, 3});
+  const auto rows = rows_of(op, params, grads, m, v, "m", "v", weights);
+  write_all(op, rows, {0, 2, 3, 4});
   AdamwArgs args = adamw_args(o);
   by_tables(rows, [&](const TensorTable& table, Device device, std::int64_t chunks) {
     args.table = table;
@@ -249,13 +270,16 @@ void ema_(const TensorList& averages, const TensorList& values, double decay, co
   const NoGrad off;
   CAPO_CHECK(decay >= 0 && decay <= 1, op, ": decay must be in [0, 1], got ", decay);
   check_list(op, "the list of values", values, averages.size());
-  TensorList cast_values;
+  std::vector<Row> rows;
   for (std::size_t i = 0; i < values.size(); ++i) {
-    const Tensor& v = values[i];
-    cast_values.push_back(v.defined() && is_floating(v.dtype()) && averages[i].defined() ? cast(v, averages[i].dtype()) : v);
+    const Tensor &average = averages[i], &value = values[i];
+    CAPO_CHECK(value.defined(), op, ": value ", i, " is undefined");
+    check_written(op, average);
+    const bool in_pass = average.dtype() == f32 && is_half(value.dtype());
+    const Tensor v = is_floating(value.dtype()) && !in_pass ? cast(value, average.dtype()) : value;
+    check_alike(op, "value", v, average, true);
+    rows.push_back({{average, contiguous(v), {}, {}, {}}});
   }
-  for (std::size_t i = 0; i < values.size(); ++i) CAPO_CHECK(values[i].defined(), op, ": value ", i, " is undefined");
-  const auto rows = rows_of(op, averages, cast_values, {}, {}, nullptr, nullptr);
   write_all(op, rows, {0});
   by_tables(rows, [&](const TensorTable& table, Device device, std::int64_t chunks) {
     launch(kernels::ema, device, EmaArgs{table, 1 - decay, args_of(op, at_run, 1, device)}, chunks, 1);
@@ -270,7 +294,7 @@ void scale_(const TensorList& tensors, double scale, const AtRun& at_run) {
   for (const Tensor& t : tensors) {
     if (!t.defined()) continue;
     check_written(op, t);
-    rows.push_back({{t, {}, {}, {}}});
+    rows.push_back({{t, {}, {}, {}, {}}});
   }
   write_all(op, rows, {0});
   by_tables(rows, [&](const TensorTable& table, Device device, std::int64_t chunks) {

@@ -2,9 +2,13 @@
 //
 // Every list call takes lists of one length; entry i of each belongs together and has one shape, dtype and device. Entries
 // whose gradient is undefined are skipped. Hyper-parameters are f64, and so are the bias corrections.
-// Written tensors: f32 or f64 (keep f32 masters for 16-bit weights), contiguous, not made by an op; a version bump each.
-// Gradients of any strides, same dtype. No gradients, nothing is recorded, no NoGrad scope needed. Order of tensors and number of
-// threads do not change any bit.
+// Written tensors: f32 or f64, contiguous, not made by an op; a version bump each. Gradients of any strides, same dtype.
+// No gradients, nothing is recorded, no NoGrad scope needed. Order of tensors and number of threads do not change any
+// bit.
+//
+// 16-bit models: params are then f32 masters, and `weights` of adamw_ and sgd_ are the model's own parameters in bf16 or
+// f16, which the same pass sets to the rounded masters (nearest, ties to even). Beside a weight the gradient may have the
+// weight's dtype. The bits are those of cast(gradient, f32), the step, and copy_into(weight, param).
 #pragma once
 
 #include <capo/engine/tensor.h>
@@ -30,8 +34,9 @@ struct SgdOptions {
   bool nesterov = false;
   bool first = false;  // the buffer holds nothing yet
 };
+// weights: empty, or for each param a 16-bit weight or an undefined tensor.
 void sgd_(const TensorList& params, const TensorList& grads, const TensorList& buffers, const SgdOptions& options,
-          const AtRun& at_run = {});
+          const AtRun& at_run = {}, const TensorList& weights = {});
 void sgd_(const Tensor& param, const Tensor& grad, const Tensor& buffer, const SgdOptions& options);
 
 // torch.optim.AdamW (Loshchilov and Hutter 2019), with g = grad_scale * grad:
@@ -42,13 +47,14 @@ struct AdamwOptions {
   std::int64_t step = 1;  // 1 for the first
 };
 void adamw_(const TensorList& params, const TensorList& grads, const TensorList& m, const TensorList& v,
-            const AdamwOptions& options, const AtRun& at_run = {});
+            const AdamwOptions& options, const AtRun& at_run = {}, const TensorList& weights = {});
 void adamw_(const Tensor& param, const Tensor& grad, const Tensor& m, const Tensor& v, const AdamwOptions& options);
 
 // AtRun::numbers of a step with these options: 1 - lr weight_decay, lr / (1 - beta1^step), 1 / sqrt(1 - beta2^step).
 void adamw_numbers(const AdamwOptions& options, float* three);
 
-// average += (1 - decay) (value - average); decay in [0, 1]. Values of another floating dtype are cast.
+// average += (1 - decay) (value - average); decay in [0, 1]. Values of another floating dtype are cast, bf16 and f16 to
+// f32 in the same pass.
 void ema_(const TensorList& averages, const TensorList& values, double decay, const AtRun& at_run = {});
 void ema_(const Tensor& average, const Tensor& value, double decay);
 
@@ -78,8 +84,10 @@ inline constexpr std::int64_t kOptimChunk = 16384;
 struct TensorTable {
   static constexpr int kMax = 32;
   DType dtype;
+  DType gradient;                  // of data[1]
+  DType weight;                    // of data[4]; dtype when the table has none
   int count;
-  void* data[4][kMax];             // sgd: param, grad, buffer; adamw: param, grad, m, v; ema: average, value; else: tensor
+  void* data[5][kMax];             // sgd: param, grad, buffer; adamw: param, grad, m, v; both: [4] weight; ema: average, value
   std::int64_t size[kMax];
   std::int64_t first[kMax + 1];    // index of the tensor's first chunk
 };

@@ -24,20 +24,12 @@ struct Store<bool> {
 template <>
 struct Store<BFloat16> {
   template <class S>
-  static BFloat16 from(S v) {
-    BFloat16 y;
-    store(y, static_cast<float>(v));
-    return y;
-  }
+  static BFloat16 from(S v) { return round_to<BFloat16>(static_cast<float>(v)); }
 };
 template <>
 struct Store<Half> {
   template <class S>
-  static Half from(S v) {
-    Half y;
-    store(y, static_cast<float>(v));
-    return y;
-  }
+  static Half from(S v) { return round_to<Half>(static_cast<float>(v)); }
 };
 
 // Between which a large copy is streamed: f32 (as i32 when its bits are moved), bf16 and f16.

@@ -45,6 +45,13 @@ inline void store(capo::Half& y, float v) {
 }
 
 template <class E>
+inline E round_to(float v) {
+  E y;
+  store(y, v);
+  return y;
+}
+
+template <class E>
 [[gnu::noinline]] inline void widen(const E* x, float* y, std::int64_t n) {
 #pragma omp simd
   for (std::int64_t i = 0; i < n; ++i) y[i] = load(x[i]);

@@ -1,3 +1,4 @@
+#include <capo/ops/cpu/half.h>
 #include <capo/ops/cpu/kernel.h>
 #include <capo/ops/cpu/math.h>
 #include <capo/ops/cpu/row.h>
@@ -24,11 +25,29 @@ inline T* at(const TensorTable& t, int list, const Piece& p) {
   return static_cast<T*>(t.data[list][p.tensor]) + p.begin;
 }
 
+// Calls step(piece, list 1) for the item. What is 16-bit beside f32 passes through the cache block by block: list 1 is
+// widened before a block's step, the weights take the rounded list 0 after it.
+template <class Step>
+inline void by_pieces(const TensorTable& t, std::int64_t item, Step step) {
+  const Piece all = piece_of(t, item);
+  if (t.dtype == capo::DType::f64) return step(all, at<const double>(t, 1, all));
+  if (t.gradient == t.dtype && t.weight == t.dtype) return step(all, at<const float>(t, 1, all));
+  constexpr std::int64_t kBlock = 1024;
+  float wide[kBlock];
+  for (std::int64_t begin = 0; begin < all.count; begin += kBlock) {
+    const Piece piece{all.tensor, all.begin + begin, lesser(kBlock, all.count - begin)};
+    const float* const first = at<const float>(t, 0, piece);
+    if (t.gradient == capo::DType::bf16) widen(at<const capo::BFloat16>(t, 1, piece), wide, piece.count);
+    if (t.gradient == capo::DType::f16) widen(at<const capo::Half>(t, 1, piece), wide, piece.count);
+    step(piece, t.gradient == t.dtype ? at<const float>(t, 1, piece) : wide);
+    if (t.weight == capo::DType::bf16) narrow(first, at<capo::BFloat16>(t, 4, piece), piece.count);
+    if (t.weight == capo::DType::f16) narrow(first, at<capo::Half>(t, 4, piece), piece.count);
+  }
+}
+
 template <class T>
-void sgd(const capo::SgdArgs& a, std::int64_t item) {
-  const Piece piece = piece_of(a.table, item);
+void sgd(const capo::SgdArgs& a, const Piece& piece, const T* grad) {
   T* p = at<T>(a.table, 0, piece);
-  const T* grad = at<T>(a.table, 1, piece);
   const auto& o = a.options;
   const T lr = static_cast<T>(o.lr), decay = static_cast<T>(o.weight_decay), scale = static_cast<T>(o.grad_scale);
   if (o.momentum == 0) {
@@ -52,10 +71,8 @@ void sgd(const capo::SgdArgs& a, std::int64_t item) {
 }
 
 template <class T>
-void adamw(const capo::AdamwArgs& a, std::int64_t item) {
-  const Piece piece = piece_of(a.table, item);
+void adamw(const capo::AdamwArgs& a, const Piece& piece, const T* grad) {
   T* p = at<T>(a.table, 0, piece);
-  const T* grad = at<T>(a.table, 1, piece);
   T* m = at<T>(a.table, 2, piece);
   T* v = at<T>(a.table, 3, piece);
   const T decay = static_cast<T>(a.decay), scale = static_cast<T>(a.grad_scale), eps = static_cast<T>(a.eps);
@@ -73,10 +90,8 @@ void adamw(const capo::AdamwArgs& a, std::int64_t item) {
 }
 
 template <class T>
-void ema(const capo::EmaArgs& a, std::int64_t item) {
-  const Piece piece = piece_of(a.table, item);
+void ema(const capo::EmaArgs& a, const Piece& piece, const T* value) {
   T* average = at<T>(a.table, 0, piece);
-  const T* value = at<T>(a.table, 1, piece);
   const T weight = static_cast<T>(a.weight);
 #pragma omp simd
   for (std::int64_t i = 0; i < piece.count; ++i) average[i] += weight * (value[i] - average[i]);
@@ -104,13 +119,16 @@ void grad_stat(const capo::GradStatArgs& a, std::int64_t item) {
 }  // namespace
 
 CAPO_CPU_KERNEL(sgd, capo::SgdArgs) {
-  for (std::int64_t i = begin; i < end; ++i) args.table.dtype == capo::DType::f32 ? sgd<float>(args, i) : sgd<double>(args, i);
+  const auto step = [&args](const Piece& piece, const auto* grad) { sgd(args, piece, grad); };
+  for (std::int64_t i = begin; i < end; ++i) by_pieces(args.table, i, step);
 }
 CAPO_CPU_KERNEL(adamw, capo::AdamwArgs) {
-  for (std::int64_t i = begin; i < end; ++i) args.table.dtype == capo::DType::f32 ? adamw<float>(args, i) : adamw<double>(args, i);
+  const auto step = [&args](const Piece& piece, const auto* grad) { adamw(args, piece, grad); };
+  for (std::int64_t i = begin; i < end; ++i) by_pieces(args.table, i, step);
 }
 CAPO_CPU_KERNEL(ema, capo::EmaArgs) {
-  for (std::int64_t i = begin; i < end; ++i) args.table.dtype == capo::DType::f32 ? ema<float>(args, i) : ema<double>(args, i);
+  const auto step = [&args](const Piece& piece, const auto* value) { ema(args, piece, value); };
+  for (std::int64_t i = begin; i < end; ++i) by_pieces(args.table, i, step);
 }
 CAPO_CPU_KERNEL(optim_scale, capo::ScaleArgs) {
   for (std::int64_t i = begin; i < end; ++i)

@@ -88,6 +88,92 @@ Sample adamw_sample(const std::string& label, const Shape& shape, const AdamwOpt
   }, [o](const Tensors& x) { return adamw_by_loop(x, o); });
 }
 
+// The step with 16-bit weights beside f32 masters: what cast, step and copy_into make of the same tensors, to the bit,
+// and the scalar loop's values. Inputs are rows {param, gradient, first, second}.
+struct Beside {
+  DType weight, gradient;  // weight f32: none in this row
+};
+using Beside16 = std::vector<Beside>;
+using Shapes = std::vector<Shape>;
+using Step = void (*)(const Tensors& p, const Tensors& g, const Tensors& first, const Tensors& second, const Tensors& w);
+
+Sample beside_sample(const std::string& label, const Shapes& shapes, const Beside16& rows, Step step,
+                     Tensors (*loop)(const Tensors& row), bool second, double spread = 1) {
+  Tensors in;
+  for (std::size_t k = 0; k < rows.size(); ++k) {
+    Tensors state = state_of(shapes[k]);
+    state[0] = cast(normal(shapes[k], cat("param ", k), 0, spread), f32);
+    state[1] = cast(state[1], rows[k].gradient);
+    for (std::size_t i : {2, 3}) state[i] = cast(state[i], f32);
+    in.insert(in.end(), state.begin(), state.end());
+  }
+  const auto run = [rows, step, second](const Tensors& x) -> Tensors {
+    // list l of both calls; [4] the weights
+    Tensors at_once[5], one_by_one[5];
+    for (std::size_t k = 0; k < rows.size(); ++k) {
+      const bool has = rows[k].weight != f32;
+      for (std::size_t i = 0; i < 4; ++i)
+        for (Tensors* list : {&at_once[i], &one_by_one[i]})
+          list->push_back(clone(cast(x[4 * k + i], i == 1 ? rows[k].gradient : f32)));
+      at_once[4].push_back(has ? full(x[4 * k].shape(), 7, rows[k].weight, x[4 * k].device()) : Tensor());
+    }
+    step(at_once[0], at_once[1], at_once[2], at_once[3], at_once[4]);
+    for (Tensor& g : one_by_one[1]) g = cast(g, f32);
+    step(one_by_one[0], one_by_one[1], one_by_one[2], one_by_one[3], {});
+    Tensors out;
+    for (std::size_t k = 0; k < rows.size(); ++k)
+      for (std::size_t i : {0, 2, 3, 4}) {
+        if (i == 4 ? !at_once[4][k].defined() : (i == 3 && !second)) continue;
+        const Tensor want = i == 4 ? cast(one_by_one[0][k], rows[k].weight) : one_by_one[i][k];
+        if (i < 4) out.push_back(at_once[i][k]);
+        out.push_back(equal(at_once[i][k], want));
+      }
+    return out;
+  };
+  const auto reference = [rows, loop, second](const Tensors& x) -> Tensors {
+    Tensors out;
+    for (std::size_t k = 0; k < rows.size(); ++k) {
+      const auto at = x.begin() + static_cast<std::ptrdiff_t>(4 * k);
+      const Tensors want = loop(Tensors(at, at + 4));
+      const Tensor yes = full(x[4 * k].shape(), 1, boolean);
+      for (std::size_t i = 0; i < (second ? 3u : 2u); ++i) out.insert(out.end(), {want[i], yes});
+      if (rows[k].weight != f32) out.push_back(yes);
+    }
+    return out;
+  };
+  Sample s = in_place(label, in, run, reference);
+  s.f32 = false;
+  s.as_is = true;
+  s.tol = 5e-6;
+  return s;
+}
+
+constexpr SgdOptions kBesideSgd{.lr = 0.1, .momentum = 0.9, .weight_decay = 0.01, .grad_scale = 0.5, .nesterov = true};
+constexpr AdamwOptions kBesideAdamw{.lr = 0.01, .weight_decay = 0.1, .grad_scale = 0.25, .step = 10};
+
+using L = const Tensors&;
+Sample sgd_beside(const std::string& label, const Shapes& shapes, const Beside16& rows, double spread = 1) {
+  return beside_sample(label, shapes, rows, [](L p, L g, L buffers, L, L w) {
+    sgd_(p, g, buffers, kBesideSgd, {}, w);
+  }, [](const Tensors& row) { return sgd_by_loop(row, kBesideSgd, {0, 2}); }, false, spread);
+}
+
+Sample plain_sgd_beside(const std::string& label, const Shapes& shapes, const Beside16& rows) {
+  return beside_sample(label, shapes, rows, [](L p, L g, L, L, L w) {
+    sgd_(p, g, {}, {.lr = 0.1}, {}, w);
+  }, [](const Tensors& row) { return sgd_by_loop(row, {.lr = 0.1}, {0, 2}); }, false);
+}
+
+Sample adamw_beside(const std::string& label, const Shapes& shapes, const Beside16& rows, double spread = 1) {
+  return beside_sample(label, shapes, rows, [](L p, L g, L m, L v, L w) {
+    adamw_(p, g, m, v, kBesideAdamw, {}, w);
+  }, [](const Tensors& row) { return adamw_by_loop(row, kBesideAdamw); }, true, spread);
+}
+
+// Every pair of dtypes, sizes that no pack divides, several chunks, and rows of other kinds between.
+const Shapes kBesideShapes{{7, 9}, {3, 5}, {20011}, {4, 8}, {1}, {33}};
+const Beside16 kBesideRows{{bf16, bf16}, {f32, f32}, {f16, f16}, {bf16, bf16}, {bf16, f32}, {f16, f32}};
+
 OpCase sgd_case() {
   OpCase c{"sgd_", {}, {}};
   c.samples = {
@@ -100,6 +186,9 @@ OpCase sgd_case() {
       sgd_sample("several chunks", {5, 7001}, {.lr = 0.01, .momentum = 0.9}),
       sgd_sample("empty", {0, 3}, {.lr = 0.1, .momentum = 0.9}),
       sgd_sample("scalar", {}, {.lr = 0.1}),
+      sgd_beside("16-bit weights", kBesideShapes, kBesideRows),
+      plain_sgd_beside("16-bit weights, no momentum", kBesideShapes, kBesideRows),
+      sgd_beside("16-bit weights, f16's overflow", {{200}}, {{f16, f16}}, 6e4),
   };
   Sample unset = sgd_sample("first step over a buffer of NaN", {5}, {.lr = 0.1, .momentum = 0.9, .first = true});
   unset.inputs[2] = values(std::vector<double>(5, std::numeric_limits<double>::quiet_NaN()), {5});
@@ -112,6 +201,20 @@ OpCase sgd_case() {
       {"nesterov without momentum", [=] { sgd_(clone(t[0]), t[1], {}, {.nesterov = true}); }, "nesterov needs momentum"},
       {"mixed dtypes", [=] { sgd_(cast(t[0], f32), t[1], {}, {}); }, "gradient must be like"},
       {"half", [=] { sgd_(cast(t[0], bf16), cast(t[1], bf16), {}, {}); }, "f32 masters"},
+      {"half beside f64", [=] { sgd_(TensorList{clone(t[0])}, {t[1]}, {}, {}, {}, {cast(t[0], bf16)}); },
+       "must be bf16 or f16 and the param f32"},
+      {"an f32 weight", [=] {
+         const Tensor p = cast(t[0], f32);
+         sgd_(TensorList{p}, {cast(t[1], f32)}, {}, {}, {}, {clone(p)});
+       }, "must be bf16 or f16"},
+      {"gradient of the other half", [=] {
+         sgd_(TensorList{cast(t[0], f32)}, {cast(t[1], f16)}, {}, {}, {}, {cast(t[0], bf16)});
+       }, "gradient must be like"},
+      {"weight shape", [=] { sgd_(TensorList{cast(t[0], f32)}, {cast(t[1], f32)}, {}, {}, {}, {full({3}, 0, bf16)}); },
+       "weight must be like its param"},
+      {"strided weight", [=] {
+         sgd_(TensorList{zeros({2, 3})}, {zeros({2, 3})}, {}, {}, {}, {transpose(full({3, 2}, 0, bf16), 0, 1)});
+       }, "must be contiguous"},
       {"strided", [] { sgd_(transpose(normal({2, 3}, "p"), 0, 1), normal({3, 2}, "g"), {}, {}); }, "contiguous"},
       {"list lengths", [=] { sgd_(TensorList{clone(t[0])}, TensorList{}, TensorList{}, {}); }, "0 tensors for 1"},
       {"a graph tensor", [=] {
@@ -135,6 +238,8 @@ OpCase adamw_case() {
       adamw_sample("empty", {3, 0}, {}),
   };
   for (auto& s : c.samples) s.tol_f32 = 5e-6;
+  c.samples.push_back(adamw_beside("16-bit weights", kBesideShapes, kBesideRows));
+  c.samples.push_back(adamw_beside("16-bit weights, f16's subnormals", {{77, 3}}, {{f16, f16}}, 1e-6));
   // Tensors of many sizes, more than one table holds; the third has no gradient.
   Tensors many;
   for (std::int64_t k = 0; k < 35; ++k)
@@ -166,6 +271,14 @@ OpCase adamw_case() {
       {"beta", [=] { run({.beta2 = 1}); }, "must be in [0, 1)"},
       {"eps", [=] { run({.eps = -1}); }, "must be >= 0"},
       {"m shape", [=] { adamw_(clone(t[0]), t[1], normal({3}, "m"), clone(t[3]), {}); }, "m must be like"},
+      {"a 16-bit gradient alone", [=] {
+         const Tensor p = cast(t[0], f32), m = cast(t[2], f32), v = cast(t[3], f32);
+         adamw_(p, cast(t[1], bf16), m, v, {});
+       }, "gradient must be like"},
+      {"weights missing", [=] {
+         const Tensor p = cast(t[0], f32), m = cast(t[2], f32), v = cast(t[3], f32);
+         adamw_(TensorList{p, p}, {t[1], t[1]}, {m, m}, {v, v}, {}, {}, {cast(p, bf16)});
+       }, "the list of weights has 1 tensors for 2"},
       {"mixed devices", [=] { adamw_(clone(t[0]), empty({4}, f64, kMeta), clone(t[2]), clone(t[3]), {}); }, "gradient must be like"},
   };
   return c;
@@ -179,9 +292,25 @@ OpCase ema_case() {
       return {average};
     }, [decay](const Tensors& x) -> Tensors { return {x[0] * decay + x[1] * (1 - decay)}; });
   };
+  const auto half = [](const std::string& label, DType dtype) {
+    Sample s = in_place(label, {cast(normal({3, 7001}, "average"), f32), cast(normal({3, 7001}, "value"), dtype)},
+                        [dtype](const Tensors& x) -> Tensors {
+      const Tensor one = clone(cast(x[0], f32)), two = clone(one), value = cast(x[1], dtype);
+      ema_(one, value, 0.9);
+      ema_(two, cast(value, f32), 0.9);
+      return {one, equal(one, two)};
+    }, [](const Tensors& x) -> Tensors {
+      return {cast(x[0], f64) * 0.9 + cast(x[1], f64) * 0.1, full({3, 7001}, 1, boolean)};
+    });
+    s.f32 = false;
+    s.as_is = true;
+    s.tol = 2e-6;
+    return s;
+  };
   OpCase c{"ema_", {}, {}};
   c.samples = {sample("small", {3, 5}, 0.9), sample("slow", {37}, 0.9999), sample("copies", {4, 1}, 0),
-               sample("stays", {4}, 1), sample("several chunks", {40003}, 0.5), sample("empty", {0}, 0.9)};
+               sample("stays", {4}, 1), sample("several chunks", {40003}, 0.5), sample("empty", {0}, 0.9),
+               half("bf16 values", bf16), half("f16 values", f16)};
   const Tensor x = normal({4}, "x");
   c.errors = {
       {"decay", [=] { ema_(clone(x), x, 1.1); }, "decay must be in [0, 1]"},
