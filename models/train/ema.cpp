@@ -39,13 +39,8 @@ void Ema::update_all(double decay, const Tensor& weight, const Tensor& skip) {
   const NoGrad off;
   std::vector<Tensor> shadows, values;
   for (const auto& e : entries_) {
-    const Tensor value = e.parameter->value().detach();
-    if (value.dtype() != e.shadow.dtype()) {  // one at a time: only one f32 copy is alive
-      ema_(TensorList{e.shadow}, TensorList{value}, decay, {weight, {}, skip});
-      continue;
-    }
     shadows.push_back(e.shadow);
-    values.push_back(value);
+    values.push_back(e.parameter->value().detach());
   }
   ema_(shadows, values, decay, {weight, {}, skip});
 }

@@ -87,15 +87,16 @@ void Muon::update(const Group& group) {
 
 // The members `at` of the group, of one shape, dtype and device, in one stack [n, r, c].
 void Muon::update_alike(const Group& group, const std::vector<std::size_t>& at) {
-  TensorList targets, grads, momenta;
+  TensorList targets, grads, momenta, weights;
   for (const std::size_t i : at) {
+    if (!group.weights.empty()) weights.push_back(group.weights[i]);
     targets.push_back(group.targets[i]);
     grads.push_back(group.grads[i]);
     momenta.push_back(group.first[i]);
   }
   // p -= scale lr (O + wd / scale p): the decay of a momentum-free SGD step is decoupled decay.
   const double scale = 0.2 * std::sqrt(static_cast<double>(std::max(targets[0].size(0), targets[0].size(1))));
-  Tensor stacked = stack(grads, 0);
+  Tensor stacked = cast(stack(grads, 0), targets[0].dtype());
   TensorList slices = unbind(stacked, 0);
   AtRun at_run = sgd_at_run(group, scale);
   if (capturing() || group.grad_scale != 1) scale_({stacked}, group.grad_scale, {{}, at_run.scale, {}});
@@ -110,7 +111,7 @@ void Muon::update_alike(const Group& group, const std::vector<std::size_t>& at) 
   capo::SgdOptions o;
   o.lr = group.lr * scale;
   o.weight_decay = group.weight_decay / scale;
-  sgd_(targets, updates, {}, o, at_run);
+  sgd_(targets, updates, {}, o, at_run, weights);
 }
 
 }  // namespace capo::train

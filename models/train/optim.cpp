@@ -132,18 +132,16 @@ void Optimizer::update_all(double lr, double grad_scale) {
     const Tensor g = grad_of(p.value());
     if (!g.defined() || !p.trainable()) continue;
     const Slot& slot = slots_[i];
-    if (slot.master.defined()) {  // one at a time: only one gradient's f32 copy is alive
-      update({lr * slot.lr_scale, slot.weight_decay, grad_scale, slot.matrix, {slot.master}, {cast(g, f32)}, {slot.first},
-              {slot.second}});
-      copy_into(p.value(), slot.master);
-      continue;
-    }
+    const DType dtype = p.value().dtype();
     auto group = std::find_if(groups.begin(), groups.end(), [&](const Group& known) {
-      return known.lr == lr * slot.lr_scale && known.weight_decay == slot.weight_decay && known.matrix == slot.matrix;
+      return known.lr == lr * slot.lr_scale && known.weight_decay == slot.weight_decay && known.matrix == slot.matrix &&
+             known.dtype == dtype;
     });
     if (group == groups.end())
-      group = groups.insert(group, {lr * slot.lr_scale, slot.weight_decay, grad_scale, slot.matrix, {}, {}, {}, {}});
-    group->targets.push_back(p.value());
+      group = groups.insert(group, {lr * slot.lr_scale, slot.weight_decay, grad_scale, slot.matrix, dtype,
+                                    {}, {}, {}, {}, {}});
+    if (slot.master.defined()) group->weights.push_back(p.value());
+    group->targets.push_back(slot.master.defined() ? slot.master : p.value());
     group->grads.push_back(g);
     group->first.push_back(slot.first);
     group->second.push_back(slot.second);
@@ -227,7 +225,7 @@ void Optimizer::update_adamw(const Group& group, double beta1, double beta2, dou
   if (graph_) {
     at_run = {numbers_of({group.lr, 1, group.weight_decay, beta1, beta2, true, {}}), verdict_.scale, verdict_.skip};
   }
-  adamw_(group.targets, group.grads, group.first, group.second, o, at_run);
+  adamw_(group.targets, group.grads, group.first, group.second, o, at_run, group.weights);
 }
 
 std::string Optimizer::text_of(const std::vector<Rule>& rules) {
@@ -253,7 +251,7 @@ void Sgd::update(const Group& group) {
   o.weight_decay = group.weight_decay;
   o.grad_scale = group.grad_scale;
   o.nesterov = options_.nesterov;
-  sgd_(group.targets, group.grads, group.first, o, sgd_at_run(group));
+  sgd_(group.targets, group.grads, group.first, o, sgd_at_run(group), group.weights);
 }
 
 AdamW::AdamW(nn::Module& module, const AdamWOptions& options)

@@ -116,12 +116,13 @@ class Optimizer {
   // takes_matrix (or null): parameters that have a momentum alone and groups of their own.
   Optimizer(nn::Module& module, double weight_decay, const std::vector<Rule>& rules, bool first, bool second,
             bool (*takes_matrix)(const nn::Parameter&) = nullptr);
-  // Tensors that are updated alike: parameters or masters, gradients of their dtype, Slot::first, Slot::second. While
-  // captured lr is the rule's lr_scale.
+  // Tensors that are updated alike: parameters, or masters beside 16-bit parameters in weights (else weights is empty);
+  // gradients of the parameters' dtype, Slot::first, Slot::second. While captured lr is the rule's lr_scale.
   struct Group {
     double lr, weight_decay, grad_scale;
     bool matrix;
-    std::vector<Tensor> targets, grads, first, second;
+    DType dtype;  // of the parameters and gradients
+    std::vector<Tensor> targets, grads, first, second, weights;
   };
   // steps() counts this step.
   virtual void update(const Group& group) = 0;
