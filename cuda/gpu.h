@@ -39,6 +39,8 @@ struct Carve {
 // Throws capo::Error naming the kernel when the launch failed. CAPO_SYNC=1 in the environment also waits for the
 // kernel, so that a fault inside it is reported here and not at some later op.
 void check_launch(const char* kernel, cudaStream_t stream);
+// Lets a kernel have more than 48 KiB of dynamic shared memory on the current device: all that its static part leaves.
+void allow_shared(const void* kernel);
 
 // Starts kernel(args...) on stream: blocks x threads, `shared` bytes of dynamic shared memory. Arguments are copied
 // bytes: what changes from step to step goes through a pointer, or a captured graph replays the old value.
@@ -46,9 +48,7 @@ template <class... Params, class... Args>
 void launch(const char* name, void (*kernel)(Params...), std::int64_t blocks, int threads, std::size_t shared,
             void* stream, const Args&... args) {
   const auto s = static_cast<cudaStream_t>(stream);
-  if (shared > 48 * 1024)
-    cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
-                         static_cast<int>(shared));
+  if (shared > 48 * 1024) allow_shared(reinterpret_cast<const void*>(kernel));
   kernel<<<static_cast<unsigned>(blocks), static_cast<unsigned>(threads), shared, s>>>(args...);
   check_launch(name, s);
 }
