@@ -31,6 +31,7 @@ int main(int argc, char** argv) try {
   double lr = 1e-3, decay = 0.05, warmup = 1, smoothing = 0.1, drop_path = 0, patch_drop = 0, ema = 0;
   float mixup = 0, cutmix = 0, strength = 0.3f;
   std::uint64_t seed = 0;
+  bool graph = false;
   CLI::App app("Trains a ViT from scratch");
   app.option_defaults()->always_capture_default();
   app.add_option("--dataset", dataset, "cifar10, cifar100, tinyimagenet32, flowers64, fashion-mnist or an image folder");
@@ -56,6 +57,7 @@ int main(int argc, char** argv) try {
   app.add_option("--seed", seed);
   app.add_option("--precision", precision, "of the matrix products: f32, or bf16 (operands rounded, sums f32)")->check(CLI::IsMember({"f32", "bf16"}));
   app.add_option("--device", device_name, "cpu, cuda or cuda:N");
+  app.add_flag("--graph", graph, "with --device cuda: replay each step as one CUDA graph, the same bits");
   app.add_option("--threads", threads, "0: all processors, or CAPO_THREADS")->check(CLI::NonNegativeNumber);
   app.add_option("--workers", workers, "loader threads");
   app.add_option("--out", out, "folder for the model, curve, log and checkpoint");
@@ -66,6 +68,7 @@ int main(int argc, char** argv) try {
   if (const int code = examples::read_command_line(app, argc, argv); code >= 0) return code;
   examples::show_log();
   const Device device = usable_device(device_name);
+  CAPO_CHECK(!graph || device.is_cuda(), "--graph: a CUDA graph needs --device cuda, got ", device);
   const train::OptimizerKind kind = train::optimizer_kind(optimizer);
   if (kind == train::OptimizerKind::sgd && decay_given->count() == 0) decay = 1e-4;  // its decay is L2
   if (threads > 0) set_num_threads(threads);
@@ -122,6 +125,7 @@ int main(int argc, char** argv) try {
   options.csv = out + "/log.csv";
   options.tensorboard_dir = out + "/tensorboard";
   options.max_steps = stop_after;
+  options.graph = graph;
   if (profiled->count() > 0 && profile_file.empty()) profile_file = out + "/profile.json";
   examples::StepProfile progress(profile_file, 60);
   options.on_progress = examples::StepProfile::progress;

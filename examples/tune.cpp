@@ -38,6 +38,7 @@ int main(int argc, char** argv) try {
   app.add_option("--precision", o.precision, "of the matrix products: f32, or bf16 (operands rounded, sums f32)")->check(CLI::IsMember({"f32", "bf16"}));
   app.add_option("--threads", o.threads, "0: all processors, or CAPO_THREADS")->check(CLI::NonNegativeNumber);
   app.add_option("--device", device_name, "cpu, cuda or cuda:N");
+  app.add_flag("--graph", o.graph, "with --device cuda: replay each step as one CUDA graph, the same bits");
   app.add_option("--out", o.out, "folder for pictures and the tuner");
   const CLI::Option* profiled =
       app.add_option("--profile", o.profile,
@@ -49,6 +50,7 @@ int main(int argc, char** argv) try {
   if (o.threads > 0) set_num_threads(o.threads);
   set_matmul_precision(o.precision == "bf16" ? bf16 : f32);
   o.device = usable_device(device_name);
+  CAPO_CHECK(!o.graph || o.device.is_cuda(), "--graph: a CUDA graph needs --device cuda, got ", o.device);
   std::filesystem::create_directories(o.out);
 
   const std::string source = o.data.empty() ? o.dataset : o.data;

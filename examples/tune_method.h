@@ -26,7 +26,7 @@ struct TuneOptions {
   int train_images = 1000, test_images = 0, epochs = 8, batch = 16, image = 0, threads = 0;
   double lr = 0;
   std::uint64_t seed = 0;
-  bool compare = false;
+  bool compare = false, graph = false;
 };
 
 struct TuneData {
@@ -141,6 +141,7 @@ inline TuneResult tune_with(const TuneOptions& o, const std::string& name, const
   options.schedule.lr = o.lr > 0 ? o.lr : method ? method->lr : 2e-3;
   options.warmup_epochs = 1;
   options.clip_norm = 1;
+  options.graph = o.graph;
   options.seed = o.seed;
   StepProfile progress(o.profile, 10);
   options.on_progress = StepProfile::progress;
