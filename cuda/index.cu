@@ -20,12 +20,16 @@ __device__ inline int64_t threads_in_grid() { return static_cast<int64_t>(gridDi
 
 // ---------------------------------------------------------------- range check
 
-// first_wrong[block]: the lowest place that this block saw with an index outside [0, size), or n.
+// first_wrong[block]: the lowest place that this block saw with an index neither inside [0, size) nor ignored, or n.
 __global__ void __launch_bounds__(kThreads) check_range(capo::IndexCheckArgs p) {
   CAPO_SHARED(int64_t, lowest, kThreads / gpu::kWarp);
   int64_t first = p.n;
-  for (int64_t i = thread_index(); i < p.n && first == p.n; i += threads_in_grid())
-    if (p.index[i] < 0 || p.index[i] >= p.size) first = i;
+  for (int64_t i = thread_index(); i < p.n; i += threads_in_grid()) {
+    const int64_t index = p.index[i];
+    const bool inside = index >= 0 && index < p.size;
+    if (!inside && index != p.ignore && i < first) first = i;
+    if (p.safe) p.safe[i] = inside ? index : 0;
+  }
   for (int bits = gpu::kWarp / 2; bits > 0; bits /= 2) {
     const int64_t other = __shfl_xor_sync(gpu::kFullMask, first, bits);
     if (other < first) first = other;
@@ -36,6 +40,21 @@ __global__ void __launch_bounds__(kThreads) check_range(capo::IndexCheckArgs p) 
   for (int i = 1; i < kThreads / gpu::kWarp; ++i)
     if (lowest[i] < first) first = lowest[i];
   p.first_wrong[blockIdx.x] = first;
+}
+
+// One warp tells the graph what the blocks found.
+// No sample: captured index ops launch it; tests/graph_test.cpp and check (l) of the op tests run it on the shim.
+__global__ void __launch_bounds__(gpu::kWarp) report_wrong(capo::IndexCheckArgs p, int64_t blocks) {
+  int64_t first = p.n;
+  for (int64_t i = threadIdx.x; i < blocks; i += gpu::kWarp)
+    if (p.first_wrong[i] < first) first = p.first_wrong[i];
+  for (int bits = gpu::kWarp / 2; bits > 0; bits /= 2) {
+    const int64_t other = __shfl_xor_sync(gpu::kFullMask, first, bits);
+    if (other < first) first = other;
+  }
+  if (threadIdx.x != 0) return;
+  p.found[0] = first < p.n ? 1 + first : 0;
+  p.found[1] = first < p.n ? p.index[first] : 0;
 }
 
 // ---------------------------------------------------------------- index_select, gather
@@ -282,6 +301,7 @@ namespace capo::kernels {
 
 void index_check_cuda(const IndexCheckArgs& p, int64_t blocks, void* stream) {
   gpu::launch("index_check", check_range, blocks, kThreads, 0, stream, p);
+  if (p.found) gpu::launch("index_check", report_wrong, 1, gpu::kWarp, 0, stream, p, blocks);
 }
 
 void index_select_cuda(const IndexSelectArgs& args, int64_t rows, void* stream) {

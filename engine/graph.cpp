@@ -2,19 +2,20 @@
 #include <capo/engine/graph.h>
 #include <capo/engine/profile_internal.h>
 
+#include <algorithm>
 #include <cstring>
 
 namespace capo {
 namespace {
 
 constexpr std::size_t kBytes = 48 << 10;  // what one upload takes, and 3,000 generators or 12,000 numbers
-thread_local const Graph* capturing = nullptr;
+thread_local Graph* active = nullptr;
 
 }  // namespace
 
 void refuse_capture(const char* what) {
-  CAPO_CHECK(!capturing, what, ": needs the host, which cannot take part while a graph is captured on ",
-             capturing->device());
+  CAPO_CHECK(!active, what, ": needs the host, which cannot take part while a graph is captured on ",
+             active->device());
 }
 
 bool capturing_graph() { return capturing; }
@@ -27,16 +28,17 @@ Graph::Graph(Device device) : here_(kBytes) {
 Graph::~Graph() = default;
 
 void Graph::begin() {
-  CAPO_CHECK(!capturing, "graph: this thread is capturing another");
+  CAPO_CHECK(!active, "graph: this thread is capturing another");
   CAPO_CHECK(!work_, "graph: has captured already");
   streams_.clear();  // of a capture that could not be ended
+  checks_.clear();
   backend_for(device()).begin_capture(device().index);
-  capturing = this;
+  active = this;
   RngCapture::set(this);
 }
 
 void Graph::end() {
-  capturing = nullptr;
+  active = nullptr;
   RngCapture::set(nullptr);
   for (Stream& s : streams_) {
     s.blocks = s.generator->offset() - s.start;
@@ -46,10 +48,11 @@ void Graph::end() {
 }
 
 void Graph::abandon() noexcept {
-  capturing = nullptr;
+  active = nullptr;
   RngCapture::set(nullptr);
   for (const Stream& s : streams_) s.generator->set_offset(s.start);
   streams_.clear();
+  checks_.clear();
   backend_for(device()).abandon_capture(device().index);
 }
 
@@ -71,6 +74,27 @@ void Graph::replay() {
     work_->launch();
   }
   for (const Stream& s : streams_) s.generator->set_offset(s.generator->offset() + s.blocks);
+  if (std::any_of(checks_.begin(), checks_.end(), [](const auto& c) { return c.first.silent; })) check();
+}
+
+void Graph::check() {
+  if (checks_.empty()) return;
+  std::vector<unsigned char> there(used_);
+  copy_bytes(there.data(), kCpu, state_.data(), device(), used_);
+  for (const auto& [check, at] : checks_) {
+    std::int64_t found[2];
+    std::memcpy(found, there.data() + at, sizeof found);
+    if (found[0] != 0) check.fail(check, found[0] - 1, found[1]);
+  }
+}
+
+bool Graph::capturing(Device device) { return active && active->device() == device; }
+
+std::int64_t* Graph::add_check(const Check& check) {
+  CAPO_CHECK(active, "graph: checks are added during a capture");
+  const std::size_t at = active->take(2 * sizeof(std::int64_t));
+  active->checks_.emplace_back(check, at);
+  return reinterpret_cast<std::int64_t*>(static_cast<unsigned char*>(active->state_.data()) + at);
 }
 
 std::size_t Graph::take(std::size_t bytes) {

@@ -15,7 +15,10 @@
 // next as if run eagerly.
 //
 // What needs the host throws while capturing, naming itself: item, to_vector, to between host and device, synchronize,
-// global_norm, all_finite, ops that check an index tensor. Work for the CPU runs once, at the capture.
+// global_norm, all_finite. Work for the CPU runs once, at the capture.
+//
+// Ops that check an index tensor (ops/index.h) check it on the device at every replay. A wrong index counts as 0 there,
+// so that nothing out of bounds is touched; then the replay, having run to its end, throws the op's error.
 #pragma once
 
 #include <capo/engine/backend.h>
@@ -23,6 +26,7 @@
 #include <capo/engine/tensor.h>
 
 #include <memory>
+#include <utility>
 #include <vector>
 
 namespace capo {
@@ -50,8 +54,12 @@ class Graph final : private RngCapture {
   }
 
   // Uploads the numbers and the generators' places, runs the work on the current stream, and moves the generators (which
-  // must live) on by what it drew. Does not wait. Version counters of tensors do not see it.
+  // must live) on by what it drew. Version counters of tensors do not see it. Does not wait, unless the work holds
+  // index ops: then it ends with check().
   void replay();
+  // Waits for the last replay and throws for the first op of the work whose index was wrong: "gather: index must be in
+  // [0, 5), got 7 at [3]". replay() leaves it to the caller for labels of cross_entropy, whose loss is NaN then.
+  void check();
 
   // n numbers that kernels of the work read on the device when they run; the host sets them before each replay.
   struct Numbers {
@@ -59,6 +67,20 @@ class Graph final : private RngCapture {
     float* here;
   };
   Numbers numbers(std::int64_t n);
+
+  // Whether this thread captures on the device.
+  static bool capturing(Device device);
+  // For ops, then: where the device says at every replay what it found: {0, 0}, or {1 + place of the first wrong index,
+  // the index}. fail throws the op's error.
+  struct Check {
+    const char *op, *what;
+    Shape shape;          // of the index tensor
+    std::int64_t size;
+    std::int64_t ignore;  // a value that is no index and not wrong; in [0, size): none
+    void (*fail)(const Check& check, std::int64_t place, std::int64_t index);
+    bool silent;          // the op's result does not show it: replay() must
+  };
+  static std::int64_t* add_check(const Check& check);
 
   bool captured() const { return work_ != nullptr; }
   Device device() const { return state_.device(); }
@@ -81,6 +103,7 @@ class Graph final : private RngCapture {
   std::vector<unsigned char> here_;  // of fixed size: pointers into it stay good
   std::size_t used_ = 0;
   std::vector<Stream> streams_;
+  std::vector<std::pair<Check, std::size_t>> checks_;  // in the order of the work, with their words' place in here_
   std::unique_ptr<CapturedWork> work_;
 };
 

@@ -1,8 +1,10 @@
 #include <capo/autograd/autograd.h>
+#include <capo/engine/graph.h>
 #include <capo/ops/args.h>
 #include <capo/ops/binary.h>
 #include <capo/ops/copy.h>
 #include <capo/ops/cross_entropy.h>
+#include <capo/ops/index.h>
 #include <capo/ops/kernel.h>
 #include <capo/ops/reduce.h>
 #include <capo/ops/softmax.h>
@@ -21,6 +23,7 @@ Work cross_entropy_work(const CrossEntropyArgs& p, std::int64_t) {
 }  // namespace
 
 CAPO_KERNEL_CUDA(cross_entropy, CrossEntropyArgs, cross_entropy_work)
+CAPO_KERNEL_CUDA_ONLY(index_check, IndexCheckArgs)
 
 namespace {
 
@@ -33,12 +36,27 @@ void check(const char* op, const Tensor& logits, const CrossEntropyOptions& o) {
   CAPO_CHECK(o.reduction != Reduction::batchmean, op, ": reduction must be none, mean or sum, got batchmean");
 }
 
+void fail_label(const Graph::Check& c, std::int64_t row, std::int64_t label) {
+  detail::fail(c.op, ": ", c.what, " must be in [0, ", c.size, ") or ", c.ignore, " (ignore_index), row ", row, " has ",
+               label);
+}
+
+// On the device the kernel does not trust them: NaN comes of a wrong one. A graph keeps which it was.
 void check_labels(const Tensor& labels, std::int64_t classes, std::int64_t ignore_index) {
-  if (!labels.device().is_cpu() || labels.numel() == 0) return;
-  const std::int64_t* v = labels.data<std::int64_t>();
-  for (std::int64_t i = 0; i < labels.numel(); ++i)
-    CAPO_CHECK(v[i] == ignore_index || (v[i] >= 0 && v[i] < classes), "cross_entropy: labels must be in [0, ", classes,
-               ") or ", ignore_index, " (ignore_index), row ", i, " has ", v[i]);
+  const std::int64_t n = labels.numel();
+  const Graph::Check check{"cross_entropy", "labels", labels.shape(), classes, ignore_index, fail_label, false};
+  if (n == 0 || labels.device().is_meta()) return;
+  if (labels.device().is_cpu()) {
+    const std::int64_t* v = labels.data<std::int64_t>();
+    for (std::int64_t i = 0; i < n; ++i)
+      if (v[i] != ignore_index && (v[i] < 0 || v[i] >= classes)) fail_label(check, i, v[i]);
+  } else if (Graph::capturing(labels.device())) {
+    const std::int64_t blocks = index_check_blocks(n);
+    const Tensor parts = empty({blocks}, i64, labels.device());
+    launch(kernels::index_check, labels.device(),
+           IndexCheckArgs{labels.data<std::int64_t>(), classes, n, parts.data<std::int64_t>(), ignore_index, nullptr,
+                          Graph::add_check(check)}, blocks, 1);
+  }
 }
 
 // The loss as one kernel; labels or target is defined.

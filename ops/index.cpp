@@ -1,5 +1,5 @@
 #include <capo/autograd/autograd.h>
-#include <capo/engine/backend.h>
+#include <capo/engine/graph.h>
 #include <capo/ops/args.h>
 #include <capo/ops/binary.h>
 #include <capo/ops/copy.h>
@@ -62,12 +62,28 @@ std::int64_t first_wrong(const std::int64_t* v, std::int64_t n, std::int64_t siz
 // The same on the device, read back: the host waits for all that the stream holds (tens of microseconds, and it can no
 // longer run ahead of the device). The price of an error where the CPU has one, instead of a read out of bounds.
 std::int64_t first_wrong_there(const Tensor& flat, std::int64_t size) {
-  const std::int64_t n = flat.numel(), blocks = std::min<std::int64_t>((n + 1023) / 1024, 256);
+  const std::int64_t n = flat.numel(), blocks = index_check_blocks(n);
   const Tensor found = empty({blocks}, i64, flat.device());
-  launch(kernels::index_check, flat.device(), IndexCheckArgs{flat.data<std::int64_t>(), size, n, found.data<std::int64_t>()},
-         blocks, 1);
+  launch(kernels::index_check, flat.device(),
+         IndexCheckArgs{flat.data<std::int64_t>(), size, n, found.data<std::int64_t>(), 0, nullptr, nullptr}, blocks,
+         1);
   const auto places = to_vector<std::int64_t>(found);
   return *std::min_element(places.begin(), places.end());
+}
+
+void fail_index(const Graph::Check& c, std::int64_t place, std::int64_t index) {
+  detail::fail(c.op, ": ", c.what, " must be in [0, ", c.size, "), got ", index, " at ", coordinates(place, c.shape));
+}
+
+// What a captured op reads in place of `flat`: nobody can look before it runs, so the device does, says what it found
+// and keeps the op within bounds.
+Tensor captured_index(const Tensor& flat, const Graph::Check& check) {
+  const std::int64_t n = flat.numel(), blocks = index_check_blocks(n);
+  const Tensor safe = empty(flat.shape(), i64, flat.device()), parts = empty({blocks}, i64, flat.device());
+  launch(kernels::index_check, flat.device(),
+         IndexCheckArgs{flat.data<std::int64_t>(), check.size, n, parts.data<std::int64_t>(), check.ignore,
+                        safe.data<std::int64_t>(), Graph::add_check(check)}, blocks, 1);
+  return safe;
 }
 
 // dtype, device and range. Returns the index contiguous.
@@ -77,10 +93,14 @@ Tensor checked_index(const char* op, const char* what, const Tensor& index, std:
   const Tensor flat = contiguous(index);
   const std::int64_t n = flat.numel();
   if (device.is_meta() || n == 0) return flat;
+  const Graph::Check check{op, what, index.shape(), size, 0, fail_index, true};
+  if (Graph::capturing(device)) {
+    CAPO_CHECK(size > 0, op, ": ", what, " must be in [0, 0), got ", index.shape(), " of them");
+    return captured_index(flat, check);
+  }
   if (!device.is_cpu()) refuse_capture(op);
   const std::int64_t at = device.is_cpu() ? first_wrong(flat.data<std::int64_t>(), n, size) : first_wrong_there(flat, size);
-  CAPO_CHECK(at == n, op, ": ", what, " must be in [0, ", size, "), got ",
-             to_vector<std::int64_t>(flat)[static_cast<std::size_t>(at)], " at ", coordinates(at, index.shape()));
+  if (at != n) fail_index(check, at, to_vector<std::int64_t>(flat)[static_cast<std::size_t>(at)]);
   return flat;
 }
 

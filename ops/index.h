@@ -1,9 +1,9 @@
 // Reading and writing at positions given by i64 tensors, and ops whose results are such positions.
 //
 // Indices are i64, in [0, size); a wrong one throws "index must be in [0, 5), got 7 at [3]". On CUDA that look is one
-// small kernel and one wait for the stream per call of an op of this page (gradients do not look again). Duplicates are
-// added in the order in which they stand, so the bits never depend on threads. Gradients are ops of this page: all orders
-// exist.
+// small kernel and one wait for the stream per call of an op of this page (gradients do not look again); in a captured
+// graph the replay throws (engine/graph.h). Duplicates are added in the order in which they stand, so the bits never
+// depend on threads. Gradients are ops of this page: all orders exist.
 #pragma once
 
 #include <capo/engine/tensor.h>
@@ -48,12 +48,16 @@ struct IndexSelectArgs {
   void* y;  // [outer, count, inner]
   std::int64_t size, count, inner;
 };
-// The least place whose index is outside [0, size), by each of `items` blocks; n: none. CUDA only.
+// The least place whose index is outside [0, size) and not `ignore`, by each of `items` blocks; n: none. CUDA only.
 struct IndexCheckArgs {
   const std::int64_t* index;
   std::int64_t size, n;
   std::int64_t* first_wrong;  // [items]
+  std::int64_t ignore;
+  std::int64_t* safe;         // [n] or null: index, 0 in place of what is outside
+  std::int64_t* found;        // Graph::add_check's, or null
 };
+constexpr std::int64_t index_check_blocks(std::int64_t n) { return n < 256 * 1024 ? (n + 1023) / 1024 : 256; }
 // One item per 64 columns: outer x ceil(inner / 64); each adds its rows in the order of index.
 struct IndexAddArgs {
   DType dtype;

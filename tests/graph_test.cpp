@@ -6,6 +6,7 @@
 #include <capo/models/nn/layers.h>
 #include <capo/ops/binary.h>
 #include <capo/ops/copy.h>
+#include <capo/ops/cross_entropy.h>
 #include <capo/ops/dropout.h>
 #include <capo/ops/index.h>
 #include <capo/ops/optim.h>
@@ -118,7 +119,6 @@ TEST_CASE("graph: forward and backward, with dropout that goes on") {
 TEST_CASE("graph: what needs the host throws by name, and the capture may be made again") {
   if (no_device()) return;
   const Tensor x = input(0, {4, 3});
-  const Tensor rows = to(from_vector<std::int64_t>({2, 0}, {2}), kDevice);
   Generator rng(5);
   Graph graph(kDevice);
   const auto refused = [&](const char* name, auto f) {
@@ -140,7 +140,6 @@ TEST_CASE("graph: what needs the host throws by name, and the capture may be mad
   refused("synchronize", [&] { synchronize(kDevice); });
   refused("global_norm", [&] { global_norm({x}); });
   refused("all_finite", [&] { all_finite(x); });
-  refused("index_select", [&] { index_select(x, 0, rows); });
   refused("graph: replay", [&] {
     Graph done(kDevice);
     done.replay();
@@ -210,9 +209,103 @@ TEST_CASE("graph: checkpointed segments draw the same numbers twice") {
 
 namespace {
 
+Tensor indices(const std::vector<std::int64_t>& v, const Shape& shape) { return to(from_vector(v, shape), kDevice); }
+
+struct IndexOp {
+  const char* name;
+  Shape index;
+  Tensor (*run)(const Tensor& x, const Tensor& index);  // x [5, 3]
+};
+const IndexOp kIndexOps[] = {
+    {"index_select", {4}, [](const Tensor& x, const Tensor& i) { return index_select(x, 0, i); }},
+    {"index_add", {4}, [](const Tensor& x, const Tensor& i) { return index_add(x, 0, i, slice(x, 0, 0, 4)); }},
+    {"gather", {2, 2}, [](const Tensor& x, const Tensor& i) { return gather(x, 0, i); }},
+    {"scatter_add", {2, 2}, [](const Tensor& x, const Tensor& i) {
+       return scatter_add(x, 0, i, slice(slice(x, 0, 0, 2), 1, 0, 2));
+     }},
+    {"embedding", {2, 1, 2}, [](const Tensor& x, const Tensor& i) { return embedding(x, i); }},
+    {"one_hot", {4}, [](const Tensor& x, const Tensor& i) { return sum(x) * one_hot(i, 5); }},
+};
+
+}  // namespace
+
+TEST_CASE("graph: index ops check on the device, and the replay throws as the eager op does") {
+  if (no_device()) return;
+  with_each_allocator([] {
+    for (const IndexOp& op : kIndexOps) {
+      CAPTURE(op.name);
+      const Tensor x = clone(input(0, {5, 3})), index = indices({0, 1, 2, 3}, op.index);
+      set_requires_grad(x, true);
+      Tensor y, g;
+      const auto run = [&](const Tensor& at, Tensor& out, Tensor& gradient) {
+        out = op.run(x, at);
+        gradient = grad({sum(square(out))}, {x})[0];
+      };
+      run(index, y, g);
+      Graph graph(kDevice);
+      graph.capture([&] { run(index, y, g); });
+      const auto right = [&](const std::vector<std::int64_t>& v) {
+        Tensor eager, eager_g;
+        run(indices(v, op.index), eager, eager_g);
+        copy_into(index, indices(v, op.index));
+        graph.replay();
+        CHECK((bytes_there(y) == bytes_there(eager)));
+        CHECK((bytes_there(g) == bytes_there(eager_g)));
+      };
+      right({4, 0, 4, 2});
+      for (const std::vector<std::int64_t>& v : {std::vector<std::int64_t>{1, 7, -2, 9}, {0, 1, 2, 5}, {-1, 0, 0, 0}}) {
+        copy_into(index, indices(v, op.index));
+        const std::string text = error_of([&] { graph.replay(); });
+        CHECK(starts_with(text, op.name));
+        CHECK(text == error_of([&] { op.run(x, indices(v, op.index)); }));
+        CHECK(text == error_of([&] { graph.check(); }));
+      }
+      right({3, 3, 3, 1});
+    }
+  });
+}
+
+TEST_CASE("graph: of several wrong indices the first op's first is named") {
+  if (no_device()) return;
+  const Tensor x = clone(input(0, {5, 3}));
+  std::vector<std::int64_t> v(3000, 2);
+  const Tensor many = indices(v, {3000}), few = indices({0, 4}, {2});
+  Graph graph(kDevice);
+  Tensor y;
+  graph.capture([&] { y = sum(index_select(x, 0, many)) + sum(embedding(x, few)); });
+  graph.replay();
+  CHECK((bytes_there(y) == bytes_there(sum(index_select(x, 0, many)) + sum(embedding(x, few)))));
+  copy_into(few, indices({0, 6}, {2}));
+  CHECK(error_of([&] { graph.replay(); }) == "embedding: ids must be in [0, 5), got 6 at [1]");
+  v[2700] = -3, v[2500] = 11;
+  copy_into(many, indices(v, {3000}));
+  CHECK(error_of([&] { graph.replay(); }) == "index_select: index must be in [0, 5), got 11 at [2500]");
+  Graph none(kDevice);
+  CHECK(error_of([&] { none.capture([&] { index_select(slice(x, 0, 0, 0), 0, few); }); }) ==
+        "index_select: index must be in [0, 0), got [2] of them");
+}
+
+TEST_CASE("graph: a wrong label makes the loss NaN, and check() names it") {
+  if (no_device()) return;
+  const Tensor logits = input(0, {4, 6}), labels = indices({0, 5, -100, 2}, {4});
+  Graph graph(kDevice);
+  Tensor loss;
+  graph.capture([&] { loss = cross_entropy(logits, labels); });
+  graph.replay();
+  graph.check();
+  CHECK((bytes_there(loss) == bytes_there(cross_entropy(logits, labels))));
+  copy_into(labels, indices({0, 5, -100, 6}, {4}));
+  graph.replay();
+  CHECK(std::isnan(loss.item()));
+  CHECK(error_of([&] { graph.check(); }) ==
+        "cross_entropy: labels must be in [0, 6) or -100 (ignore_index), row 3 has 6");
+}
+
+namespace {
+
 // A step of every in-place op: rates by pointer or, planted, by value.
 struct OpStep {
-  TensorList p, m, v, average;
+  TensorList p, m, v, average, weights;  // weights: p rounded
   Generator rng{1};
   OpStep() {
     for (int k = 0; k < 3; ++k) {
@@ -220,6 +313,7 @@ struct OpStep {
       average.push_back(clone(p.back()));
       m.push_back(zeros_like(p.back()));
       v.push_back(zeros_like(p.back()));
+      weights.push_back(cast(p.back(), bf16));
     }
   }
   AdamwOptions options(int step) const {
@@ -235,10 +329,14 @@ struct OpStep {
     adamw_(p, g, m, v, options(step), adamw);
     sgd_(p, g, {}, {.lr = 0.01});
     ema_(average, p, decay(step), ema);
+    ema_(average, weights, decay(step), ema);
+    for (Tensor& t : g) t = cast(t, bf16);
+    adamw_(p, g, m, v, options(step), adamw, weights);
+    sgd_(p, g, m, {.lr = 0.01, .momentum = 0.5}, {}, weights);
   }
   std::string bytes() const {
     std::string all;
-    for (const auto* list : {&p, &m, &v, &average})
+    for (const auto* list : {&p, &m, &v, &average, &weights})
       for (const Tensor& t : *list) all += bytes_there(t);
     return all;
   }
@@ -294,6 +392,7 @@ TEST_CASE("graph: the verdict on gradients is the host's") {
   const std::string before = s.bytes();
   const AtRun skip{{}, {}, ones({1}, f32, kDevice)};
   adamw_(s.p, s.m, s.m, s.v, s.options(1), skip);
+  adamw_(s.p, s.weights, s.m, s.v, s.options(1), skip, s.weights);
   sgd_(s.p, s.average, s.m, {.lr = 1, .momentum = 0.5}, skip);
   sgd_(s.p, s.average, {}, {.lr = 1}, skip);
   ema_(s.average, s.m, 0.5, skip);
@@ -450,20 +549,22 @@ TEST_CASE("graph: a captured run that stopped anywhere and resumed ends with the
 
 namespace {
 
-// The fourth batch is not finite.
+// The fourth batch is not finite, or has a label of no class.
 class Broken final : public train::BatchSource {
  public:
+  explicit Broken(bool label = false) : label_(label) {}
   std::int64_t batches_per_epoch() const override { return 6; }
   void seek(std::int64_t, std::int64_t batch) override { at_ = batch; }
   train::Batch next() override {
     SyntheticSource host(6, 8);
     host.seek(0, at_);
     train::Batch b = host.next();
-    if (at_++ == 3) fill_(b.x, NAN);
+    if (at_++ == 3) label_ ? fill_(b.labels, 99) : fill_(b.x, NAN);
     return {to(b.x, kDevice), to(b.labels, kDevice), {}};
   }
 
  private:
+  bool label_;
   std::int64_t at_ = 0;
 };
 
@@ -472,11 +573,11 @@ class Broken final : public train::BatchSource {
 TEST_CASE("graph: a step that is not finite is left out and traced as an eager one") {
   if (no_device()) return;
   std::vector<std::string> texts, weights;
-  for (const bool graph : {false, true}) {
+  for (const auto& [graph, label] : {std::pair{false, false}, {true, false}, {false, true}, {true, true}}) {
     TinyMlp model(on_device());
     train::ClassifierOf classifier(model);
     train::ClassificationTask task(classifier);
-    Broken data;
+    Broken data(label);
     train::TrainOptions o;
     o.epochs = 1;
     o.graph = graph;
@@ -487,6 +588,11 @@ TEST_CASE("graph: a step that is not finite is left out and traced as an eager o
   CHECK(starts_with(texts[0], "train: the loss is nan in step 3 (epoch 0, batch 3); first not finite: the batch itself"));
   CHECK(texts[1] == texts[0]);
   CHECK((weights[1] == weights[0]));
+  CHECK(starts_with(texts[2], "train: the loss is nan in step 3 (epoch 0, batch 3)"));
+  CHECK(contains(texts[3], "cross_entropy: labels must be in [0, "));
+  CHECK(contains(texts[3], "(ignore_index), row 0 has 99"));
+  CHECK((weights[2] == weights[0]));
+  CHECK((weights[3] == weights[0]));
 }
 
 TEST_CASE("trainer: graph is for CUDA, loss_scale for powers of two") {

@@ -386,6 +386,7 @@ double Trainer::replay(const std::vector<Batch>& batches) {
   bool good = clean || at_.loss_scale > 1;
   for (const double v : losses) good = good && std::isfinite(v);
   if (!good) {  // nothing was written: the same step as usual finds the batch and the op to blame
+    c.graph.check();
     for (std::size_t i = 0; i < generators_.size(); ++i) generators_[i].second->set_offset(offsets[i]);
     for (const Batch& b : c.batches) account(b, forward_backward(b, count));
     detail::fail("train: the captured step ", at_.step, " is not finite, as usual it is");
