@@ -18,7 +18,7 @@ void refuse_capture(const char* what) {
              active->device());
 }
 
-bool capturing_graph() { return capturing; }
+bool capturing_graph() { return active != nullptr; }
 
 Graph::Graph(Device device) : here_(kBytes) {
   backend_for(device);
