@@ -48,7 +48,7 @@ std::vector<std::string> names_in(const fs::path& file, const std::string& befor
 std::set<std::string> names_under(const char* folder, const char* extension, const std::string& before,
                                   const std::string& after) {
   std::set<std::string> names;
-  for (const auto& entry : fs::directory_iterator(kRoot / folder)) {
+  for (const auto& entry : fs::recursive_directory_iterator(kRoot / folder)) {
     if (entry.path().extension() != extension) continue;
     for (const auto& name : names_in(entry.path(), before, after)) names.insert(name);
   }

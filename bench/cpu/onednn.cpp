@@ -10,7 +10,7 @@
 #include <stdexcept>
 #include <unordered_map>
 
-#include "serve.h"
+#include <capo/bench/cpu/serve.h>
 
 using namespace dnnl;
 using capo::bench::Served;

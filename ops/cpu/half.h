@@ -3,7 +3,6 @@
 // between two casts. f32 and f64 rows are used where they lie.
 #pragma once
 
-#include <capo/engine/dtype.h>
 #include <capo/ops/args.h>
 #include <capo/ops/cpu/kernel.h>
 #include <capo/ops/cpu/math.h>

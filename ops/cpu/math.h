@@ -138,7 +138,7 @@ inline double erf(double x) { return __builtin_erf(x); }
 
 // ---- The normal distribution, by the tail Phi(-a) = exp(-a^2 / 2) R(a), a = |x|: digits stay where (1 + erf) / 2 cancels.
 
-inline float tail_end(float x) {  // |x|, at most 13.2: there exp(-a^2 / 2) is 2^-126 and all that follows vanishes
+inline float tail_end(float x) {  // |x|, at most 13.2: there exp(-a^2 / 2) is 2^-126, the least normal number
   const float a = __builtin_fabsf(x);
   return a > 13.2f ? 13.2f : a;
 }
@@ -168,16 +168,17 @@ inline float mills(float a) {
   p = p * t + 0.13161927461624146f;
   return p * t;
 }
-// x Phi(x): 7 ulp down to x = -13, where it vanishes.
+// x Phi(x): 7 ulp down to x = -13, where it vanishes. NaN at -inf, as -inf times 0 is.
 inline float gelu(float x) {
   const float a = tail_end(x), tail = mills(a) * gauss(a);
-  return (x < 0.0f ? 0.0f : x) - a * tail;
+  return (x < 0.0f ? x * 0.0f : x) - a * tail;
 }
 inline double gelu(double x) { return x * (0.5 * __builtin_erfc(x * -0.70710678118654752440)); }
 // Phi(x) + x phi(x): 7 ulp of the greater term.
 inline float gelu_slope(float x) {
   const float a = tail_end(x), left = (mills(a) - 0.39894228f * a) * gauss(a);  // the slope at -a
-  return x < 0.0f ? left : (x != x ? x : 1.0f - left);
+  const float y = x < 0.0f ? left : (x != x ? x : 1.0f - left);
+  return x < -13.2f ? 0.0f : y;
 }
 inline double gelu_slope(double x) {
   return 0.5 * __builtin_erfc(x * -0.70710678118654752440) + x * 0.39894228040143267794 * __builtin_exp(-0.5 * x * x);
