@@ -273,8 +273,9 @@ TEST_CASE("gelu forward and backward") {
     for (const Config& order : kOrders) {
       shim::config() = order;
       const Buffer<float> xd(x, "x"), dyd(dy, "dy"), yd(n, "y"), dxd(n, "dx");
-      kernels::unary_cuda({UnaryKind::gelu, f32, xd.get(), nullptr, yd.get(), 0, 0}, static_cast<std::int64_t>(n), nullptr);
-      kernels::unary_cuda({UnaryKind::gelu, f32, xd.get(), dyd.get(), dxd.get(), 0, 0}, static_cast<std::int64_t>(n), nullptr);
+      const auto items = static_cast<std::int64_t>(n);
+      kernels::unary_cuda({UnaryKind::gelu, f32, xd.get(), nullptr, yd.get(), 0, 0, items}, items, nullptr);
+      kernels::unary_cuda({UnaryKind::gelu, f32, xd.get(), dyd.get(), dxd.get(), 0, 0, items}, items, nullptr);
       check_all(yd.read(), y, 1e-5);
       check_all(dxd.read(), dx, 1e-5);
     }
