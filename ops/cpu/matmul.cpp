@@ -249,7 +249,8 @@ void multiply(const capo::MatmulArgs& p, int64_t item) {
   // B as it lies: whole vectors in each row, and too few rows of A to pay for packing.
   const bool direct =
       std::is_same_v<S, Packed> && !p.packed && p.b_col == 1 && p.n % gemm::kWidth<Sum> == 0 && m <= 128 && !p.bf16;
-  const int64_t columns = direct && (m == 7 || m == 8) ? kColumns / 4 * 3 : kColumns;  // one tile of eight rows by 3 vectors
+  // One tile of eight rows by three vectors, where a panel has four.
+  const int64_t columns = gemm::kPanelVectors == 4 && direct && (m == 7 || m == 8) ? kColumns / 4 * 3 : kColumns;
   const bool plain = P::kFinishes && !p.parts && p.activation == Activation::none && !p.z && !p.residual;  // the tiles finish
 
   int64_t part = t.k_total;
