@@ -81,6 +81,8 @@
 #include <capo/ops/unary.h>
 #include <capo/ops/view.h>
 #include <capo/tuners/artifact.h>
+#include <capo/tuners/conv_tuners.h>
 #include <capo/tuners/presets.h>
+#include <capo/tuners/select.h>
 #include <capo/tuners/spec.h>
 #include <capo/tuners/tuner.h>

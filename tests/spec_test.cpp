@@ -50,10 +50,10 @@ TEST_CASE("grammar") {
   CHECK(items[0].args[0].first == "length");
   CHECK(items[0].args[0].second == "5");
   CHECK(tuners::to_string(items) == "blocks.*.attn: u_prefix(length=5); head: train");
-  CHECK(tuners::to_string(tuners::parse_spec("linear")) == "head*: train");
+  CHECK(tuners::to_string(tuners::parse_spec("linear")) == "@head: train");
   CHECK(tuners::to_string(tuners::parse_spec("bitfit; **: u_adapter(dim=3,on=z)")) ==
-        "**.bias: train; head*: train; **: u_adapter(dim=3, on=z)");
-  CHECK(tuners::to_string(tuners::parse_spec("prompt-ffn; linear")) == "blocks.*.mlp: u_prompt(length=10); head*: train; head*: train");
+        "**.bias: train; @head: train; **: u_adapter(dim=3, on=z)");
+  CHECK(tuners::to_string(tuners::parse_spec("prompt-ffn; linear")) == "blocks.*.mlp: u_prompt(length=10); @head: train; @head: train");
   for (const auto& m : tuners::kMethods) {
     CHECK(tuners::to_string(tuners::parse_spec(m.name)) == tuners::to_string(tuners::parse_spec(m.spec)));
     vit::Vit model(small());

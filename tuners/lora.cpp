@@ -9,6 +9,20 @@
 namespace capo::tuners {
 namespace {
 constexpr const char* kSliceNames[] = {"q", "k", "v"};
+
+nn::Linear& linear_of(nn::Module* target) {
+  auto* linear = dynamic_cast<nn::Linear*>(target);
+  CAPO_CHECK(linear, "lora: ", target->path(), " is no Linear and no Conv",
+             target->attention_place() ? "; say which slices of its qkv (slices=qv), or name its qkv or proj" : "");
+  return *linear;
+}
+
+}  // namespace
+
+double LoraOptions::scale() const {
+  const double top = alpha == 0 ? static_cast<double>(rank) : alpha;
+  const double r = static_cast<double>(rank);
+  return top / (rslora ? std::sqrt(r) : r);
 }
 
 Lora::Pair::Pair(Module* up, std::int64_t rank, std::int64_t in, std::int64_t out)
@@ -17,12 +31,10 @@ Lora::Slice::Slice(Module* up, std::string_view name, std::int64_t rank, std::in
     : Module(up, name), Pair(this, rank, width, width) {}
 
 Lora::Lora(nn::Module* target, std::string_view name, const LoraOptions& o)
-    : Tuner(target, name),
+    : FoldingTuner(target, name, linear_of(target).weight),
       options(o),
-      linear_(dynamic_cast<nn::Linear*>(target)),
+      linear_(&linear_of(target)),
       dropout_(this, "dropout", o.dropout) {
-  CAPO_CHECK(linear_, "lora: ", target->path(), " is no Linear",
-             target->attention_place() ? "; say which slices of its qkv (slices=qv), or name its qkv or proj" : "");
   CAPO_CHECK(o.rank > 0, "lora: rank must be positive, got ", o.rank);
   if (o.slices.empty()) {
     whole_ = std::make_unique<Pair>(this, o.rank, linear_->in(), linear_->out());
@@ -39,22 +51,13 @@ Lora::Lora(nn::Module* target, std::string_view name, const LoraOptions& o)
   CAPO_CHECK(slice_[0] || slice_[1] || slice_[2], "lora: slices must name q, k or v, got \"", o.slices, "\"");
 }
 
-Lora::~Lora() {
-  if (merged_) swap_back();
-}
-
-double Lora::scale() const {
-  const double alpha = options.alpha == 0 ? static_cast<double>(options.rank) : options.alpha;
-  const double r = static_cast<double>(options.rank);
-  return alpha / (options.rslora ? std::sqrt(r) : r);
-}
-
 Tensor Lora::apply(const nn::Site& site) {
-  if (merged_) return site.y;
+  if (merged()) return site.y;
+  const double scale = options.scale();
   const Tensor x = dropout_(site.z);
   const auto branch = [&](const Pair& p, std::int64_t column) -> LinearBranch {
     const Tensor h = linear(x, p.a);
-    return {scale() == 1.0 ? h : h * scale(), p.b, {}, column};  // scaled where the rows are short
+    return {scale == 1.0 ? h : h * scale, p.b, {}, column};  // scaled where the rows are short
   };
   if (whole_) return add_linear(site.y, {branch(*whole_, 0)});
   std::vector<LinearBranch> branches;
@@ -64,7 +67,7 @@ Tensor Lora::apply(const nn::Site& site) {
 }
 
 Tensor Lora::delta_weight() const {
-  const auto product = [&](const Pair& p) { return matmul(p.b.value(), p.a.value()) * scale(); };
+  const auto product = [&](const Pair& p) { return matmul(p.b.value(), p.a.value()) * options.scale(); };
   if (whole_) return product(*whole_);
   std::vector<Tensor> parts;
   for (const auto& p : slice_)
@@ -72,27 +75,6 @@ Tensor Lora::delta_weight() const {
         p ? product(*p)
           : zeros({linear_->in(), linear_->in()}, linear_->weight.value().dtype(), linear_->weight.value().device()));
   return concat(parts, 0);
-}
-
-void Lora::merge() {
-  CAPO_CHECK(!merged_, path(), ": is merged already");
-  const NoGrad off;
-  weight_ = linear_->weight.value();
-  kept_ = weight_ + delta_weight();
-  weight_.swap_storage(kept_);  // kept_ now holds the base's storage
-  merged_ = true;
-}
-
-void Lora::unmerge() {
-  CAPO_CHECK(merged_, path(), ": is not merged");
-  CAPO_CHECK(linear_->weight.value().same(weight_), path(), ": ", linear_->weight.path(), " was replaced while merged");
-  swap_back();
-}
-
-void Lora::swap_back() {
-  weight_.swap_storage(kept_);
-  weight_ = kept_ = Tensor();
-  merged_ = false;
 }
 
 }  // namespace capo::tuners

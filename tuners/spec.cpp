@@ -1,4 +1,6 @@
+#include <capo/tuners/conv_tuners.h>
 #include <capo/tuners/presets.h>
+#include <capo/tuners/select.h>
 #include <capo/tuners/spec.h>
 
 #include <charconv>
@@ -28,7 +30,7 @@ std::vector<std::string_view> split(std::string_view s, char separator) {
   return parts;
 }
 
-constexpr const char* kActions = "train, u_adapter, u_prefix, u_prompt, lora";
+constexpr const char* kActions = "train, u_adapter, u_prefix, u_prompt, lora, residual_adapter";
 
 SpecItem parse_item(std::string_view text) {
   const std::size_t colon = text.find(':');
@@ -154,7 +156,14 @@ Tuner& attach(nn::Module& target, const SpecItem& item) {
     args.finish("rank, alpha, slices, rslora, dropout");
     nn::Module* linear =
         place && !o.slices.empty() ? place->qkv : &target;  // "blocks.*.attn: lora(slices=qv)" means its qkv
+    if (dynamic_cast<nn::Conv*>(linear)) return once(*linear).attach<ConvLora>("lora", o);
     return once(*linear).attach<Lora>("lora", o);
+  }
+  if (item.action == "residual_adapter") {
+    ResidualAdapterOptions o;
+    o.scale = args.number("scale", o.scale, -1e3, 1e3);
+    args.finish("scale");
+    return once(target).attach<ResidualAdapter>("residual_adapter", o);
   }
   detail::fail("spec: unknown action \"", item.action, "\"; known: ", kActions);
 }
@@ -194,14 +203,12 @@ std::vector<Tuner*> apply_spec(nn::Module& model, std::string_view spec) {
     for (const auto& item : items) {
       if (item.action == "train") {
         CAPO_CHECK(item.args.empty(), "spec: train takes no arguments, got \"", to_string({item}), "\"");
-        nn::unfreeze(model, item.pattern);
+        if (!names_kind(item.pattern)) nn::unfreeze(model, item.pattern);  // may name single parameters
+        else
+          for (nn::Module* m : select(model, item.pattern)) m->set_trainable(true);
         continue;
       }
-      std::vector<nn::Module*> targets;
-      for (nn::Module* m : nn::find_modules(model, item.pattern))
-        if (m->kind() != nn::Kind::tuner) targets.push_back(m);
-      CAPO_CHECK(!targets.empty(), "spec: \"", item.pattern, "\" matches tuners only");
-      for (nn::Module* m : targets) attached.push_back(&attach(*m, item));
+      for (nn::Module* m : select(model, item.pattern)) attached.push_back(&attach(*m, item));
     }
   } catch (...) {
     for (Tuner* t : attached) t->target().detach(t->name());

@@ -2,13 +2,16 @@
 //
 //   blocks.*.attn: u_prefix(length=10); blocks.*.mlp: u_adapter(dim=32); head: train
 //
-// item      pattern ':' action, separated by ';'. Patterns are nn::matches(): '*' inside a path segment, '**' across.
+// item      pattern ':' action, separated by ';'. Patterns are nn::matches(): '*' inside a path segment, '**' across;
+//           "@conv", "layer4.**@norm": by kind of layer (tuners/select.h).
 // actions   train                                        unfreezes the matching parameters or modules
 //           u_adapter(dim=32, scale=1, on=y|x|z, act=gelu|relu|silu|quick_gelu|gelu_tanh|none, init=zero|xavier)
 //           u_prefix(length=10)                          at an attention: exact merge; elsewhere: beside (tuners/tuner.h)
 //           u_prompt(length=10)                          likewise
 //           lora(rank=8, alpha=0, slices=, rslora=false, dropout=0)
-//                                                        at a Linear; with slices (q, qv, ..) at a fused qkv or its attention
+//                                                        at a Linear or Conv; with slices (q, qv, ..) at a fused qkv or
+//                                                        its attention
+//           residual_adapter(scale=1)                    at a Conv (tuners/conv_tuners.h)
 // methods   linear, bitfit, u-tuning, full, ..           named in tuners/presets.h; items too: "linear; **.qkv: lora()"
 //
 // Everything not named is frozen. A pattern that matches nothing, an unknown action or argument, and a value outside

@@ -11,6 +11,33 @@ namespace capo::tuners {
 void Tuner::merge() { detail::fail(path(), ": this tuner does not fold into weights"); }
 void Tuner::unmerge() { detail::fail(path(), ": this tuner does not fold into weights"); }
 
+FoldingTuner::FoldingTuner(nn::Module* target, std::string_view name, nn::Parameter& weight)
+    : Tuner(target, name), parameter_(weight) {}
+
+FoldingTuner::~FoldingTuner() {
+  if (merged()) swap_back();
+}
+
+void FoldingTuner::merge() {
+  CAPO_CHECK(!merged(), path(), ": is merged already");
+  const NoGrad off;
+  weight_ = parameter_.value();
+  Tensor sum = weight_ + delta_weight();
+  weight_.swap_storage(sum);
+  kept_ = sum;  // holds the base's storage now
+}
+
+void FoldingTuner::unmerge() {
+  CAPO_CHECK(merged(), path(), ": is not merged");
+  CAPO_CHECK(parameter_.value().same(weight_), path(), ": ", parameter_.path(), " was replaced while merged");
+  swap_back();
+}
+
+void FoldingTuner::swap_back() {
+  weight_.swap_storage(kept_);
+  weight_ = kept_ = Tensor();
+}
+
 namespace {
 
 std::int64_t width_of(nn::Module* target, std::string_view name) {

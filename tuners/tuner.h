@@ -19,10 +19,28 @@ class Tuner : public nn::Module, public nn::Tap {
   // storage is kept, and unmerge() puts it back: the base has its very bits again. Throws for tuners that do not fold.
   virtual void merge();
   virtual void unmerge();
-  bool merged() const { return merged_; }
+  virtual bool merged() const { return false; }
+};
+
+// A tuner whose whole effect is a sum to its target's weight.
+class FoldingTuner : public Tuner {
+ public:
+  FoldingTuner(nn::Module* target, std::string_view name, nn::Parameter& weight);
+  ~FoldingTuner() override;
+  void merge() override;
+  void unmerge() override;
+  bool merged() const override { return kept_.defined(); }
 
  protected:
-  bool merged_ = false;
+  virtual Tensor delta_weight() const = 0;  // of the weight's shape
+
+ private:
+  void swap_back();
+
+  nn::Parameter& parameter_;
+  // While merged: the weight, whose handle outlives the target (a model may go with its tuners merged), and a tensor
+  // that holds the base's storage.
+  Tensor weight_, kept_;
 };
 
 enum class Reads { x, z, y };  // the stream before the norm, the module's input, its output
@@ -104,19 +122,16 @@ struct LoraOptions {
   bool rslora = false;      // scale alpha / sqrt(rank) in place of alpha / rank
   double dropout = 0;
   std::string slices = "";  // of a fused qkv: any of "q", "k", "v" ("qv", "q+v"); "": the whole output with one pair
+  double scale() const;
 };
 
 // y + s (x a^T) b^T (Hu et al. 2022); a kaiming, b zero: the identity at the start. rank (in + out) parameters, per
 // slice.
-class Lora : public Tuner {
+class Lora : public FoldingTuner {
  public:
   Lora(nn::Module* linear, std::string_view name, const LoraOptions& options);
-  ~Lora() override;
   Tensor apply(const nn::Site& site) override;
   using Tap::apply;
-  void merge() override;
-  void unmerge() override;
-  double scale() const;
 
   const LoraOptions options;
 
@@ -128,16 +143,12 @@ class Lora : public Tuner {
   struct Slice : Module, Pair {
     Slice(Module* up, std::string_view name, std::int64_t rank, std::int64_t width);
   };
-  Tensor delta_weight() const;
-  void swap_back();
+  Tensor delta_weight() const override;
 
   nn::Linear* linear_;
-  std::unique_ptr<Pair> whole_;           // all outputs with one pair: "lora.a", "lora.b"
-  std::unique_ptr<Slice> slice_[3];       // q, k, v: "lora.q.a", ..
+  std::unique_ptr<Pair> whole_;      // all outputs with one pair: "lora.a", "lora.b"
+  std::unique_ptr<Slice> slice_[3];  // q, k, v: "lora.q.a", ..
   nn::Dropout dropout_;
-  // While merged: the weight, whose handle outlives the Linear (a model may go with its tuners merged), and a tensor
-  // that holds the base's storage.
-  Tensor weight_, kept_;
 };
 
 }  // namespace capo::tuners

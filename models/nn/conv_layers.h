@@ -12,6 +12,8 @@ class Conv : public Layer<Conv> {
   Conv(Module* up, std::string_view name, std::int64_t in, std::int64_t out, const Dims& kernel,
        ConvOptions options = {}, bool bias = true, Init init = Init::kaiming(2.2360679774997896));
   Tensor forward(const Tensor& x);
+  std::int64_t width() const override { return weight.value().size(0); }
+  std::int64_t input_width() const override { return weight.value().size(-1) * options.groups; }
   Parameter weight;
   std::unique_ptr<Parameter> bias;
   const ConvOptions options;
