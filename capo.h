@@ -37,6 +37,7 @@
 #include <capo/engine/stream.h>
 #include <capo/engine/tensor.h>
 #include <capo/engine/threads.h>
+#include <capo/models/dependencies/covlasso.h>
 #include <capo/models/nn/attention.h>
 #include <capo/models/nn/conv_layers.h>
 #include <capo/models/nn/layers.h>

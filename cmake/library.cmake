@@ -2,6 +2,7 @@
 find_package(Threads REQUIRED)
 find_package(ZLIB REQUIRED)
 find_package(nlohmann_json 3.9 REQUIRED)
+find_package(Eigen3 3.3 REQUIRED NO_MODULE)
 find_path(CAPO_STB_DIR stb_image.h PATH_SUFFIXES stb REQUIRED)
 
 file(GLOB capo_sources CONFIGURE_DEPENDS RELATIVE ${CMAKE_CURRENT_SOURCE_DIR}
@@ -60,6 +61,9 @@ target_include_directories(capo SYSTEM PRIVATE ${CAPO_STB_DIR})
 # when the first IDAT is empty: both defined here, and here alone.
 set_source_files_properties(datasets/stb.cpp PROPERTIES COMPILE_OPTIONS
                             "-w;-fwrapv;-fno-delete-null-pointer-checks;-fno-sanitize=nonnull-attribute")
+# Eigen for that file alone.
+get_target_property(capo_eigen Eigen3::Eigen INTERFACE_INCLUDE_DIRECTORIES)
+set_source_files_properties(models/dependencies/covlasso.cpp PROPERTIES COMPILE_OPTIONS "-isystem;${capo_eigen}")
 # It measures the machine, not the build type.
 set_source_files_properties(engine/peaks.cpp PROPERTIES COMPILE_OPTIONS -O2)
 # Checkpoints name the library that wrote them.
