@@ -1,8 +1,6 @@
 #include <capo/datasets/idx.h>
 #include <capo/engine/files.h>
 
-#include <zlib.h>
-
 #include <algorithm>
 #include <filesystem>
 
@@ -59,38 +57,6 @@ DatasetPtr open_mnist_like(const char* name, const std::string& folder, const st
 
 }  // namespace
 
-std::string gunzip(std::string_view packed, std::size_t max_bytes, const std::string& name) {
-  z_stream z{};
-  CAPO_CHECK(inflateInit2(&z, 15 + 16) == Z_OK, name, ": zlib cannot start");
-  struct End {
-    z_stream* z;
-    ~End() { inflateEnd(z); }
-  } end{&z};
-  std::string out;
-  std::size_t fed = 0;
-  int code = Z_OK;
-  while (code != Z_STREAM_END) {
-    if (z.avail_in == 0 && fed < packed.size()) {  // zlib counts in 32 bits
-      const std::size_t n = std::min<std::size_t>(packed.size() - fed, std::size_t{1} << 30);
-      z.next_in = reinterpret_cast<Bytef*>(const_cast<char*>(packed.data() + fed));
-      z.avail_in = static_cast<uInt>(n);
-      fed += n;
-    }
-    char piece[65536];
-    z.next_out = reinterpret_cast<Bytef*>(piece);
-    z.avail_out = sizeof piece;
-    code = inflate(&z, Z_NO_FLUSH);
-    CAPO_CHECK(code != Z_BUF_ERROR, name, ": gzip stream is truncated");
-    CAPO_CHECK(code == Z_OK || code == Z_STREAM_END, name, ": gzip stream is damaged, ", z.msg ? z.msg : "no reason known");
-    const std::size_t n = sizeof piece - z.avail_out;
-    CAPO_CHECK(n <= max_bytes - out.size(), name, ": gzip content too long, at most ", max_bytes, " bytes are accepted");
-    out.append(piece, n);
-  }
-  CAPO_CHECK(z.avail_in == 0 && fed == packed.size(), name, ": trailing bytes after the gzip stream, got ",
-             packed.size() - fed + z.avail_in);
-  return out;
-}
-
 IdxArray parse_idx(std::string_view bytes, const std::string& name) {
   const auto byte = [&](std::size_t i) { return static_cast<unsigned char>(bytes[i]); };
   CAPO_CHECK(bytes.size() >= 4, name, ": IDX file is truncated, the header needs 4 bytes, got ", bytes.size());
@@ -115,8 +81,7 @@ IdxArray parse_idx(std::string_view bytes, const std::string& name) {
 
 IdxArray read_idx(const std::string& path) {
   const std::string bytes = read_file(path, kMaxBytes);
-  const bool packed = bytes.size() >= 2 && bytes[0] == '\x1f' && bytes[1] == '\x8b';
-  return parse_idx(packed ? gunzip(bytes, kMaxBytes, path) : bytes, path);
+  return parse_idx(is_gzip(bytes) ? gunzip(bytes, kMaxBytes, path) : bytes, path);
 }
 
 DatasetPtr open_idx(const std::string& images, const std::string& labels, std::string name,

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <capo/datasets/dataset.h>
+#include <capo/datasets/gzip.h>
 #include <capo/engine/shape.h>
 
 #include <string_view>
@@ -12,9 +13,6 @@ struct IdxArray {
   Shape shape;
   std::string bytes;  // row major, one byte an element
 };
-
-// The content of a gzip stream. Throws when it is damaged, truncated, followed by other bytes, or longer than max_bytes.
-std::string gunzip(std::string_view packed, std::size_t max_bytes, const std::string& name);
 
 // Element type u8 and rank 1 to 4 only; the size must match the header exactly. `name` starts the text of errors.
 IdxArray parse_idx(std::string_view bytes, const std::string& name);
