@@ -47,6 +47,9 @@
 #include <capo/models/nn/layers.h>
 #include <capo/models/nn/module.h>
 #include <capo/models/nn/state.h>
+#include <capo/models/segment/losses.h>
+#include <capo/models/segment/overlap.h>
+#include <capo/models/segment/sliding_window.h>
 #include <capo/models/train/batch.h>
 #include <capo/models/train/checkpoint.h>
 #include <capo/models/train/ema.h>
@@ -58,6 +61,8 @@
 #include <capo/models/train/tensorboard.h>
 #include <capo/models/train/to_device.h>
 #include <capo/models/train/trainer.h>
+#include <capo/models/unet/classic.h>
+#include <capo/models/unet/plain.h>
 #include <capo/models/vit/load.h>
 #include <capo/models/vit/vit.h>
 #include <capo/ops/activation.h>

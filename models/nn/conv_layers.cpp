@@ -1,6 +1,7 @@
 #include <capo/models/nn/conv_layers.h>
 #include <capo/ops/batch_norm.h>
 #include <capo/ops/group_norm.h>
+#include <capo/ops/unary.h>
 
 #include <cmath>
 
@@ -13,17 +14,32 @@ Shape conv_weight(std::int64_t in, std::int64_t out, const Dims& kernel, const C
   s.push_back(in / options.groups);
   return s;
 }
+
+// PyTorch takes the fan-in of a transposed weight [in, k.., out / groups] from all axes but the first, too.
+Init or_default(const std::optional<Init>& init, const Shape& weight) {
+  return init ? *init : Init::uniform(1.0 / std::sqrt(static_cast<double>(numel(weight) / weight[0])));
+}
 }  // namespace
 
 Conv::Conv(Module* up, std::string_view name, std::int64_t in, std::int64_t out, const Dims& kernel, ConvOptions o,
-           bool with_bias, Init init)
+           bool with_bias, Init init, std::optional<Init> bias_init)
     : Layer(up, name), weight(this, "weight", conv_weight(in, out, kernel, o), init, Layout::conv), options(o) {
   if (!with_bias) return;
-  double fan_in = static_cast<double>(in) / o.groups;
-  for (auto k : kernel) fan_in *= static_cast<double>(k);
-  bias = std::make_unique<Parameter>(this, "bias", Shape{out}, Init::uniform(1.0 / std::sqrt(fan_in)));
+  bias = std::make_unique<Parameter>(this, "bias", Shape{out}, or_default(bias_init, weight.value().shape()));
 }
 Tensor Conv::forward(const Tensor& x) { return conv(x, weight, bias ? bias->value() : Tensor(), options); }
+
+ConvTranspose::ConvTranspose(Module* up, std::string_view name, std::int64_t in, std::int64_t out, const Dims& kernel,
+                             ConvOptions o, bool with_bias, Init init, std::optional<Init> bias_init)
+    : Layer(up, name),
+      weight(this, "weight", conv_weight(out, in, kernel, o), init, Layout::conv_transpose),
+      options(o) {
+  if (!with_bias) return;
+  bias = std::make_unique<Parameter>(this, "bias", Shape{out}, or_default(bias_init, weight.value().shape()));
+}
+Tensor ConvTranspose::forward(const Tensor& x) {
+  return conv_transpose(x, weight, bias ? bias->value() : Tensor(), options);
+}
 
 BatchNorm::BatchNorm(Module* up, std::string_view name, std::int64_t dim, double e, double m)
     : Layer(up, name),
@@ -45,5 +61,14 @@ GroupNorm::GroupNorm(Module* up, std::string_view name, int g, std::int64_t dim,
       groups(g),
       eps(e) {}
 Tensor GroupNorm::forward(const Tensor& x) { return group_norm(x, groups, weight, bias, eps); }
+
+InstanceNorm::InstanceNorm(Module* up, std::string_view name, std::int64_t dim, double e)
+    : Layer(up, name), weight(this, "weight", {dim}, Init::one()), bias(this, "bias", {dim}, Init::zero()), eps(e) {}
+Tensor InstanceNorm::forward(const Tensor& x) { return instance_norm(x, weight, bias, eps); }
+Tensor InstanceNorm::with_leaky_relu(const Tensor& x, double slope) {
+  if (tapped()) return leaky_relu((*this)(x), slope);
+  const ModuleScope scope(&path());
+  return instance_norm(x, weight, bias, eps, Activation::relu, slope);
+}
 
 }  // namespace capo::nn

@@ -4,16 +4,32 @@
 #include <capo/models/nn/module.h>
 #include <capo/ops/conv.h>
 
+#include <optional>
+
 namespace capo::nn {
 
-// Convolution over the axes between the first and the last; weight [out, k.., in / groups].
+// Convolution over the axes between the first and the last; weight [out, k.., in / groups]. bias_init: PyTorch's,
+// uniform in +-1 / sqrt(fan-in), unless given.
 class Conv : public Layer<Conv> {
  public:
   Conv(Module* up, std::string_view name, std::int64_t in, std::int64_t out, const Dims& kernel,
-       ConvOptions options = {}, bool bias = true, Init init = Init::kaiming(2.2360679774997896));
+       ConvOptions options = {}, bool bias = true, Init init = Init::kaiming(2.2360679774997896),
+       std::optional<Init> bias_init = {});
   Tensor forward(const Tensor& x);
   std::int64_t width() const override { return weight.value().size(0); }
   std::int64_t input_width() const override { return weight.value().size(-1) * options.groups; }
+  Parameter weight;
+  std::unique_ptr<Parameter> bias;
+  const ConvOptions options;
+};
+
+// The adjoint of Conv, which upsamples with stride > 1; weight [in, k.., out / groups].
+class ConvTranspose : public Layer<ConvTranspose> {
+ public:
+  ConvTranspose(Module* up, std::string_view name, std::int64_t in, std::int64_t out, const Dims& kernel,
+                ConvOptions options = {}, bool bias = true, Init init = Init::kaiming(2.2360679774997896),
+                std::optional<Init> bias_init = {});
+  Tensor forward(const Tensor& x);
   Parameter weight;
   std::unique_ptr<Parameter> bias;
   const ConvOptions options;
@@ -36,6 +52,17 @@ class GroupNorm : public Layer<GroupNorm> {
   Tensor forward(const Tensor& x);
   Parameter weight, bias;
   const int groups;
+  const double eps;
+};
+
+// [B, spatial.., C] normalised over space, per sample and channel (PyTorch's affine=True).
+class InstanceNorm : public Layer<InstanceNorm> {
+ public:
+  InstanceNorm(Module* up, std::string_view name, std::int64_t dim, double eps = 1e-5);
+  Tensor forward(const Tensor& x);
+  // leaky_relu(this(x), slope), fused while nothing is attached.
+  Tensor with_leaky_relu(const Tensor& x, double slope);
+  Parameter weight, bias;
   const double eps;
 };
 
