@@ -43,10 +43,14 @@
 #include <capo/engine/threads.h>
 #include <capo/models/dependencies/covlasso.h>
 #include <capo/models/nn/attention.h>
+#include <capo/models/nn/batch_norms.h>
 #include <capo/models/nn/conv_layers.h>
+#include <capo/models/nn/head.h>
 #include <capo/models/nn/layers.h>
+#include <capo/models/nn/model_file.h>
 #include <capo/models/nn/module.h>
 #include <capo/models/nn/state.h>
+#include <capo/models/resnet/resnet.h>
 #include <capo/models/segment/losses.h>
 #include <capo/models/segment/overlap.h>
 #include <capo/models/segment/sliding_window.h>
@@ -54,6 +58,7 @@
 #include <capo/models/train/checkpoint.h>
 #include <capo/models/train/ema.h>
 #include <capo/models/train/memory_plan.h>
+#include <capo/models/train/metrics.h>
 #include <capo/models/train/named.h>
 #include <capo/models/train/optim.h>
 #include <capo/models/train/schedule.h>

@@ -77,6 +77,16 @@ class ProgressBar {
                    duration_text(r.seconds).c_str());
   }
 
+  // For work that is no training: `done` of `all`.
+  void count(std::int64_t done, std::int64_t all, const char* what) {
+    const auto now = Clock::now();
+    if (std::chrono::duration<double>(now - shown_).count() < every_) return;
+    shown_ = now;
+    std::fprintf(stderr, tty_ ? "\r%lld/%lld %s\x1b[K" : "%lld/%lld %s\n", static_cast<long long>(done), static_cast<long long>(all), what);
+    open_line_ = tty_;
+    std::fflush(stderr);
+  }
+
   // Before other output to the terminal.
   void clear() {
     if (open_line_) std::fprintf(stderr, "\r\x1b[K");

@@ -1,5 +1,6 @@
 #include <capo/models/nn/conv_layers.h>
 #include <capo/ops/batch_norm.h>
+#include <capo/ops/binary.h>
 #include <capo/ops/group_norm.h>
 #include <capo/ops/unary.h>
 
@@ -49,9 +50,25 @@ BatchNorm::BatchNorm(Module* up, std::string_view name, std::int64_t dim, double
       running_var(this, "running_var", {dim}, Init::one()),
       eps(e),
       momentum(m) {}
-Tensor BatchNorm::forward(const Tensor& x) {
-  const bool frozen = !weight.trainable() && !bias.trainable();
-  return batch_norm(x, weight, bias, running_mean, running_var, training() && !frozen, momentum, eps, !replaying());
+namespace {
+Tensor activated(const Tensor& x, Activation act, const Tensor& residual) {
+  CAPO_CHECK(act == Activation::none || act == Activation::relu || act == Activation::silu,
+             "batch_norm: the activation must be none, relu or silu, got ", name_of(act));
+  const Tensor y = residual.defined() ? x + residual : x;
+  return act == Activation::relu ? relu(y) : act == Activation::silu ? silu(y) : y;
+}
+}  // namespace
+
+Tensor BatchNorm::normalized(const Tensor& x, Activation act, const Tensor& residual) {
+  if (!folded_)
+    return batch_norm(x, weight, bias, running_mean, running_var, uses_batch(), momentum, eps, !replaying(), act, residual);
+  CAPO_CHECK(!training(), path(), ": is folded into its convolution, for inference alone; it cannot train");
+  return activated(x, act, residual);
+}
+Tensor BatchNorm::with_activation(const Tensor& x, Activation act, const Tensor& residual) {
+  if (tapped()) return activated((*this)(x), act, residual);
+  const ModuleScope scope(&path());
+  return normalized(x, act, residual);
 }
 
 GroupNorm::GroupNorm(Module* up, std::string_view name, int g, std::int64_t dim, double e)

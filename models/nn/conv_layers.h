@@ -2,6 +2,7 @@
 #pragma once
 
 #include <capo/models/nn/module.h>
+#include <capo/ops/activation.h>
 #include <capo/ops/conv.h>
 
 #include <optional>
@@ -40,10 +41,25 @@ class ConvTranspose : public Layer<ConvTranspose> {
 class BatchNorm : public Layer<BatchNorm> {
  public:
   BatchNorm(Module* up, std::string_view name, std::int64_t dim, double eps = 1e-5, double momentum = 0.1);
-  Tensor forward(const Tensor& x);
+  Tensor forward(const Tensor& x) { return normalized(x, Activation::none, {}); }
+  // act(this(x) + residual), fused while nothing is attached. act: none, relu or silu; residual: x's shape, or undefined.
+  Tensor with_activation(const Tensor& x, Activation act, const Tensor& residual = {});
+  // The convolution whose output alone this layer reads, if the model says so; fold_batch_norms (batch_norms.h) works
+  // the layer into it, and from then on the layer passes its input on.
+  void set_source(Conv* conv) { source_ = conv; }
+  Conv* source() const { return source_; }
+  bool folded() const { return folded_; }
+  // The batch's statistics are in use, and move the running ones.
+  bool uses_batch() const { return training() && (weight.trainable() || bias.trainable()); }
   Parameter weight, bias;
   Buffer running_mean, running_var;
   const double eps, momentum;
+
+ private:
+  friend void fold_batch_norm(BatchNorm& norm);
+  Tensor normalized(const Tensor& x, Activation act, const Tensor& residual);
+  Conv* source_ = nullptr;
+  bool folded_ = false;
 };
 
 class GroupNorm : public Layer<GroupNorm> {

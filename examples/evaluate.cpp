@@ -1,0 +1,120 @@
+// Judges a classifier with given weights on a data set's test images:
+//   evaluate --model resnet20 --weights resnet20-cifar10.safetensors --data cifar10
+//   evaluate --model vit --weights weights/vit_ti_p8_32.safetensors --data tinyimagenet32
+// Prints top-1, top-5, log loss, calibration and what is mistaken for what.
+#include <capo/datasets/batch_source.h>
+#include <capo/datasets/open.h>
+#include <capo/engine/backend.h>
+#include <capo/engine/files.h>
+#include <capo/engine/threads.h>
+#include <capo/examples/command_line.h>
+#include <capo/examples/named_model.h>
+#include <capo/examples/progress.h>
+#include <capo/examples/show_log.h>
+#include <capo/models/train/metrics.h>
+#include <capo/models/train/to_device.h>
+#include <capo/ops/copy.h>
+#include <capo/ops/join.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cstdio>
+#include <nlohmann/json.hpp>
+
+using namespace capo;
+
+namespace {
+
+// Stated by the weights, or told; ImageNet's statistics otherwise, which the published CIFAR ResNets use as well.
+Preprocess preprocess_of(const examples::NamedModel& model, const std::string& weights, const std::string& told, int image) {
+  Preprocess p{.mean = {0.485f, 0.456f, 0.406f}, .std = {0.229f, 0.224f, 0.225f}};
+  if (!told.empty()) p = preprocess_from_json(read_file(told, 4096), told);
+  else if (!model.preprocess.empty()) p = preprocess_from_json(model.preprocess, weights);
+  if (model.image > 0) p.size = model.image;
+  if (image > 0) p.size = image;
+  if (told.empty() && model.preprocess.empty())
+    std::printf("%s states no preprocessing (see --preprocess): taken as %s\n", weights.c_str(), to_json(p).c_str());
+  return p;
+}
+
+void print_calibration(const train::Calibration& c) {
+  std::printf("calibration error (15 bins): expected %.2f %%, greatest %.2f %%\n  confidence  accuracy   images\n", 100 * c.ece, 100 * c.mce);
+  for (const auto& bin : c.bins)
+    if (bin.count > 0) std::printf("    %6.2f %%  %6.2f %%  %7lld\n", 100 * bin.confidence, 100 * bin.accuracy, static_cast<long long>(bin.count));
+}
+
+void print_confusion(const Tensor& matrix, const std::vector<std::string>& names) {
+  const auto m = to_vector<std::int64_t>(matrix);
+  const std::size_t k = names.size();
+  if (k <= 20) {
+    std::printf("rows: the truth, columns: taken for\n");
+    for (std::size_t i = 0; i < k; ++i) {
+      std::printf("%12.12s", names[i].c_str());
+      for (std::size_t j = 0; j < k; ++j) std::printf(" %5lld", static_cast<long long>(m[i * k + j]));
+      std::printf("\n");
+    }
+  }
+  std::vector<std::size_t> order;
+  for (std::size_t i = 0; i < k * k; ++i)
+    if (i / k != i % k && m[i] > 0) order.push_back(i);
+  std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return m[a] > m[b]; });
+  for (std::size_t i = 0; i < order.size() && i < 5; ++i)
+    std::printf("%s taken for %s: %lld times\n", names[order[i] / k].c_str(), names[order[i] % k].c_str(), static_cast<long long>(m[order[i]]));
+}
+
+}  // namespace
+
+int main(int argc, char** argv) try {
+  std::string name = "resnet20", weights, data = "cifar10", split = "test", preprocess_file, device_name = "cpu";
+  int image = 0, batch = 250, threads = 0, workers = 1;
+  CLI::App app("Judges a classifier on test images");
+  app.option_defaults()->always_capture_default();
+  app.add_option("--model", name, std::string("vit (any), or ") + examples::kModelNames);
+  app.add_option("--weights", weights, "safetensors: ours, torchvision's, timm's or akamaster's names")->required();
+  app.add_option("--data", data, "cifar10, cifar100, tinyimagenet32, flowers64, fashion-mnist or an image folder");
+  app.add_option("--split", split, "test or train");
+  app.add_option("--preprocess", preprocess_file, "a JSON file (size, mean, std, crop_pct, interpolation) in place of what the weights state");
+  app.add_option("--image", image, "input size in pixels; 0: the weights' own, else 32")->check(CLI::NonNegativeNumber);
+  app.add_option("--batch", batch)->check(examples::at_least_one());
+  app.add_option("--device", device_name, "cpu, cuda or cuda:N");
+  app.add_option("--threads", threads, "0: all processors, or CAPO_THREADS")->check(CLI::NonNegativeNumber);
+  app.add_option("--workers", workers, "loader threads");
+  if (const int code = examples::read_command_line(app, argc, argv); code >= 0) return code;
+  examples::show_log();
+  const Device device = usable_device(device_name);
+  if (threads > 0) set_num_threads(threads);
+
+  const DatasetPtr set = open_dataset(data, "", split);
+  const examples::NamedModel model = examples::load_model(name, weights, -1, {.device = device});
+  const Preprocess preprocess = preprocess_of(model, weights, preprocess_file, image);
+  LoaderSource images(set, preprocess, {.batch_size = batch, .workers = workers});
+  train::ToDevice source(images, device);
+
+  const NoGrad off;
+  std::vector<Tensor> logits, labels;
+  examples::ProgressBar bar;
+  const std::int64_t batches = source.batches_per_epoch();
+  for (std::int64_t i = 0; i < batches; ++i) {
+    const train::Batch b = source.next();
+    logits.push_back(cast(to(model.classifier->forward(b.x), kCpu), f32));
+    labels.push_back(to(b.labels, kCpu));
+    bar.count(i + 1, batches, "batches");
+  }
+  bar.clear();
+  const Tensor z = concat(logits, 0), y = concat(labels, 0);
+  CAPO_CHECK(z.size(1) == set->num_classes(), weights, ": gives ", z.size(1), " classes, ", set->name(), " has ", set->num_classes());
+  const double top1 = train::top_k_accuracy(z, y, 1), top5 = train::top_k_accuracy(z, y, 5), loss = train::mean_log_loss(z, y);
+  const train::Calibration calibrated = train::calibration(z, y);
+  std::printf("%s on %s: %lld images, top-1 %.2f %%, top-5 %.2f %%, log loss %.4f\n", name.c_str(), set->name().c_str(),
+              static_cast<long long>(set->size()), 100 * top1, 100 * top5, loss);
+  print_calibration(calibrated);
+  print_confusion(train::confusion_matrix(z, y), set->class_names());
+  // Shares of ten thousand images are whole hundredths: printed as such.
+  const auto percent = [](double share) { return std::round(share * 1e6) / 1e4; };
+  const nlohmann::json line{{"example", "evaluate"}, {"model", name}, {"data", data}, {"images", set->size()}, {"top1", percent(top1)},
+                            {"top5", percent(top5)}, {"log_loss", loss}, {"ece", percent(calibrated.ece)}, {"device", to_string(device)}};
+  std::printf("RESULT %s\n", line.dump().c_str());
+} catch (const std::exception& e) {
+  std::fprintf(stderr, "evaluate: %s\n", e.what());
+  return 1;
+}

@@ -1,0 +1,18 @@
+// The classifier at the end of a network.
+#pragma once
+
+#include <capo/models/nn/module.h>
+
+namespace capo::nn {
+
+// y = x w^T + b; weight [classes, dim], bias [classes]. Of kind head, so that a tuner file can carry it and another task
+// can replace it.
+class Head : public Layer<Head> {
+ public:
+  // Initial values: weight by `init`, bias uniform within +-1 / sqrt(dim), as PyTorch's Linear.
+  Head(Module* up, std::string_view name, std::int64_t dim, int classes, Init init);
+  Tensor forward(const Tensor& x);
+  Parameter weight, bias;
+};
+
+}  // namespace capo::nn
