@@ -15,12 +15,16 @@
 #include <capo/datasets/loader.h>
 #include <capo/datasets/nifti.h>
 #include <capo/datasets/open.h>
+#include <capo/datasets/patch_source.h>
 #include <capo/datasets/plot.h>
 #include <capo/datasets/png.h>
 #include <capo/datasets/sample_rng.h>
 #include <capo/datasets/segmentation.h>
+#include <capo/datasets/spatial_map.h>
 #include <capo/datasets/subset.h>
 #include <capo/datasets/volume.h>
+#include <capo/datasets/volume_augment.h>
+#include <capo/datasets/voxel_ops.h>
 #include <capo/engine/allocator.h>
 #include <capo/engine/atomic.h>
 #include <capo/engine/backend.h>
