@@ -55,9 +55,14 @@
 #include <capo/models/nn/module.h>
 #include <capo/models/nn/state.h>
 #include <capo/models/resnet/resnet.h>
+#include <capo/models/segment/boundary_weights.h>
+#include <capo/models/segment/components.h>
+#include <capo/models/segment/distance.h>
 #include <capo/models/segment/losses.h>
 #include <capo/models/segment/overlap.h>
+#include <capo/models/segment/partition.h>
 #include <capo/models/segment/sliding_window.h>
+#include <capo/models/segment/surface.h>
 #include <capo/models/train/batch.h>
 #include <capo/models/train/checkpoint.h>
 #include <capo/models/train/ema.h>
