@@ -1,52 +1,23 @@
 // ViT against PyTorch (timm): tests/golden/README.md says what the files hold, make_golden.py the rule of the weights.
 #include <doctest/doctest.h>
 
-#include <capo/engine/safetensors.h>
 #include <capo/models/nn/state.h>
 #include <capo/models/train/optim.h>
 #include <capo/models/vit/vit.h>
 #include <capo/ops/copy.h>
 #include <capo/ops/cross_entropy.h>
 #include <capo/ops/view.h>
-#include <capo/tests/golden_rule.h>
+#include <capo/tests/golden_file.h>
 
-#include <cmath>
-#include <map>
 #include <string>
 #include <vector>
 
 using namespace capo;
-using golden::draw;
 using golden::make;
+using golden::Run;
 using golden::splitmix64;
 
 namespace {
-
-class Golden {
- public:
-  explicit Golden(const std::string& name)
-      : reader_(std::string(CAPO_SOURCE_DIR) + "/tests/golden/" + name + ".safetensors") {}
-  std::vector<double> operator[](const std::string& key) const {
-    const TensorEntry& e = reader_.at(key);
-    std::vector<double> v(e.bytes() / sizeof(double));
-    reader_.copy_bytes(e, v.data(), e.bytes());
-    return v;
-  }
-  std::vector<std::string> keys() const {  // K of every "K.samples"
-    std::vector<std::string> all;
-    for (const auto& e : reader_.entries())
-      if (e.name.ends_with(".samples")) all.push_back(e.name.substr(0, e.name.size() - 8));
-    return all;
-  }
-
- private:
-  SafetensorsReader reader_;
-};
-
-struct Run {
-  std::map<std::string, std::vector<double>> values;  // "logits", "grad.*", PyTorch layout
-  std::vector<double> losses;
-};
 
 Run run(const vit::VitConfig& c, DType dtype, int steps) {
   vit::Vit model(c, {.dtype = dtype});
@@ -83,82 +54,20 @@ Run run(const vit::VitConfig& c, DType dtype, int steps) {
   return out;
 }
 
-double max_abs(const std::vector<double>& v) {
-  double m = 0;
-  for (double x : v) m = std::max(m, std::abs(x));
-  return m;
-}
-
 void check_case(const std::string& name, const vit::VitConfig& config) {
-  const Golden golden(name);
+  const golden::File file(name);
   const Run wide = run(config, f64, 10);
-  const auto keys = golden.keys();
-  REQUIRE(keys.size() == wide.values.size());
-  double worst = 0;
-  for (const auto& key : keys) {
-    REQUIRE_MESSAGE(wide.values.count(key), key);
-    const auto& t = wide.values.at(key);
-    const double norm = golden[key + ".norm"][0], max = golden[key + ".max"][0];
-    double sum = 0;
-    for (double v : t) sum += v * v;
-    const auto off = [&](const std::string& what, double got, double want, double scale) {
-      const double error = std::abs(got - want) / scale;
-      worst = std::max(worst, error);
-      CHECK_MESSAGE(error <= 1e-9, key << " " << what << ": " << got << ", PyTorch says " << want);
-    };
-    off("norm", std::sqrt(sum), norm, norm);
-    off("max", max_abs(t), max, max);
-    const auto samples = golden[key + ".samples"], projections = golden[key + ".proj"];
-    for (std::size_t j = 0; j < samples.size(); ++j)
-      off("sample", t[splitmix64(stream_of(key) + j) % t.size()], samples[j], max);
-    for (std::size_t p = 0; p < projections.size(); ++p) {
-      const std::uint64_t seed = stream_of(key + "#" + std::to_string(p));
-      double dot = 0;
-      for (std::size_t i = 0; i < t.size(); ++i) dot += t[i] * draw(seed, i);
-      off("projection", dot, projections[p], norm);
-    }
-  }
-  MESSAGE(name << " f64: largest relative error " << worst << " over " << keys.size() << " keys");
-
-  const auto losses = golden["losses"];
-  CHECK(losses[0] == golden["loss"][0]);
-  for (std::size_t i = 0; i < losses.size(); ++i)
-    CHECK_MESSAGE(std::abs(wide.losses[i] - losses[i]) <= 1e-7 * losses[i],
-                  "step " << i << ": " << wide.losses[i] << " " << losses[i]);
-
-  const Run narrow = run(config, f32, 10);
-  double share = 0;
-  for (const auto& key : keys) {
-    const auto &a = narrow.values.at(key), &b = wide.values.at(key);
-    REQUIRE(a.size() == b.size());
-    double error = 0;
-    for (std::size_t i = 0; i < a.size(); ++i) {
-      const double d = std::abs(a[i] - b[i]);
-      error = std::isnan(d) ? HUGE_VAL : std::max(error, d);
-    }
-    error /= max_abs(b);
-    const double theirs = golden["f32.err." + key][0];
-    share = std::max(share, error / std::max(theirs, 5e-7));
-    CHECK_MESSAGE(error <= std::max(2 * theirs, 1e-6), key << " f32: error " << error << ", PyTorch's " << theirs);
-  }
-  MESSAGE(name << " f32: at most " << share << " times PyTorch's error");
-  // The losses: after the first update they tell more of one weight than of anybody's accuracy. AdamW's first step is
-  // lr g / (|g| + 1e-8), so a gradient of the size of its own rounding moves its weight by up to lr either way.
+  golden::check_f64(name, file, wide);
+  CHECK(file["losses"][0] == file["loss"][0]);
+  // The losses in f32: after the first update they tell more of one weight than of anybody's accuracy. AdamW's first step
+  // is lr g / (|g| + 1e-8), so a gradient of the size of its own rounding moves its weight by up to lr either way.
   // In ViT-Ti blocks.0.mlp.fc2.weight[4178] has g = 2.1e-8, where the tensor's largest is 0.2; its f32 error is 1.6e-8
   // rms here, 1.7e-8 in PyTorch. Moving this one weight so in an f64 run moves the later losses by up to 6e-4. (Not the
   // key biases, whose gradient is nothing but rounding: moved by lr at every step they change f64 losses by 1e-15.)
   // PyTorch's one stored run drifts by 6e-6 by luck: with each image element moved by at most one unit in the last
   // place its largest drift is 2e-5 to 7e-4, in half the runs above 1.5e-4; unmoved but without fused attention it is
   // 5e-4. So the yardstick of the losses is that spread: the largest errors of 16 such runs of PyTorch's f32.
-  const auto spread = golden["f32.spread.losses"];
-  double loss_share = 0;
-  for (std::size_t i = 0; i < losses.size(); ++i) {
-    const double error = std::abs(narrow.losses[i] - losses[i]) / losses[i];
-    loss_share = std::max(loss_share, error / std::max(spread[i], 5e-7));
-    CHECK_MESSAGE(error <= std::max(2 * spread[i], 1e-6),
-                  "f32 step " << i << ": error " << error << ", PyTorch's spread " << spread[i]);
-  }
-  MESSAGE(name << " f32 losses: at most " << loss_share << " times PyTorch's spread");
+  golden::check_f32(name, file, wide, run(config, f32, 10));
 }
 
 }  // namespace
@@ -183,6 +92,6 @@ TEST_CASE("ViT-B/16 blocks agree with PyTorch") {
 
 TEST_CASE("the parameters are timm's, name for name") {
   vit::Vit model(vit::config("vit_ti", 32, 8, 10), {.device = kMeta});
-  const Golden golden("vit_ti");
-  for (nn::Parameter* p : model.parameters()) CHECK(golden["grad." + p->path() + ".norm"].size() == 1);
+  const golden::File file("vit_ti");
+  for (nn::Parameter* p : model.parameters()) CHECK(file["grad." + p->path() + ".norm"].size() == 1);
 }
