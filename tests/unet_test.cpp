@@ -127,3 +127,23 @@ TEST_CASE("sizes and channels that do not fit are named") {
           unet::plain_config({7, 9}, 1, 2);
         }) == "unet: a patch needs an even size of 8 or more, got [7, 9]");
 }
+
+TEST_CASE("configurations survive JSON, and strangers are named") {
+  const auto c = small3d();
+  const std::string text = unet::to_json(c);
+  const auto back = unet::plain_config_from_json(text, "file");
+  CHECK(unet::to_json(back) == text);
+  CHECK(back.stages[2].kernel == Dims{3, 3, 3});
+  CHECK(back.stages[1].stride == Dims{1, 2, 2});
+  CHECK(back.stages[2].decoder_convs == 1);
+  const unet::ClassicConfig classic{.channels = 3, .classes = 5, .base = 8, .depth = 2, .batch_norm = true};
+  CHECK(unet::to_json(unet::classic_config_from_json(unet::to_json(classic), "file")) == unet::to_json(classic));
+  const auto error = [](const char* json) { return error_of([&] { unet::plain_config_from_json(json, "net.json"); }); };
+  CHECK(error("{\"width\": 3}") == "net.json: unknown key \"width\"");
+  CHECK(error("{\"features\": [4]}") == "net.json: features must name 2 to 16 stages, got 1");
+  CHECK(error("{\"features\": [4, 8], \"kernels\": [3, 3, 3], \"strides\": [1, 1, 2, 2]}") ==
+        "net.json: kernels must have 4 entries for 2 stages of 2 axes, got 3");
+  CHECK(contains(error("{\"features\": [4, \"8\"]}"), "net.json: features must be a whole number"));
+  CHECK(error_of([] { unet::classic_config_from_json("{\"depth\": 0}", "net.json"); }) ==
+        "net.json: depth must be a whole number in [1, 15], got 0");
+}

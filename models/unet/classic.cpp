@@ -31,7 +31,9 @@ DoubleConv::DoubleConv(nn::Module* up, std::string_view name, std::int64_t in, s
     : Layer(up, name), double_conv(this, in, out, batch_norm) {}
 
 Tensor DoubleConv::forward(const Tensor& x) {
-  const auto activated = [](nn::BatchNorm* n, const Tensor& h) { return relu(n ? (*n)(h) : h); };
+  const auto activated = [](nn::BatchNorm* n, const Tensor& h) {
+    return n ? n->with_activation(h, Activation::relu) : relu(h);
+  };
   const Tensor h = activated(double_conv.norm1.get(), double_conv.conv1(x));
   return activated(double_conv.norm2.get(), double_conv.conv2(h));
 }

@@ -8,6 +8,7 @@
 #include <capo/models/nn/conv_layers.h>
 
 #include <memory>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -22,6 +23,10 @@ struct ClassicConfig {
 
   std::int64_t divisor() const { return std::int64_t{1} << depth; }
 };
+
+// As JSON text, and back (strict: unknown keys throw).
+std::string to_json(const ClassicConfig& c);
+ClassicConfig classic_config_from_json(std::string_view text, const std::string& source);
 
 // relu(norm(conv(x))), twice.
 class DoubleConv : public nn::Layer<DoubleConv> {
@@ -63,7 +68,7 @@ class ClassicUnet : public nn::Layer<ClassicUnet> {
   };
   struct Out : nn::Layer<Out> {
     Out(nn::Module* up, std::string_view name, std::int64_t in, int classes)
-        : Layer(up, name), conv(this, "conv", in, classes, {1, 1}) {}
+        : Layer(up, name, nn::Kind::head), conv(this, "conv", in, classes, {1, 1}) {}
     Tensor forward(const Tensor& x) { return conv(x); }
     nn::Conv conv;
   };

@@ -102,7 +102,10 @@ PlainUnet::Encoder::Encoder(nn::Module* up, const PlainConfig& c) : Module(up, "
 }
 
 PlainUnet::Decoder::Decoder(nn::Module* up, const PlainConfig& c)
-    : Module(up, "decoder"), stages(this, "stages"), transpconvs(this, "transpconvs"), seg_layers(this, "seg_layers") {
+    : Module(up, "decoder"),
+      stages(this, "stages"),
+      transpconvs(this, "transpconvs"),
+      seg_layers(this, "seg_layers", nn::Kind::head) {
   const Dims one = Dims::filled(c.axes(), 1);
   for (std::size_t i = c.stages.size() - 1; i-- > 0;) {
     const PlainStage &s = c.stages[i], &below = c.stages[i + 1];

@@ -7,6 +7,7 @@
 
 #include <capo/models/nn/conv_layers.h>
 
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -36,6 +37,10 @@ struct PlainConfig {
 // more (and no rest), features double from `base` up to 512 in 2D and 320 in 3D.
 //   PlainUnet model(plain_config({32, 48, 48}, 1, 3, 16));
 PlainConfig plain_config(const Dims& patch, int channels, int classes, std::int64_t base = 32);
+// As JSON text, and back (strict: unknown keys throw). "kernels" and "strides" hold `axes` numbers for each stage, one
+// stage after the other.
+std::string to_json(const PlainConfig& c);
+PlainConfig plain_config_from_json(std::string_view text, const std::string& source);
 
 // leaky_relu(norm(conv(x))).
 class ConvNormAct : public nn::Layer<ConvNormAct> {
