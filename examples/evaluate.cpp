@@ -2,19 +2,14 @@
 //   evaluate --model resnet20 --weights resnet20-cifar10.safetensors --data cifar10
 //   evaluate --model vit --weights weights/vit_ti_p8_32.safetensors --data tinyimagenet32
 // Prints top-1, top-5, log loss, calibration and what is mistaken for what.
-#include <capo/datasets/batch_source.h>
 #include <capo/datasets/open.h>
 #include <capo/engine/backend.h>
-#include <capo/engine/files.h>
 #include <capo/engine/threads.h>
 #include <capo/examples/command_line.h>
-#include <capo/examples/named_model.h>
-#include <capo/examples/progress.h>
+#include <capo/examples/judge.h>
 #include <capo/examples/show_log.h>
 #include <capo/models/train/metrics.h>
-#include <capo/models/train/to_device.h>
 #include <capo/ops/copy.h>
-#include <capo/ops/join.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
@@ -24,18 +19,6 @@
 using namespace capo;
 
 namespace {
-
-// Stated by the weights, or told; ImageNet's statistics otherwise, which the published CIFAR ResNets use as well.
-Preprocess preprocess_of(const examples::NamedModel& model, const std::string& weights, const std::string& told, int image) {
-  Preprocess p{.mean = {0.485f, 0.456f, 0.406f}, .std = {0.229f, 0.224f, 0.225f}};
-  if (!told.empty()) p = preprocess_from_json(read_file(told, 4096), told);
-  else if (!model.preprocess.empty()) p = preprocess_from_json(model.preprocess, weights);
-  if (model.image > 0) p.size = model.image;
-  if (image > 0) p.size = image;
-  if (told.empty() && model.preprocess.empty())
-    std::printf("%s states no preprocessing (see --preprocess): taken as %s\n", weights.c_str(), to_json(p).c_str());
-  return p;
-}
 
 void print_calibration(const train::Calibration& c) {
   std::printf("calibration error (15 bins): expected %.2f %%, greatest %.2f %%\n  confidence  accuracy   images\n", 100 * c.ece, 100 * c.mce);
@@ -86,22 +69,8 @@ int main(int argc, char** argv) try {
 
   const DatasetPtr set = open_dataset(data, "", split);
   const examples::NamedModel model = examples::load_model(name, weights, -1, {.device = device});
-  const Preprocess preprocess = preprocess_of(model, weights, preprocess_file, image);
-  LoaderSource images(set, preprocess, {.batch_size = batch, .workers = workers});
-  train::ToDevice source(images, device);
-
-  const NoGrad off;
-  std::vector<Tensor> logits, labels;
-  examples::ProgressBar bar;
-  const std::int64_t batches = source.batches_per_epoch();
-  for (std::int64_t i = 0; i < batches; ++i) {
-    const train::Batch b = source.next();
-    logits.push_back(cast(to(model.classifier->forward(b.x), kCpu), f32));
-    labels.push_back(to(b.labels, kCpu));
-    bar.count(i + 1, batches, "batches");
-  }
-  bar.clear();
-  const Tensor z = concat(logits, 0), y = concat(labels, 0);
+  const Preprocess preprocess = examples::preprocess_of(model, weights, preprocess_file, image);
+  const auto [z, y] = examples::judge(model, set, preprocess, {.batch_size = batch, .workers = workers}, device);
   CAPO_CHECK(z.size(1) == set->num_classes(), weights, ": gives ", z.size(1), " classes, ", set->name(), " has ", set->num_classes());
   const double top1 = train::top_k_accuracy(z, y, 1), top5 = train::top_k_accuracy(z, y, 5), loss = train::mean_log_loss(z, y);
   const train::Calibration calibrated = train::calibration(z, y);
