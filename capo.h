@@ -70,6 +70,7 @@
 #include <capo/models/train/metrics.h>
 #include <capo/models/train/named.h>
 #include <capo/models/train/optim.h>
+#include <capo/models/train/precise_norms.h>
 #include <capo/models/train/schedule.h>
 #include <capo/models/train/tensor_source.h>
 #include <capo/models/train/tensorboard.h>

@@ -47,7 +47,7 @@ int main(int argc, char** argv) try {
   if (const int code = examples::read_command_line(app, argc, argv); code >= 0) return code;
   examples::show_log();
   std::filesystem::create_directories(out);
-  const examples::NamedModel a = examples::load_model(name, weights, -1, {}), b = examples::load_model(other, other_weights, -1, {});
+  const examples::NamedModel a = examples::open_model(name, {.weights = weights}, {}), b = examples::open_model(other, {.weights = other_weights}, {});
   const Preprocess of_a = examples::preprocess_of(a, weights, "", 0), of_b = examples::preprocess_of(b, other_weights, "", 0);
   const DatasetPtr test_set = open_dataset(data, "", "test");
   const examples::Table fit = table_of(balanced_subset(open_dataset(data, "", "train"), fit_images, 0), a, of_a, b, of_b), test = table_of(test_set, a, of_a, b, of_b);

@@ -68,7 +68,7 @@ int main(int argc, char** argv) try {
   if (threads > 0) set_num_threads(threads);
 
   const DatasetPtr set = open_dataset(data, "", split);
-  const examples::NamedModel model = examples::load_model(name, weights, -1, {.device = device});
+  const examples::NamedModel model = examples::open_model(name, {.weights = weights, .image = image}, {.device = device});
   const Preprocess preprocess = examples::preprocess_of(model, weights, preprocess_file, image);
   const auto [z, y] = examples::judge(model, set, preprocess, {.batch_size = batch, .workers = workers}, device);
   CAPO_CHECK(z.size(1) == set->num_classes(), weights, ": gives ", z.size(1), " classes, ", set->name(), " has ", set->num_classes());

@@ -19,10 +19,10 @@ namespace capo::examples {
 inline Preprocess preprocess_of(const NamedModel& model, const std::string& weights, const std::string& told, int image) {
   Preprocess p{.mean = {0.485f, 0.456f, 0.406f}, .std = {0.229f, 0.224f, 0.225f}};
   if (!told.empty()) p = preprocess_from_json(read_file(told, 4096), told);
-  else if (!model.preprocess.empty()) p = preprocess_from_json(model.preprocess, weights);
+  else if (!model.texts.preprocess.empty()) p = preprocess_from_json(model.texts.preprocess, weights);
   if (model.image > 0) p.size = model.image;
   if (image > 0) p.size = image;
-  if (told.empty() && model.preprocess.empty())
+  if (told.empty() && model.texts.preprocess.empty())
     std::printf("%s states no preprocessing (see --preprocess): taken as %s\n", weights.c_str(), to_json(p).c_str());
   return p;
 }

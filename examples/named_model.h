@@ -15,61 +15,70 @@ namespace capo::examples {
 struct NamedModel {
   std::unique_ptr<nn::Module> module;
   std::unique_ptr<train::Classifier> classifier;  // images to logits
-  std::string config;                             // as JSON, what a weight file needs beside the tensors
-  std::string preprocess, classes;                // of the weight file, or ""
-  int image = 0;                                  // side of its input; 0: any
+  nn::ModelHeader texts;  // what a weight file of it says; preprocess and classes: "" unless it came from a file
+  int image = 0;          // side of its input; 0: any
+  DType stored = f32;     // for such a file
 };
 
-template <class M>
-NamedModel named(std::unique_ptr<M> model, std::string config, std::string preprocess = "", std::string classes = "", int image = 0) {
-  auto classifier = std::make_unique<train::ClassifierOf<M>>(*model);
-  return {std::move(model), std::move(classifier), std::move(config), std::move(preprocess), std::move(classes), image};
-}
+struct ModelOptions {
+  std::string weights = "";  // a file to start from; "": initial values
+  int classes = -1;          // -1: the file's, which must have as many otherwise
+  int image = 0;             // 0: the file's
+  double drop_path = 0, patch_drop = 0;  // a ViT's, in training
+};
 
 constexpr const char* kModelNames =
-    "resnet20/32/44/56/110 (CIFAR), resnet18/34/50/101/152, wide_.., resnext.., se.., resnet50d; vit_ti/s/b/l/h/PATCH";
+    "CIFAR's resnet20, 32, 44, 56, 110; resnet18, 34, 50, 101, 152, also se.. and ..d; wide_resnet50_2, "
+    "resnext50_32x4d, ..; vit_ti/8 (ti, s, b, l, h / patch)";
 
-// "vit_ti/8" -> {"vit_ti", 8}.
-inline std::pair<std::string, int> vit_name(const std::string& name) {
+template <class M>
+NamedModel named(std::unique_ptr<M> model, std::string config, const std::string& preprocess, const std::string& classes) {
+  auto classifier = std::make_unique<train::ClassifierOf<M>>(*model);
+  return {std::move(model), std::move(classifier), {std::move(config), preprocess, classes, {}}};
+}
+
+inline void check_classes(const ModelOptions& o, int classes) {
+  CAPO_CHECK(o.classes < 0 || classes == o.classes, o.weights, ": must have ", o.classes, " classes, got ", classes);
+}
+
+// "vit_ti/8" at o.image pixels; "vit" is any, of a file.
+inline NamedModel open_vit(const std::string& name, const ModelOptions& o, const nn::Build& build) {
   const auto slash = name.find('/');
   const int patch = slash == std::string::npos ? 0 : std::atoi(name.c_str() + slash + 1);
-  CAPO_CHECK(patch > 0, "--model: a ViT is named with its patch size, as vit_ti/8, got ", name);
-  return {name.substr(0, slash), patch};
+  CAPO_CHECK(patch > 0 || (name == "vit" && !o.weights.empty()), "--model: a ViT is named with its patch size, as vit_ti/8, got ", name);
+  NamedModel m;
+  vit::VitConfig c;
+  if (o.weights.empty()) {
+    c = vit::config(name.substr(0, slash), o.image, patch, o.classes);
+    c.drop_path = o.drop_path, c.patch_drop = o.patch_drop;
+    m = named(std::make_unique<vit::Vit>(c, build), to_json(c), "", "");
+  } else {
+    vit::LoadedVit file = vit::load_vit(o.weights, {.image = o.image, .patch = patch, .drop_path = o.drop_path, .patch_drop = o.patch_drop}, build);
+    c = file.model->config;
+    const vit::VitConfig wanted = name == "vit" ? c : vit::config(name.substr(0, slash), c.image, c.patch, c.classes);
+    CAPO_CHECK(c.dim == wanted.dim && c.depth == wanted.depth, "--model ", name, ": ", o.weights, " holds a ViT of width ", c.dim, " and ", c.depth, " blocks");
+    check_classes(o, c.classes);
+    m = named(std::move(file.model), to_json(c), file.preprocess, file.classes);
+  }
+  m.image = c.image;
+  m.stored = f16;
+  return m;
 }
 
-// image: side of the input, for models of a fixed one.
-inline NamedModel make_model(const std::string& name, int classes, int image, const nn::Build& build) {
-  if (name.starts_with("vit")) {
-    const auto [size, patch] = vit_name(name);
-    const vit::VitConfig c = vit::config(size, image, patch, classes);
-    return named(std::make_unique<vit::Vit>(c, build), to_json(c), "", "", image);
+inline NamedModel open_resnet(const std::string& name, const ModelOptions& o, const nn::Build& build) {
+  if (o.weights.empty()) {
+    const resnet::ResnetConfig c = resnet::config(name, o.classes);
+    return named(std::make_unique<resnet::Resnet>(c, build), to_json(c), "", "");
   }
-  const resnet::ResnetConfig c = resnet::config(name, classes);
-  return named(std::make_unique<resnet::Resnet>(c, build), to_json(c));
+  resnet::LoadedResnet file = resnet::load_resnet(o.weights, {}, build);
+  const std::string wanted = to_json(resnet::config(name, file.model->config.classes)), got = to_json(file.model->config);
+  CAPO_CHECK(wanted == got, "--model ", name, ": ", o.weights, " holds another model: ", got);
+  check_classes(o, file.model->config.classes);
+  return named(std::move(file.model), got, file.preprocess, file.classes);
 }
 
-// classes as in the models' LoadOptions: -1 takes the file's head. Throws when the file holds another model than `name`
-// says; "vit" is any ViT.
-inline NamedModel load_model(const std::string& name, const std::string& weights, int classes, const nn::Build& build) {
-  const auto agree = [&](const std::string& wanted, const std::string& got) {
-    CAPO_CHECK(wanted == got, "--model ", name, ": ", weights, " holds another model, its configuration is ", got);
-  };
-  if (name.starts_with("vit")) {
-    vit::LoadedVit loaded = vit::load_vit(weights, {.classes = classes}, build);
-    vit::VitConfig c = loaded.model->config;
-    if (name != "vit") {
-      const auto [size, patch] = vit_name(name);
-      vit::VitConfig wanted = c;
-      const vit::VitConfig of_name = vit::config(size, c.image, patch, c.classes);
-      wanted.dim = of_name.dim, wanted.depth = of_name.depth, wanted.heads = of_name.heads, wanted.patch = patch;
-      agree(to_json(wanted), to_json(c));
-    }
-    return named(std::move(loaded.model), to_json(c), loaded.preprocess, loaded.classes, c.image);
-  }
-  resnet::LoadedResnet loaded = resnet::load_resnet(weights, {.classes = classes}, build);
-  const resnet::ResnetConfig c = loaded.model->config;
-  agree(to_json(resnet::config(name, c.classes)), to_json(c));
-  return named(std::move(loaded.model), to_json(c), loaded.preprocess, loaded.classes);
+inline NamedModel open_model(const std::string& name, const ModelOptions& o, const nn::Build& build) {
+  return name.starts_with("vit") ? open_vit(name, o, build) : open_resnet(name, o, build);
 }
 
 }  // namespace capo::examples

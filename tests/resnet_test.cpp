@@ -4,6 +4,8 @@
 
 #include <capo/models/nn/batch_norms.h>
 #include <capo/models/resnet/resnet.h>
+#include <capo/models/train/ema.h>
+#include <capo/models/train/precise_norms.h>
 #include <capo/ops/binary.h>
 #include <capo/ops/copy.h>
 #include <capo/tests/golden_rule.h>
@@ -222,4 +224,92 @@ TEST_CASE("training the norms alone moves their statistics; frozen ones stay") {
     const bool moved = std::any_of(mean.begin(), mean.end(), [](double v) { return v != 0; });
     CHECK_MESSAGE(moved == nn::matches("layer2.*.bn*", norm->path()), norm->path());
   }
+}
+
+TEST_CASE("averages take the running statistics of trained norms along") {
+  resnet::Resnet model(kinds()[0], {.seed = 6, .dtype = f64});
+  nn::freeze(model, "layer1.*.bn1");
+  nn::BatchNorm &trained = model.bn1, &frozen = model.stages[0]->operator[](0).bn1;
+  train::Ema ema(model, 0.75);
+  const auto mean_of = [](const nn::BatchNorm& norm) { return to_vector<double>(norm.running_mean); };
+  std::vector<double> want = mean_of(trained);
+  model.train();
+  for (int step = 0; step < 3; ++step) {
+    model(normal({4, 16, 16, 3}, cat("x", step)));
+    ema.update();
+    const auto now = mean_of(trained);
+    for (std::size_t i = 0; i < want.size(); ++i) want[i] = 0.75 * want[i] + 0.25 * now[i];
+  }
+  model.train(false);
+  const NoGrad off;
+  const Tensor x = normal({2, 16, 16, 3}, "x"), live = model(x);
+  const auto own = mean_of(trained);
+  for (const auto& t : ema.state()) CHECK(t.name.find("layer1.0.bn1") == std::string::npos);
+  {
+    const train::EmaScope averaged(ema);
+    const auto got = mean_of(trained);
+    for (std::size_t i = 0; i < want.size(); ++i) CHECK(got[i] == doctest::Approx(want[i]).epsilon(1e-13));
+    CHECK(want[0] != own[0]);
+    CHECK(mean_of(frozen) == std::vector<double>(8, 0.0));
+    CHECK(!close(model(x), live, 1e-6));
+  }
+  CHECK(same_bits(model(x), live));
+}
+
+TEST_CASE("precise statistics: those of the next batches under the present weights") {
+  class Drawn final : public train::BatchSource {
+   public:
+    std::int64_t batches_per_epoch() const override { return 8; }
+    void seek(std::int64_t, std::int64_t batch) override { at = batch; }
+    train::Batch next() override {
+      const std::int64_t n = at == 1 ? 2 : 4;  // a smaller one weighs less
+      const Tensor x = normal({n, 8, 8, 3}, cat("batch", at++));
+      return {x, zeros({n}, i64), {}};
+    }
+    std::int64_t at = 0;
+  } source;
+  resnet::Resnet model(kinds()[5], {.seed = 7, .dtype = f64});
+  nn::freeze(model, "layer1.0.bn2");
+  move_statistics(model);
+  model.train();
+  train::ClassifierOf classifier(model);
+  const auto frozen = to_vector<double>(model.stages[0]->operator[](0).bn2.running_mean);
+  train::precise_batch_norms(classifier, source, 2);
+  CHECK(source.at == 2);
+  CHECK(model.training());
+  CHECK(to_vector<double>(model.stages[0]->operator[](0).bn2.running_mean) == frozen);
+
+  std::vector<double> mean(8, 0), second(8, 0);
+  source.seek(0, 0);
+  for (const double samples : {4.0, 2.0}) {
+    const NoGrad off;
+    const auto y = to_vector<double>((*model.conv1)(source.next().x));
+    const std::size_t rows = y.size() / 8;
+    for (std::size_t c = 0; c < 8; ++c) {
+      double m = 0, v = 0;
+      for (std::size_t i = 0; i < rows; ++i) m += y[i * 8 + c] / static_cast<double>(rows);
+      for (std::size_t i = 0; i < rows; ++i) v += (y[i * 8 + c] - m) * (y[i * 8 + c] - m) / static_cast<double>(rows - 1);
+      mean[c] += samples / 6 * m;
+      second[c] += samples / 6 * (v + m * m);
+    }
+  }
+  const auto got_mean = to_vector<double>(model.bn1.running_mean), got_var = to_vector<double>(model.bn1.running_var);
+  for (std::size_t c = 0; c < 8; ++c) {
+    CHECK(got_mean[c] == doctest::Approx(mean[c]).epsilon(1e-11));
+    CHECK(got_var[c] == doctest::Approx(second[c] - mean[c] * mean[c]).epsilon(1e-11));
+  }
+
+  struct Fails final : train::Classifier {
+    explicit Fails(resnet::Resnet& r) : model(r) {}
+    Tensor forward(const Tensor& x) override {
+      model(x);
+      throw Error("no more");
+    }
+    nn::Module& module() override { return model; }
+    resnet::Resnet& model;
+  } fails(model);
+  CHECK(error_of([&] { train::precise_batch_norms(fails, source, 1); }) == "no more");
+  CHECK(to_vector<double>(model.bn1.running_mean) == got_mean);
+  nn::freeze(model, "**");
+  CHECK(contains(error_of([&] { train::precise_batch_norms(classifier, source, 1); }), "no batch norm of the model trains"));
 }

@@ -61,7 +61,7 @@ Tensor activated(const Tensor& x, Activation act, const Tensor& residual) {
 
 Tensor BatchNorm::normalized(const Tensor& x, Activation act, const Tensor& residual) {
   if (!folded_)
-    return batch_norm(x, weight, bias, running_mean, running_var, uses_batch(), momentum, eps, !replaying(), act, residual);
+    return batch_norm(x, weight, bias, running_mean, running_var, training() && trained(), momentum, eps, !replaying(), act, residual);
   CAPO_CHECK(!training(), path(), ": is folded into its convolution, for inference alone; it cannot train");
   return activated(x, act, residual);
 }

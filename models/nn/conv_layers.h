@@ -49,8 +49,8 @@ class BatchNorm : public Layer<BatchNorm> {
   void set_source(Conv* conv) { source_ = conv; }
   Conv* source() const { return source_; }
   bool folded() const { return folded_; }
-  // The batch's statistics are in use, and move the running ones.
-  bool uses_batch() const { return training() && (weight.trainable() || bias.trainable()); }
+  // Not frozen: in train() the batch's statistics are in use, and move the running ones.
+  bool trained() const { return weight.trainable() || bias.trainable(); }
   Parameter weight, bias;
   Buffer running_mean, running_var;
   const double eps, momentum;

@@ -9,8 +9,14 @@ namespace capo::train {
 Ema::Ema(nn::Module& module, double decay, bool warm_up) : decay_(decay), warm_up_(warm_up), counter_(zeros({1}, i64)) {
   CAPO_CHECK(decay >= 0 && decay < 1, "ema: decay must be in [0, 1), got ", decay);
   const NoGrad off;
-  for (nn::Parameter* p : module.parameters()) {
-    if (!p->trainable()) continue;
+  const auto moves = [](const nn::Parameter& p) {
+    if (!p.is_buffer()) return p.trainable();
+    const auto& beside = p.owner().own_parameters();
+    return is_floating(p.value().dtype()) &&
+           std::any_of(beside.begin(), beside.end(), [](const nn::Parameter* o) { return o->trainable(); });
+  };
+  for (nn::Parameter* p : module.parameters(true)) {
+    if (!moves(*p)) continue;
     const Tensor value = p->value().detach();
     entries_.push_back({p, is_half(value.dtype()) ? cast(value, f32) : clone(value), {}});
   }

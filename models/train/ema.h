@@ -1,4 +1,4 @@
-// Exponential moving average of a module's trainable parameters.
+// Exponential moving average of a module's trainable parameters, and of the running statistics beside them.
 //
 //   train::Ema ema(model, 0.9999);
 //   ... opt.step(lr); ema.update();
@@ -15,7 +15,8 @@ namespace capo::train {
 
 // shadow = d shadow + (1 - d) p after each optimiser step, starting at the parameters' values; with warm_up,
 // d = min(decay, (1 + n) / (10 + n)) after n updates. Shadows of bf16 and f16 parameters are f32.
-// Frozen parameters do not change and have no shadow; buffers are not averaged: the averaged model uses the model's own.
+// Floating buffers of modules that train a parameter of their own (running statistics of norms) are averaged likewise: they
+// belong to the weights of their time. What is frozen does not change and has no shadow.
 class Ema {
  public:
   explicit Ema(nn::Module& module, double decay = 0.9999, bool warm_up = false);

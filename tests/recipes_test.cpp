@@ -1,0 +1,78 @@
+// The recipe files and what examples make of them.
+#include <doctest/doctest.h>
+
+#include <capo/examples/named_model.h>
+#include <capo/examples/recipe.h>
+#include <capo/tests/temp_folder.h>
+
+#include <filesystem>
+#include <string>
+#include <vector>
+
+using namespace capo;
+using namespace capo::testing;
+
+namespace {
+examples::Recipe read_text(const std::string& text) {
+  const TempFolder folder;
+  const std::string path = folder.path() + "/r.json";
+  write_file_atomic(path, text);
+  examples::Recipe r;
+  try {
+    examples::read_recipe(r, path);
+  } catch (const Error& e) {
+    throw Error(std::string(e.what()).substr(path.size() + 2));
+  }
+  return r;
+}
+}  // namespace
+
+TEST_CASE("every recipe of the repository reads and names a model that there is") {
+  int count = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(std::string(CAPO_SOURCE_DIR) + "/recipes")) {
+    if (entry.path().extension() != ".json") continue;
+    ++count;
+    CAPTURE(entry.path().string());
+    examples::Recipe r;
+    examples::read_recipe(r, entry.path().string());
+    examples::train_options(r);
+    check_augment(examples::augment_of(r));
+    CHECK(nn::parameter_count(*examples::open_model(r.model, {.classes = 10, .image = r.image}, {.device = kMeta}).module) > 1000);
+  }
+  CHECK(count >= 3);
+}
+
+TEST_CASE("recipes are strict, and survive the round trip") {
+  examples::Recipe r;
+  r.lr = 0.1 + 0.2;
+  r.nesterov = true;
+  CHECK(examples::to_json(read_text(examples::to_json(r))) == examples::to_json(r));
+  CHECK(read_text(R"({"epochs": 3})").epochs == 3);
+  const auto error = [](const char* text) { return error_of([&] { read_text(text); }); };
+  CHECK(error(R"({"learning_rate": 1})") == "unknown key \"learning_rate\"");
+  CHECK(error(R"({"epochs": 0})") == "epochs must be a whole number in [1, 1000000], got 0");
+  CHECK(error(R"({"epochs": 1.5})") == "epochs must be a whole number in [1, 1000000], got 1.5");
+  CHECK(error(R"({"lr": "fast"})") == "lr must be a number in [0, 1000000], got \"fast\"");
+  CHECK(error(R"({"nesterov": 1})") == "nesterov must be true or false, got 1");
+  CHECK(error(R"({"model": 18})") == "model must be a text, got 18");
+  CHECK(error(R"({"lr": 1, "lr": 2})") == "duplicate key, got \"lr\" twice");
+  CHECK(error_of([] { examples::train_options(read_text(R"({"decay": "step"})")); }) == "--decay: must be cosine, linear or constant, got step");
+}
+
+TEST_CASE("the command line goes before the file") {
+  const std::string file = std::string(CAPO_SOURCE_DIR) + "/recipes/resnet20_cifar10_short.json";
+  std::vector<std::string> words{"train", "--recipe", file, "--model", "resnet56", "--no-nesterov", "--weight-decay", "0.25"};
+  std::vector<char*> argv;
+  for (auto& w : words) argv.push_back(w.data());
+  examples::Recipe r, plain;
+  examples::read_recipe(plain, file);
+  CLI::App app;
+  examples::add_recipe(app, r, static_cast<int>(argv.size()), argv.data());
+  app.parse(static_cast<int>(argv.size()), argv.data());
+  CHECK(plain.nesterov);
+  CHECK(r.model == "resnet56");
+  CHECK_FALSE(r.nesterov);
+  CHECK(r.weight_decay == 0.25);
+  plain.model = r.model, plain.nesterov = false, plain.weight_decay = 0.25;
+  CHECK(examples::to_json(r) == examples::to_json(plain));
+}
