@@ -31,6 +31,20 @@ struct HostPatches {
   std::vector<std::int64_t> labels;
 };
 
+// n patches or cases of one extent.
+train::Batch to_batch(const HostPatches& host, std::int64_t n, const Extent& e) {
+  Dims space{n};
+  if (e.z > 1) space.push_back(e.z);
+  space.push_back(e.y);
+  space.push_back(e.x);
+  Dims image = space;
+  image.push_back(static_cast<std::int64_t>(host.x.size() / host.labels.size()));
+  train::Batch b;
+  b.x = from_vector(host.x, image);
+  b.labels = from_vector(host.labels, space);
+  return b;
+}
+
 }  // namespace
 
 PatchSampler::PatchSampler(SegmentationSetPtr set, const Extent& patch, double foreground) : set_(std::move(set)), patch_(patch), foreground_(foreground) {
@@ -113,16 +127,7 @@ std::int64_t PatchSource::batches_per_epoch() const { return impl_->opt.batches_
 
 train::Batch PatchSource::next() {
   HostPatches host = impl_->results->next();
-  const Extent& e = impl_->opt.patch;
-  Dims space{impl_->opt.batch_size};
-  if (e.z > 1) space.push_back(e.z);
-  space.push_back(e.y);
-  space.push_back(e.x);
-  Dims image = space;
-  image.push_back(static_cast<std::int64_t>(impl_->channels));
-  train::Batch b;
-  b.x = from_vector(host.x, image);
-  b.labels = from_vector(host.labels, space);
+  const train::Batch b = to_batch(host, impl_->opt.batch_size, impl_->opt.patch);
   impl_->results->recycle(std::move(host));
   return b;
 }
@@ -132,6 +137,26 @@ void PatchSource::seek(std::int64_t epoch, std::int64_t batch) {
   CAPO_CHECK(epoch >= 0 && epoch < (std::int64_t{1} << 40) && batch >= 0 && batch < per_epoch, "PatchSource: seek needs epoch in [0, 2^40) and batch in [0, ",
              per_epoch, "), got ", epoch, " and ", batch);
   impl_->results->seek(epoch * per_epoch + batch);
+}
+
+CaseSource::CaseSource(SegmentationSetPtr set) : set_(std::move(set)) {
+  CAPO_CHECK(set_ != nullptr, "CaseSource: needs a segmentation set");
+  check_segmentation_set(*set_);
+}
+
+train::Batch CaseSource::next() {
+  const SegmentationCase& c = set_->cases[static_cast<std::size_t>(at_++ % batches_per_epoch())];
+  HostPatches host;
+  for (std::size_t k = 0; k < c.label.voxels.size(); ++k) {
+    for (const auto& v : c.channels) host.x.push_back(v.voxels[k]);
+    host.labels.push_back(c.label.voxels[k]);
+  }
+  return to_batch(host, 1, c.label.extent);
+}
+
+void CaseSource::seek(std::int64_t epoch, std::int64_t batch) {
+  CAPO_CHECK(epoch >= 0 && batch >= 0 && batch < batches_per_epoch(), "CaseSource: seek needs batch in [0, ", batches_per_epoch(), "), got ", batch);
+  at_ = batch;
 }
 
 }  // namespace capo

@@ -1,4 +1,4 @@
-// Training batches of patches from labelled volumes, prepared ahead by worker threads.
+// Batches from labelled volumes: patches to train on, prepared ahead by worker threads, and whole cases.
 #pragma once
 
 #include <capo/datasets/segmentation.h>
@@ -65,6 +65,21 @@ class PatchSource final : public train::BatchSource {
  private:
   struct Impl;
   std::unique_ptr<Impl> impl_;
+};
+
+// Whole cases one by one, for validation: x f32 [1, D, H, W, C] with labels i64 [1, D, H, W], or without D when the case is
+// one slice. An epoch is every case in the set's order; sizes differ from case to case.
+class CaseSource final : public train::BatchSource {
+ public:
+  explicit CaseSource(SegmentationSetPtr set);
+
+  std::int64_t batches_per_epoch() const override { return static_cast<std::int64_t>(set_->cases.size()); }
+  train::Batch next() override;
+  void seek(std::int64_t epoch, std::int64_t batch) override;
+
+ private:
+  SegmentationSetPtr set_;
+  std::int64_t at_ = 0;
 };
 
 }  // namespace capo

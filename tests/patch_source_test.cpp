@@ -178,6 +178,24 @@ TEST_CASE("patch source: the same bits for any number of workers, seek, seeds") 
   CHECK(!same_batch(other.next(), want[0]));
 }
 
+TEST_CASE("case source: whole cases in order") {
+  SegmentationSet two = *positions(1, {1, 5, 6}, 2);
+  two.cases.push_back(positions(1, {2, 10, 9}, 2)->cases[0]);
+  CaseSource source(std::make_shared<const SegmentationSet>(two));
+  CHECK(source.batches_per_epoch() == 2);
+  for (int k = 0; k < 2; ++k) {
+    const train::Batch flat = source.next(), deep = source.next();
+    CHECK(flat.x.shape() == Shape{1, 5, 6, 2});
+    CHECK(flat.labels.shape() == Shape{1, 5, 6});
+    CHECK(deep.x.shape() == Shape{1, 2, 10, 9, 2});
+    CHECK(deep.labels.data<std::int64_t>()[179] == 2);
+    CHECK(deep.x.data<float>()[2 * 90 + 3] == -10002);
+  }
+  source.seek(0, 1);
+  CHECK(source.next().x.shape().size() == 5);
+  CHECK(contains(error_of([&] { source.seek(0, 2); }), "CaseSource: seek needs batch in [0, 2), got 2"));
+}
+
 TEST_CASE("patch source: settings out of range, unsound sets") {
   const auto set = positions(2, {1, 10, 12});
   const auto fails = [&](auto change, const char* rule) {
