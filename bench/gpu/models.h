@@ -4,25 +4,31 @@
 #include <capo/bench/gpu/harness.h>
 #include <capo/engine/graph.h>
 #include <capo/models/train/optim.h>
-#include <capo/models/vit/vit.h>
+#include <capo/models/nn/module.h>
 
+#include <functional>
 #include <memory>
+#include <string>
 
 namespace capo::bench {
 
 struct Row {
-  const char *name, *size;
-  int image, patch, classes, batch;
+  const char *name, *model;  // vit_b/16; resnet50; unet2d, unet3d: nnU-Net's topology for a patch of `image`, base width 32
+  int image, classes, batch;
   const char* spec;  // tuners/spec.h
-  bool checkpoint;
+  bool checkpoint = false;
 };
 inline constexpr const char* kUTuning = "blocks.*.attn: u_prefix(length=10); blocks.*.mlp: u_adapter(dim=40, on=x); head: train";
 inline constexpr Row kRows[] = {
-    {"vit_b16", "vit_b", 224, 16, 1000, 256, "full", false},
-    {"vit_s16", "vit_s", 224, 16, 1000, 256, "full", false},
-    {"vit_ti4", "vit_ti", 32, 4, 200, 128, "full", false},
-    {"u_tuning_b16", "vit_b", 224, 16, 100, 256, kUTuning, false},
-    {"u_tuning_b16_checkpointed", "vit_b", 224, 16, 100, 256, kUTuning, true},
+    {"vit_b16", "vit_b/16", 224, 1000, 256, "full"},
+    {"vit_s16", "vit_s/16", 224, 1000, 256, "full"},
+    {"vit_ti4", "vit_ti/4", 32, 200, 128, "full"},
+    {"u_tuning_b16", "vit_b/16", 224, 100, 256, kUTuning},
+    {"u_tuning_b16_checkpointed", "vit_b/16", 224, 100, 256, kUTuning, true},
+    {"resnet18_32", "resnet18", 32, 100, 1024, "full"},  // CIFAR's stem: one 3x3, no pooling
+    {"resnet50", "resnet50", 224, 1000, 256, "full"},
+    {"unet2d", "unet2d", 256, 2, 32, "full"},
+    {"unet3d", "unet3d", 64, 3, 8, "full"},
 };
 // Throws for other names.
 const Row& row(const std::string& name);
@@ -30,7 +36,7 @@ const Row& row(const std::string& name);
 // A model, its optimiser and a batch of random images.
 class TrainStep {
  public:
-  // tiny: two blocks of the smallest width, 32 px, batch 4.
+  // tiny: a small model of the row's family, 32 px, batch 4.
   TrainStep(const Row& row, DType dtype, Device device, bool tiny, int batch = 0);
   void run();  // forward, loss, backward, AdamW; returns before the device is done
   // From now on run() replays the step as one graph, as the Trainer's graph option does, but for reading the loss. CUDA only, after
@@ -42,13 +48,16 @@ class TrainStep {
 
   std::int64_t batch() const { return images_.size(0); }
   std::int64_t parameters(bool trainable);
-  // 6 x the multiply-adds of one image's forward pass, products and attention alone.
-  double flops_per_image() const;
+  // 6 x the multiply-adds of one image's forward pass, products, convolutions and attention alone.
+  double flops_per_image() const { return flops_; }
 
  private:
-  vit::VitConfig config_;
-  vit::Vit model_;
+  Tensor forward_loss();
   Tensor forward_backward();  // the loss
+
+  std::unique_ptr<nn::Module> model_;
+  std::function<Tensor(const Tensor&)> forward_;  // images to logits, one row a label
+  double flops_ = 0;
   std::unique_ptr<train::AdamW> optimizer_;
   Tensor images_, labels_, loss_;
   bool forward_only_ = false;

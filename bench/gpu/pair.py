@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """One row of bench/gpu/models.h, Capo beside PyTorch: both stay loaded on the card and run alternately, round by round.
 
-  pair.py --row vit_b16 --capo build/cuda/bench/gpu/bench_gpu_vit_step --variants masters:compile,... --out FILE
+  pair.py --row vit_b16 --capo build/cuda/bench/gpu/bench_gpu_step --variants masters:compile,... --out FILE
 
 Capo's variants run as programs that wait between rounds; each PyTorch variant (peer.py) joins in turn, is warmed up, runs
 its rounds alternately with Capo's and leaves. Every finished pair is one JSON line appended to FILE, so that what was done
@@ -31,7 +31,7 @@ def clocks():
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--row", required=True)
-    parser.add_argument("--capo", required=True, help="bench_gpu_vit_step")
+    parser.add_argument("--capo", required=True, help="bench_gpu_step")
     parser.add_argument("--capo-variants", default="eager", help="of eager, graph")
     parser.add_argument("--alone", default="", help="Capo's variants to run first, by themselves: the card may not hold all of them at once")
     parser.add_argument("--variants", default="masters:compile", help="of PyTorch, in order; may be empty")

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""What Capo is held against: the rows of bench/gpu/models.h and its memory-bound passes, in PyTorch with timm.
+"""What Capo is held against: the rows of bench/gpu/models.h and its memory-bound passes, in PyTorch
+with timm.
 
-  peer.py --row vit_b16 --variant masters:compile [--serve]     one training step, measured as bench_gpu_vit_step does
+  peer.py --row vit_b16 --variant masters:compile [--serve]     one training step, measured as bench_gpu_step does
   peer.py --row ops                                             copy, product, layer norm backward, AdamW, host cost
   --device cpu --tiny runs everything at sizes for a CPU; its figures mean nothing.
 
@@ -20,6 +21,7 @@ import argparse
 import ctypes
 import gc
 import json
+import math
 import statistics
 import sys
 import time
@@ -36,6 +38,12 @@ ROWS = {  # size, image, patch, classes, batch, tuned, checkpointed
     "vit_ti4": ("tiny", 32, 4, 200, 128, False, False),
     "u_tuning_b16": ("base", 224, 16, 100, 256, True, False),
     "u_tuning_b16_checkpointed": ("base", 224, 16, 100, 256, True, True),
+}
+CONVOLUTIONAL = {  # image, classes, batch
+    "resnet18_32": (32, 100, 1024),
+    "resnet50": (224, 1000, 256),
+    "unet2d": (256, 2, 32),
+    "unet3d": (64, 3, 8),
 }
 PREFIX, ADAPTER = 10, 40  # kUTuning in models.h
 
@@ -92,7 +100,59 @@ class Checkpointed(nn.Module):
         return checkpoint(self.block, x, use_reentrant=False)
 
 
+class Stack(nn.Sequential):
+    """nnU-Net's [convolution, instance norm, leaky ReLU], twice, the first convolution strided."""
+
+    def __init__(self, axes, cin, cout, stride):
+        conv, norm = (nn.Conv2d, nn.InstanceNorm2d) if axes == 2 else (nn.Conv3d, nn.InstanceNorm3d)
+        super().__init__(*(m for i in range(2) for m in (
+            conv(cout if i else cin, cout, 3, 1 if i else stride, 1), norm(cout, affine=True), nn.LeakyReLU(0.01, inplace=True))))
+
+
+class PlainUnet(nn.Module):
+    """nnU-Net's topology for cubic patches, as plain_config of models/unet/plain.h makes it."""
+
+    def __init__(self, axes, image, classes, base):
+        super().__init__()
+        up, out = (nn.ConvTranspose2d, nn.Conv2d) if axes == 2 else (nn.ConvTranspose3d, nn.Conv3d)
+        widths, side = [base], image
+        while side % 2 == 0 and side >= 8:
+            widths.append(min(2 * widths[-1], 512 if axes == 2 else 320))
+            side //= 2
+        self.down = nn.ModuleList(Stack(axes, 1 if i == 0 else widths[i - 1], w, 1 if i == 0 else 2) for i, w in enumerate(widths))
+        pairs = list(zip(widths[:0:-1], widths[-2::-1]))
+        self.raise_ = nn.ModuleList(up(a, b, 2, 2) for a, b in pairs)
+        self.join = nn.ModuleList(Stack(axes, 2 * b, b, 1) for _, b in pairs)
+        self.out = out(base, classes, 1)
+
+    def forward(self, x):
+        maps = []
+        for stage in self.down:
+            x = stage(x)
+            maps.append(x)
+        for up, join, skip in zip(self.raise_, self.join, maps[-2::-1]):
+            x = join(torch.cat([up(x), skip], 1))
+        return self.out(x)
+
+
+def build_convolutional(row, tiny):
+    """The model, the shape of one image, classes, batch."""
+    image, classes, batch = CONVOLUTIONAL[row]
+    small = row == "resnet18_32"
+    if tiny:
+        image, batch = 32, 4
+    if row.startswith("unet"):
+        axes = 3 if row == "unet3d" else 2
+        return PlainUnet(axes, image, classes, 4 if tiny else 32), [1] + [image] * axes, classes, batch
+    model = timm.create_model(row.split("_")[0], num_classes=classes)
+    if small:
+        model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()
+    return model, [3, image, image], classes, batch
+
+
 def build(row, tiny):
+    if row in CONVOLUTIONAL:
+        return build_convolutional(row, tiny)
     size, image, patch, classes, batch, tuned, checkpointed = ROWS[row]
     kwargs = dict(num_classes=classes, img_size=image)
     if tiny:
@@ -107,7 +167,7 @@ def build(row, tiny):
     if checkpointed:
         for i, block in enumerate(model.blocks):
             model.blocks[i] = Checkpointed(block)
-    return model, kwargs["img_size"], classes, batch
+    return model, [3, kwargs["img_size"], kwargs["img_size"]], classes, batch
 
 
 class Step:
@@ -121,7 +181,10 @@ class Step:
         self.batch = batch or self.batch
         self.infer = infer
         half = weights in ("masters", "pure")
+        layout = torch.channels_last_3d if len(image) == 4 else torch.channels_last
         model = model.to(device=device, dtype=torch.bfloat16 if half else torch.float32).train(not infer)
+        if row in CONVOLUTIONAL:
+            model = model.to(memory_format=layout)
         self.parameters = sum(p.numel() for p in model.parameters())
         self.trained = [p for p in model.parameters() if p.requires_grad]
         self.trainable = sum(p.numel() for p in self.trained)
@@ -131,10 +194,11 @@ class Step:
         groups = [{"params": [t for t in targets if t.ndim >= 2]},
                   {"params": [t for t in targets if t.ndim < 2], "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=1e-4, weight_decay=0.05, fused=True, capturable=graph)
-        self.x = torch.randn(self.batch, 3, image, image, device=device).to(memory_format=torch.channels_last)
+        self.x = torch.randn(self.batch, *image, device=device).to(memory_format=layout)
         if weights != "f32":
             self.x = self.x.bfloat16()
-        self.y = torch.arange(self.batch, device=device) * 37 % self.classes
+        labels = [self.batch, *image[1:]] if row.startswith("unet") else [self.batch]
+        self.y = (torch.arange(math.prod(labels), device=device) * 37 % self.classes).reshape(labels)
 
         def loss(x, y):
             with torch.autocast(device.type, torch.bfloat16, enabled=weights == "autocast"):
@@ -261,7 +325,7 @@ def train_row(args, device):
         for _ in range(2 if args.tiny else 10):
             rounds.append(step.timed(1 if args.tiny else max(3, int(0.5 / guess) + 1)))
     peak = torch.cuda.max_memory_allocated() if cuda else 0
-    result = {"bench": "vit_step", "engine": "pytorch", "variant": args.variant, "row": args.row, "device": str(device), "tiny": args.tiny,
+    result = {"bench": "step", "engine": "pytorch", "variant": args.variant, "row": args.row, "device": str(device), "tiny": args.tiny,
               "batch": step.batch, "parameters": step.parameters, "trainable": step.trainable, "loss": float(step.newest),
               "peak_bytes": peak, "live_bytes": live, "step_bytes": peak - live, "warm_up_seconds": warm_up,
               "reserved_bytes": torch.cuda.max_memory_reserved() if cuda else 0, "torch": torch.__version__, "timm": timm.__version__}
@@ -372,7 +436,7 @@ def ops_row(args, device):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--row", default="vit_b16", choices=[*ROWS, "ops"])
+    parser.add_argument("--row", default="vit_b16", choices=[*ROWS, *CONVOLUTIONAL, "ops"])
     parser.add_argument("--variant", default="masters:compile")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true")

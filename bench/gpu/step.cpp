@@ -1,5 +1,5 @@
 // One row of models.h: training steps, wall clock around synchronised batches of them; peak memory from the allocator.
-//   bench_gpu_vit_step --row vit_b16 [--device cuda] [--dtype bf16] [--batch N] [--rounds 15] [--graph | --infer] [--serve | --profile]
+//   bench_gpu_step --row vit_b16 [--device cuda] [--dtype bf16] [--batch N] [--rounds 15] [--graph | --infer] [--serve | --profile]
 // --serve, for bench/gpu/pair.py: after the warm-up a line "READY {json}", then for every line "N" on the input N steps
 // and a line "ROUND {json}"; the RESULT line at the input's end. --profile: after the warm-up one step, shown to a profiler. --graph: the
 // step as one captured graph. --infer: the forward pass alone. On the CPU the memory of a step is also told as what one step adds to
@@ -64,7 +64,7 @@ void body(Options o) {
   const std::int64_t live = allocator(o.device).stats().live_bytes;
   if (graph) step.capture();  // a graph's memory is taken here: replays allocate nothing
   const double guess = timed(step, o.device, o.tiny || !o.device.is_cuda() ? 1 : 3);
-  nlohmann::json result{{"bench", "vit_step"}, {"engine", "capo"}, {"variant", infer ? "infer" : graph ? "graph" : "eager"}, {"row", wanted.name},
+  nlohmann::json result{{"bench", "step"}, {"engine", "capo"}, {"variant", infer ? "infer" : graph ? "graph" : "eager"}, {"row", wanted.name},
                         {"device", to_string(o.device)}, {"dtype", to_string(dtype)}, {"tiny", o.tiny}, {"batch", step.batch()},
                         {"parameters", step.parameters(false)}, {"trainable", step.parameters(true)},
                         {"flops_per_image", step.flops_per_image()}};
