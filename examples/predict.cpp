@@ -2,9 +2,9 @@
 //   predict --tuner out/tune/tuner image.jpg
 #include <capo/datasets/augment.h>
 #include <capo/engine/backend.h>
+#include <capo/examples/backbone.h>
 #include <capo/examples/command_line.h>
 #include <capo/examples/show_log.h>
-#include <capo/models/vit/load.h>
 #include <capo/ops/copy.h>
 #include <capo/ops/softmax.h>
 #include <capo/tuners/artifact.h>
@@ -15,6 +15,21 @@
 #include <nlohmann/json.hpp>
 
 using namespace capo;
+
+namespace {
+
+// The tuned model's class probabilities.
+template <class M>
+Tensor probabilities(const tuners::TunerCard& card, const std::string& folder, const std::string& weights, const Tensor& x) {
+  using B = examples::Backbone<M>;
+  const auto config = B::config_from_json(card.model, folder);
+  const auto loaded = B::open(weights, config.classes, static_cast<int>(x.size(1)), {.device = x.device()});
+  tuners::load_tuner(folder, *loaded.model);
+  const NoGrad off;
+  return softmax((*loaded.model)(x));
+}
+
+}  // namespace
 
 int main(int argc, char** argv) try {
   std::string folder, picture, weights, device_name = "cpu";
@@ -32,17 +47,14 @@ int main(int argc, char** argv) try {
 
   const tuners::TunerCard card = tuners::read_tuner_card(folder);
   if (weights.empty() && card.notes.count("weights")) weights = card.notes.at("weights");
-  const vit::VitConfig config = vit::config_from_json(card.model, folder);
-  vit::LoadedVit loaded = vit::load_vit(weights, {.classes = config.classes, .image = config.image}, {.device = device});
-  tuners::load_tuner(folder, *loaded.model);
-
   const Preprocess preprocess = preprocess_from_json(card.preprocess, folder);
   const Image image = eval_image(load_image(picture), preprocess);
   const Tensor x = empty({1, preprocess.size, preprocess.size, 3});
   normalize_into(x.data<float>(), image, preprocess);
 
-  const NoGrad off;
-  const std::vector<float> p = to_vector<float>(softmax((*loaded.model)(to(x, device))));
+  const std::string family = card.notes.count("family") ? card.notes.at("family") : "vit";
+  const std::vector<float> p = to_vector<float>(
+      examples::with_family(family, [&]<class M>() { return probabilities<M>(card, folder, weights, to(x, device)); }));
   std::vector<std::size_t> order(p.size());
   for (std::size_t i = 0; i < order.size(); ++i) order[i] = i;
   std::sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return p[a] > p[b]; });

@@ -1,10 +1,11 @@
-// Tunes a pre-trained vision transformer on a few images:
+// Tunes a pre-trained network on a few images:
 //   tune                                          1,000 Fashion-MNIST images, U-Tuning
 //   tune --compare                                the same with a linear probe, U-Tuning and full fine-tuning
 //   tune --method "blocks.*.attn: lora(rank=4, slices=qv); head: train" --dataset cifar100
+//   tune --family resnet --weights resnet56-cifar10.safetensors --method conv-lora --dataset cifar100
 //   tune --data my_photos --weights vit_base_patch16_224.safetensors       (my_photos/{train,test}/<class>/*.jpg)
-// Prints the memory plan, then accuracy, parameters, peak bytes and images/s; writes curves, a sheet of predictions and an
-// attention map as PNG, and the tuner alone, for `predict`.
+// Prints the memory plan, then accuracy, parameters, peak bytes and images/s; writes curves, a sheet of predictions and where
+// the model looks as PNG, and the tuner alone, for `predict`.
 #include <capo/engine/backend.h>
 #include <capo/engine/threads.h>
 #include <capo/examples/command_line.h>
@@ -20,11 +21,12 @@ using namespace capo;
 int main(int argc, char** argv) try {
   examples::TuneOptions o;
   std::string device_name = "cpu";
-  CLI::App app("Tunes a pre-trained vision transformer on a few images");
+  CLI::App app("Tunes a pre-trained network on a few images");
   app.option_defaults()->always_capture_default();
   app.add_option("--dataset", o.dataset, "cifar10, cifar100, flowers64, fashion-mnist, ...");
   app.add_option("--data", o.data, "an image folder: FOLDER/train/<class>/*.jpg and FOLDER/test/...");
-  app.add_option("--weights", o.weights, "a ViT in safetensors: ours or timm's");
+  app.add_option("--family", o.family, "what the weights are of: vit or resnet");
+  app.add_option("--weights", o.weights, "safetensors: ours, timm's, torchvision's");
   app.add_option("--preprocess", o.preprocess, "a JSON file (size, mean, std, crop_pct, interpolation), for weights that do not state theirs");
   app.add_option("--method", o.method, "a named method (tuners/presets.h) or a spec (tuners/spec.h)");
   app.add_flag("--compare", o.compare, "linear probe, U-Tuning and full fine-tuning, one after another");
@@ -68,7 +70,7 @@ int main(int argc, char** argv) try {
   std::vector<Series> curves;
   nlohmann::json results = nlohmann::json::object();
   for (const auto& name : methods) {
-    const examples::TuneResult r = examples::tune_with(o, name, data, name == methods.back());
+    const examples::TuneResult r = examples::with_family(o.family, [&]<class M>() { return examples::tune_with<M>(o, name, data, name == methods.back()); });
     std::printf("%-12s accuracy %.2f %%, %lld of %lld parameters trained (%.2f %%), peak %.1f MiB, %.0f images/s, %.0f s\n", r.method.c_str(),
                 100 * r.accuracy, static_cast<long long>(r.trainable), static_cast<long long>(r.total),
                 100.0 * static_cast<double>(r.trainable) / static_cast<double>(r.total), static_cast<double>(r.peak_bytes) / 1048576.0, r.images_per_s, r.seconds);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <capo/engine/files.h>
+#include <capo/examples/backbone.h>
 #include <capo/examples/step_profile.h>
 #include <capo/examples/tune_pictures.h>
 #include <capo/models/nn/state.h>
@@ -20,7 +21,7 @@
 namespace capo::examples {
 
 struct TuneOptions {
-  std::string dataset = "fashion-mnist", data, weights = CAPO_SHIPPED_WEIGHTS, preprocess, method = "u-tuning", out = "out/tune",
+  std::string dataset = "fashion-mnist", data, family = "vit", weights = CAPO_SHIPPED_WEIGHTS, preprocess, method = "u-tuning", out = "out/tune",
               precision = "f32", profile;
   Device device = kCpu;
   int train_images = 1000, test_images = 0, epochs = 8, batch = 16, image = 0, threads = 0;
@@ -40,21 +41,23 @@ struct TuneResult {
   std::vector<double> epoch = {}, curve = {};  // held-out accuracy, %
 };
 
-// What the weights were trained to see: told on the command line, or by the file.
-inline Preprocess preprocess_of(const TuneOptions& o, const vit::LoadedVit& loaded) {
+// What the weights were trained to see: told on the command line, or by the file. side: of the input, 0: any.
+inline Preprocess preprocess_of(const TuneOptions& o, const std::string& stated, int side) {
   Preprocess p;
   if (!o.preprocess.empty())
     p = preprocess_from_json(read_file(o.preprocess, 4096), o.preprocess);
-  else if (!loaded.preprocess.empty())
-    p = preprocess_from_json(loaded.preprocess, o.weights);
+  else if (!stated.empty())
+    p = preprocess_from_json(stated, o.weights);
   else
     log(LogLevel::warning, cat(o.weights, ": states no preprocessing (see --preprocess); taken as ", to_json(p)));
-  p.size = loaded.model->config.image;
+  if (o.image > 0) p.size = o.image;
+  if (side > 0) p.size = side;
   return p;
 }
 
 // Everything before the head, computed once: what a linear probe trains on.
-inline train::TensorSource cached_features(vit::Vit& model, train::BatchSource& source, std::int64_t batch, std::uint64_t seed) {
+template <class M>
+train::TensorSource cached_features(M& model, train::BatchSource& source, std::int64_t batch, std::uint64_t seed) {
   const NoGrad off;
   std::vector<Tensor> features, labels;
   source.seek(0, 0);
@@ -67,24 +70,26 @@ inline train::TensorSource cached_features(vit::Vit& model, train::BatchSource& 
 }
 
 // The heads, on such features.
+template <class M>
 class Heads final : public train::Classifier {
  public:
-  explicit Heads(vit::Vit& model) : model_(model) {}
+  explicit Heads(M& model) : model_(model) {}
   Tensor forward(const Tensor& features) override { return model_.classify(features); }
   nn::Module& module() override { return model_; }
 
  private:
-  vit::Vit& model_;
+  M& model_;
 };
 
 // The same as a model of its own.
-struct OnFeatures : vit::Vit {
-  using Vit::Vit;
-  Tensor operator()(const Tensor& features) { return classify(features); }
+template <class M>
+struct OnFeatures : M {
+  using M::M;
+  Tensor operator()(const Tensor& features) { return M::classify(features); }
 };
 
-template <class M>
-std::unique_ptr<M> planned(const vit::VitConfig& config, const std::string& spec, const nn::Build& build) {
+template <class M, class Config>
+std::unique_ptr<M> planned(const Config& config, const std::string& spec, const nn::Build& build) {
   auto model = std::make_unique<M>(config, build);
   tuners::apply_spec(*model, spec);
   return model;
@@ -94,12 +99,13 @@ constexpr int kFeatureBatch = 64, kFeatureEvaluation = 250;
 
 // What tuning will hold: steps of `batch` images, evaluations of `plain`. Where the heads alone are trained there are no such
 // steps, but evaluations of all images that leave their features, and steps on those.
-inline train::MemoryPlan plan_tuning(const vit::VitConfig& config, const std::string& spec, bool heads_alone, std::int64_t batch, std::int64_t plain, const TuneData& data) {
-  const auto whole = [&](const nn::Build& build) { return planned<vit::Vit>(config, spec, build); };
-  const train::MemoryPlan images = train::plan_memory(whole, {batch, config.image, config.image, 3}, {.evaluation_batch = plain});
+template <class M, class Config>
+train::MemoryPlan plan_tuning(const Config& config, int side, const std::string& spec, bool heads_alone, std::int64_t batch, std::int64_t plain, const TuneData& data) {
+  const auto whole = [&](const nn::Build& build) { return planned<M>(config, spec, build); };
+  const train::MemoryPlan images = train::plan_memory(whole, {batch, side, side, 3}, {.evaluation_batch = plain});
   if (!heads_alone) return images;
-  const Shape shape = config.distilled ? Shape{kFeatureBatch, 2, config.dim} : Shape{kFeatureBatch, config.dim};
-  const auto heads = [&](const nn::Build& build) { return planned<OnFeatures>(config, spec, build); };
+  const Shape shape = M(config, {.device = kMeta}).features(empty({kFeatureBatch, side, side, 3}, f32, kMeta)).shape();
+  const auto heads = [&](const nn::Build& build) { return planned<OnFeatures<M>>(config, spec, build); };
   train::MemoryPlan plan = train::plan_memory(heads, shape, {.evaluation_batch = kFeatureEvaluation});
   const std::int64_t row = numel(shape) / kFeatureBatch * 4 + 8;  // an image's features and label
   std::int64_t cached = 0, most = 0;
@@ -113,19 +119,21 @@ inline train::MemoryPlan plan_tuning(const vit::VitConfig& config, const std::st
   return plan;
 }
 
-inline TuneResult tune_with(const TuneOptions& o, const std::string& name, const TuneData& data, bool last) {
+template <class M>
+TuneResult tune_with(const TuneOptions& o, const std::string& name, const TuneData& data, bool last) {
   const tuners::Method* method = tuners::find_method(name);
   CAPO_CHECK(method || name.find(':') != name.npos, "--method: there is no method \"", name, "\"; give ", tuners::method_names(), " or a spec");
   const std::string spec = method ? method->spec : name;
   const auto& [train_set, validation_set, test_set] = data;
   const int classes = train_set->num_classes();
-  vit::LoadedVit loaded = vit::load_vit(o.weights, {.classes = classes, .image = o.image}, {.seed = o.seed, .device = o.device});
-  vit::Vit& model = *loaded.model;
-  const Preprocess preprocess = preprocess_of(o, loaded);
+  const auto loaded = Backbone<M>::open(o.weights, classes, o.image, {.seed = o.seed, .device = o.device});
+  M& model = *loaded.model;
+  const Preprocess preprocess = preprocess_of(o, loaded.preprocess, Backbone<M>::side(model));
   const std::string base = nn::base_hash(model);
   tuners::apply_spec(model, spec);
-  for (const vit::Head* head : {model.head.get(), model.head_dist.get()})
-    CAPO_CHECK(!head || head->weight.trainable(), "--method ", name, ": must train ", head->path(), ", which starts at random");
+  for (nn::Module* head : heads_of(model))
+    for (const nn::Parameter* p : head->parameters())
+      CAPO_CHECK(p->trainable(), "--method ", name, ": must train ", p->path(), ", which starts at random");
   bool heads_alone = true;
   for (const nn::Parameter* p : model.parameters()) heads_alone &= !p->trainable() || p->kind() == nn::Kind::head;
 
@@ -149,7 +157,7 @@ inline TuneResult tune_with(const TuneOptions& o, const std::string& name, const
   options.user = &progress;
 
   const std::int64_t largest = std::max({train_set->size(), validation_set->size(), test_set->size()});
-  const train::MemoryPlan plan = plan_tuning(model.config, spec, heads_alone, o.batch, std::min(plain.batch_size, largest), data);
+  const train::MemoryPlan plan = plan_tuning<M>(model.config, preprocess.size, spec, heads_alone, o.batch, std::min(plain.batch_size, largest), data);
   options.memory_plan = to_string(plan);
   const auto mib = [](std::int64_t bytes) { return static_cast<double>(bytes) / 1048576.0; };
   std::printf("%s: will hold at most %.1f MiB: weights %.1f, gradients %.1f, optimizer %.1f, activations %.1f, %s %.1f; in evaluation %.1f\n", name.c_str(), mib(plan.peak),
@@ -175,12 +183,12 @@ inline TuneResult tune_with(const TuneOptions& o, const std::string& name, const
     train::TensorSource train_features = cached_features(model, train_source, kFeatureBatch, o.seed + 1);
     train::TensorSource held_features = cached_features(model, held_out, kFeatureEvaluation, 0);
     train::TensorSource test_features = cached_features(model, test_source, kFeatureEvaluation, 0);
-    Heads heads(model);
+    Heads<M> heads(model);
     fit(heads, train_features, held_features, test_features);
   } else {
     LoaderSource train_images(train_set, preprocess, loading);
     train::ToDevice train_source(train_images, o.device);
-    train::ClassifierOf whole(model);
+    train::ClassifierOf<M> whole(model);
     fit(whole, train_source, held_out, test_source);
   }
   r.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
@@ -195,9 +203,9 @@ inline TuneResult tune_with(const TuneOptions& o, const std::string& name, const
   r.images_per_s = static_cast<double>(train_set->size()) * static_cast<double>(trained.epochs.size()) / epoch_seconds;
   if (last) {
     prediction_sheet(model, *test_set, preprocess, o.out + "/predictions.png");
-    attention_picture(model, *test_set, preprocess, o.out + "/attention.png");
-    tuners::save_tuner(o.out + "/tuner", model, {spec, base, vit::to_json(model.config), to_json(preprocess), train_set->class_names(),
-                       {{"weights", std::filesystem::absolute(o.weights)}, {"accuracy", cat(r.accuracy)}, {"dataset", train_set->name()}, {"precision", o.precision}}});
+    where_picture(model, *test_set, preprocess, o.out + "/attention.png");
+    tuners::save_tuner(o.out + "/tuner", model, {spec, base, to_json(model.config), to_json(preprocess), train_set->class_names(),
+                       {{"family", Backbone<M>::kFamily}, {"weights", std::filesystem::absolute(o.weights)}, {"accuracy", cat(r.accuracy)}, {"dataset", train_set->name()}, {"precision", o.precision}}});
   }
   return r;
 }

@@ -1,4 +1,4 @@
-// The pictures of examples/tune.cpp: a sheet of predictions and where the class token looks.
+// The pictures of examples/tune.cpp: a sheet of predictions and where the model looks.
 #pragma once
 
 #include <capo/datasets/augment.h>
@@ -7,11 +7,13 @@
 #include <capo/datasets/plot.h>
 #include <capo/datasets/png.h>
 #include <capo/datasets/subset.h>
+#include <capo/models/resnet/resnet.h>
 #include <capo/models/vit/load.h>
 #include <capo/ops/binary.h>
 #include <capo/ops/copy.h>
 #include <capo/ops/index.h>
 #include <capo/ops/join.h>
+#include <capo/ops/matmul.h>
 #include <capo/ops/reduce.h>
 #include <capo/ops/softmax.h>
 #include <capo/ops/view.h>
@@ -22,7 +24,7 @@
 namespace capo::examples {
 
 // The first n images as the model sees them: pixels for the eye, tensor for the model, where it is.
-inline std::pair<std::vector<Image>, Tensor> model_inputs(const vit::Vit& model, const ImageDataset& set, const Preprocess& p, std::int64_t n) {
+inline std::pair<std::vector<Image>, Tensor> model_inputs(const nn::Module& model, const ImageDataset& set, const Preprocess& p, std::int64_t n) {
   std::vector<Image> images;
   const Tensor x = empty({n, p.size, p.size, 3});
   for (std::int64_t i = 0; i < n; ++i) {
@@ -33,7 +35,8 @@ inline std::pair<std::vector<Image>, Tensor> model_inputs(const vit::Vit& model,
 }
 
 // 40 test images; green: right, red: wrong, with the true class below.
-inline void prediction_sheet(vit::Vit& model, const ImageDataset& set, const Preprocess& p, const std::string& path) {
+template <class M>
+void prediction_sheet(M& model, const ImageDataset& set, const Preprocess& p, const std::string& path) {
   const NoGrad off;
   const std::int64_t n = std::min<std::int64_t>(40, set.size());
   const auto [images, x] = model_inputs(model, set, p, n);
@@ -59,9 +62,20 @@ class CoreObserver : public nn::Tap {
   nn::CoreSite seen;
 };
 
-// Eight images, and over each the last block's attention from the class token (the mean of all tokens where the model
-// has none), averaged over heads.
-inline void attention_picture(vit::Vit& model, const ImageDataset& set, const Preprocess& p, const std::string& path) {
+// Eight images, and below each a map [n, h, w] over it.
+inline void overlay_sheet(const std::vector<Image>& images, const Tensor& map, const std::string& path) {
+  const std::vector<float> values = to_vector<float>(cast(to(map, kCpu), f32));
+  const int h = static_cast<int>(map.size(1)), w = static_cast<int>(map.size(2));
+  std::vector<Image> shown;
+  for (const Image& image : images) shown.push_back(resize_image(image, 128, 128));
+  for (std::size_t i = 0; i < images.size(); ++i)
+    shown.push_back(heat_overlay(shown[i], values.data() + static_cast<std::int64_t>(i) * h * w, h, w));
+  write_png(path, contact_sheet(shown, {}, static_cast<int>(images.size()), 1));
+}
+
+// Of a ViT: the last block's attention from the class token (the mean of all tokens where the model has none), averaged
+// over heads.
+inline void where_picture(vit::Vit& model, const ImageDataset& set, const Preprocess& p, const std::string& path) {
   const NoGrad off;
   const std::int64_t n = std::min<std::int64_t>(8, set.size());
   const auto [images, x] = model_inputs(model, set, p, n);
@@ -73,12 +87,20 @@ inline void attention_picture(vit::Vit& model, const ImageDataset& set, const Pr
   const Tensor map = mean(attention_map(observer.seen.q, observer.seen.k, observer.seen.out.lse, observer.seen.scale), {1});
   const int prefix = model.config.prefix_tokens(), grid = model.config.image / model.config.patch;
   const Tensor rows = model.config.class_token ? select(map, 1, 0) : mean(map, {1});
-  const std::vector<float> values = to_vector<float>(slice(rows, 1, prefix, rows.size(1)));
-  std::vector<Image> shown;
-  for (std::int64_t i = 0; i < n; ++i) shown.push_back(resize_image(images[static_cast<std::size_t>(i)], 128, 128));
-  for (std::int64_t i = 0; i < n; ++i)
-    shown.push_back(heat_overlay(shown[static_cast<std::size_t>(i)], values.data() + i * grid * grid, grid, grid));
-  write_png(path, contact_sheet(shown, {}, static_cast<int>(n), 1));
+  overlay_sheet(images, reshape(slice(rows, 1, prefix, rows.size(1)), {n, grid, grid}), path);
+}
+
+// Of a ResNet: what each place of the last map adds to the logit of the class it answers (class activation maps, Zhou et
+// al. 2016).
+inline void where_picture(resnet::Resnet& model, const ImageDataset& set, const Preprocess& p, const std::string& path) {
+  const NoGrad off;
+  const auto [images, x] = model_inputs(model, set, p, std::min<std::int64_t>(8, set.size()));
+  const Tensor last = model.maps(x).back();
+  const Tensor each = linear(last, model.head->weight);  // [n, h, w, classes]
+  std::vector<Tensor> maps;
+  const auto answers = to_vector<std::int64_t>(argmax(model(x), -1, false));
+  for (std::size_t i = 0; i < answers.size(); ++i) maps.push_back(select(select(each, 0, static_cast<std::int64_t>(i)), -1, answers[i]));
+  overlay_sheet(images, stack(maps, 0), path);
 }
 
 }  // namespace capo::examples

@@ -1,0 +1,54 @@
+// The pre-trained networks that tune and predict know. Of each: features(image), classify(features), and below.
+#pragma once
+
+#include <capo/engine/error.h>
+#include <capo/models/resnet/resnet.h>
+#include <capo/models/vit/load.h>
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace capo::examples {
+
+template <class M>
+struct Backbone;
+
+template <>
+struct Backbone<vit::Vit> {
+  static constexpr const char* kFamily = "vit";
+  // A new head of so many classes; image: side of the input, 0: the file's.
+  static vit::LoadedVit open(const std::string& weights, int classes, int image, const nn::Build& build) {
+    return vit::load_vit(weights, {.classes = classes, .image = image}, build);
+  }
+  static int side(const vit::Vit& model) { return model.config.image; }
+  static vit::VitConfig config_from_json(std::string_view text, const std::string& source) { return vit::config_from_json(text, source); }
+};
+
+template <>
+struct Backbone<resnet::Resnet> {
+  static constexpr const char* kFamily = "resnet";
+  static resnet::LoadedResnet open(const std::string& weights, int classes, int, const nn::Build& build) {
+    return resnet::load_resnet(weights, {.classes = classes}, build);
+  }
+  static int side(const resnet::Resnet&) { return 0; }  // any
+  static resnet::ResnetConfig config_from_json(std::string_view text, const std::string& source) { return resnet::config_from_json(text, source); }
+};
+
+// f.template operator()<M>() for the family's model class.
+template <class F>
+auto with_family(const std::string& family, F&& f) {
+  if (family == Backbone<vit::Vit>::kFamily) return f.template operator()<vit::Vit>();
+  CAPO_CHECK(family == Backbone<resnet::Resnet>::kFamily, "--family: must be vit or resnet, got ", family);
+  return f.template operator()<resnet::Resnet>();
+}
+
+// Where logits come from, the topmost modules of kind head.
+inline std::vector<nn::Module*> heads_of(nn::Module& model) {
+  std::vector<nn::Module*> found;
+  for (nn::Module* m : model.modules())
+    if (m->kind() == nn::Kind::head && m->parent()->kind() != nn::Kind::head) found.push_back(m);
+  return found;
+}
+
+}  // namespace capo::examples
