@@ -34,7 +34,8 @@ class Inflate {
     z_.avail_out = sizeof piece;
     const int code = inflate(&z_, Z_NO_FLUSH);
     CAPO_CHECK(code != Z_BUF_ERROR, name_, ": gzip stream is truncated");
-    CAPO_CHECK(code == Z_OK || code == Z_STREAM_END, name_, ": gzip stream is damaged, ", z_.msg ? z_.msg : "no reason known");
+    CAPO_CHECK(code == Z_OK || code == Z_STREAM_END, name_, ": gzip stream is damaged, ",
+               z_.msg ? z_.msg : "no reason known");
     ended_ = code == Z_STREAM_END;
     const std::size_t n = sizeof piece - z_.avail_out;
     out.append(piece, n);

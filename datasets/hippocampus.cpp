@@ -24,12 +24,14 @@ std::string text_of(const Json& j, const char* key, const std::string& name) {
 }
 
 std::int64_t size_of(const Json& v, const char* what, const std::string& name) {
-  CAPO_CHECK(v.is_number_unsigned() && v.get<std::uint64_t>() <= std::uint64_t{1} << 32, name, ": ", what, " must be a whole number in [0, 2^32]");
+  CAPO_CHECK(v.is_number_unsigned() && v.get<std::uint64_t>() <= std::uint64_t{1} << 32, name, ": ", what,
+             " must be a whole number in [0, 2^32]");
   return v.get<std::int64_t>();
 }
 
 double positive(const Json& v, const char* what, const std::string& name) {
-  CAPO_CHECK(v.is_number() && v.get<double>() > 0 && v.get<double>() < 1e6, name, ": ", what, " must be a positive number below 1e6");
+  CAPO_CHECK(v.is_number() && v.get<double>() > 0 && v.get<double>() < 1e6, name, ": ", what,
+             " must be a positive number below 1e6");
   return v.get<double>();
 }
 
@@ -47,10 +49,12 @@ Extent extent_of(const Json& j, const std::string& name) {
 }
 
 // The volume's bytes from the offset under `key` on.
-std::string_view voxels_at(const Json& j, const char* key, const Extent& e, std::string_view bytes, const std::string& name) {
-  const auto at = static_cast<std::size_t>(size_of(member(j, key, name), key, name)), n = static_cast<std::size_t>(e.voxels());
-  CAPO_CHECK(at <= bytes.size() && n <= bytes.size() - at, name, ": \"", key, "\" and shape ", e, " must lie in the ", bytes.size(),
-             " bytes of the .bin file, got ", at);
+std::string_view voxels_at(const Json& j, const char* key, const Extent& e, std::string_view bytes,
+                           const std::string& name) {
+  const auto at = static_cast<std::size_t>(size_of(member(j, key, name), key, name)),
+             n = static_cast<std::size_t>(e.voxels());
+  CAPO_CHECK(at <= bytes.size() && n <= bytes.size() - at, name, ": \"", key, "\" and shape ", e, " must lie in the ",
+             bytes.size(), " bytes of the .bin file, got ", at);
   return bytes.substr(at, n);
 }
 
@@ -63,13 +67,15 @@ SegmentationCase read_case(const Json& j, std::string_view bytes, const std::str
   const Json& spacing = three(j, "voxel_mm", where);
   for (std::size_t i = 0; i < 3; ++i) place.spacing[i] = static_cast<float>(positive(spacing[i], "voxel_mm", where));
   const double unit = positive(member(j, "unit_per_step", where), "unit_per_step", where);
-  const std::string_view image = voxels_at(j, "image_offset", e, bytes, where), label = voxels_at(j, "label_offset", e, bytes, where);
+  const std::string_view image = voxels_at(j, "image_offset", e, bytes, where),
+                         label = voxels_at(j, "label_offset", e, bytes, where);
   c.channels.emplace_back(e, 0.0f, place);
   c.label = LabelVolume(e, 0, place);
   for (std::size_t i = 0; i < image.size(); ++i) {
     c.channels[0].voxels[i] = static_cast<float>(static_cast<unsigned char>(image[i]) * unit);
     c.label.voxels[i] = static_cast<std::uint8_t>(label[i]);
-    CAPO_CHECK(c.label.voxels[i] <= 2, where, ": labels must be 0, 1 or 2, got ", static_cast<int>(c.label.voxels[i]), " at voxel ", i);
+    CAPO_CHECK(c.label.voxels[i] <= 2, where, ": labels must be 0, 1 or 2, got ", static_cast<int>(c.label.voxels[i]),
+               " at voxel ", i);
   }
   return c;
 }
@@ -84,7 +90,8 @@ SegmentationSet read_hippocampus(const std::string& folder, const std::string& s
   const Json j = Json::parse(text);
   const std::string bytes = read_file(data, std::size_t{1} << 30);
   const std::string hash = text_of(j, "sha256", path);
-  CAPO_CHECK(sha256_hex(bytes) == hash, data, ": SHA-256 must be ", hash.substr(0, 64), " as its .json says, got ", sha256_hex(bytes));
+  CAPO_CHECK(sha256_hex(bytes) == hash, data, ": SHA-256 must be ", hash.substr(0, 64), " as its .json says, got ",
+             sha256_hex(bytes));
   const Json& volumes = member(j, "volumes", path);
   CAPO_CHECK(volumes.is_array(), path, ": \"volumes\" must be a list");
   SegmentationSet set{cat("hippocampus ", split), {"background", "anterior", "posterior"}, {}};

@@ -28,7 +28,8 @@ SegmentationSet read_isbi2012(const std::string& folder) {
     for (std::size_t i = 0; i < c.label.voxels.size(); ++i) {
       c.channels[0].voxels[i] = static_cast<float>(static_cast<unsigned char>(images[first + i]));
       c.label.voxels[i] = static_cast<std::uint8_t>(labels[first + i]);
-      CAPO_CHECK(c.label.voxels[i] <= 1, folder, "/labels.bin: labels must be 0 or 1, got ", static_cast<int>(c.label.voxels[i]), " at byte ", first + i);
+      CAPO_CHECK(c.label.voxels[i] <= 1, folder, "/labels.bin: labels must be 0 or 1, got ",
+                 static_cast<int>(c.label.voxels[i]), " at byte ", first + i);
     }
     set.cases.push_back(std::move(c));
   }

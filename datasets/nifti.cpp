@@ -16,8 +16,20 @@ constexpr std::size_t kMaxFile = std::size_t{9} << 30;
 constexpr std::int64_t kMaxVoxels = std::int64_t{1} << 30;
 // Offsets of the fields that we use.
 enum At : std::size_t {
-  kDim = 40, kDatatype = 70, kBitpix = 72, kPixdim = 76, kVoxOffset = 108, kSlope = 112, kInter = 116, kUnits = 123,
-  kQformCode = 252, kSformCode = 254, kQuatern = 256, kQoffset = 268, kSrow = 280, kMagic = 344
+  kDim = 40,
+  kDatatype = 70,
+  kBitpix = 72,
+  kPixdim = 76,
+  kVoxOffset = 108,
+  kSlope = 112,
+  kInter = 116,
+  kUnits = 123,
+  kQformCode = 252,
+  kSformCode = 254,
+  kQuatern = 256,
+  kQoffset = 268,
+  kSrow = 280,
+  kMagic = 344
 };
 
 template <class T>
@@ -46,19 +58,23 @@ void put(char* bytes, std::size_t at, T v, bool turn) {
 template <class F>
 auto with_type(NiftiType type, F&& f) {
   switch (type) {
-    case NiftiType::u8: return f(std::uint8_t{});
-    case NiftiType::i16: return f(std::int16_t{});
-    case NiftiType::i32: return f(std::int32_t{});
-    case NiftiType::f32: return f(float{});
-    case NiftiType::f64: return f(double{});
-    case NiftiType::u16: break;
+    case NiftiType::u8:
+      return f(std::uint8_t{});
+    case NiftiType::i16:
+      return f(std::int16_t{});
+    case NiftiType::i32:
+      return f(std::int32_t{});
+    case NiftiType::f32:
+      return f(float{});
+    case NiftiType::f64:
+      return f(double{});
+    case NiftiType::u16:
+      break;
   }
   return f(std::uint16_t{});
 }
 
-bool known_type(int code) {
-  return code == 2 || code == 4 || code == 8 || code == 16 || code == 64 || code == 512;
-}
+bool known_type(int code) { return code == 2 || code == 4 || code == 8 || code == 16 || code == 64 || code == 512; }
 
 struct Header {
   Extent extent;
@@ -82,7 +98,8 @@ void parse_sizes(Header& h, const char* bytes, const std::string& name) {
   for (int i = 1; i <= rank; ++i) {
     size[i] = get<std::int16_t>(bytes, kDim + 2 * static_cast<std::size_t>(i), h.turn);
     CAPO_CHECK(size[i] >= 1, name, ": NIfTI dim[", i, "] must be positive, got ", size[i]);
-    CAPO_CHECK(i <= 3 || size[i] == 1, name, ": NIfTI file must hold one volume of up to 3 dimensions, got dim[", i, "] = ", size[i]);
+    CAPO_CHECK(i <= 3 || size[i] == 1, name, ": NIfTI file must hold one volume of up to 3 dimensions, got dim[", i,
+               "] = ", size[i]);
   }
   h.extent = {size[3], size[2], size[1]};
   CAPO_CHECK(h.extent.voxels() <= kMaxVoxels, name, ": NIfTI volume must have at most 2^30 voxels, got ", h.extent);
@@ -90,16 +107,19 @@ void parse_sizes(Header& h, const char* bytes, const std::string& name) {
 
 void parse_voxels(Header& h, const char* bytes, const std::string& name) {
   const int code = get<std::int16_t>(bytes, kDatatype, h.turn), bits = get<std::int16_t>(bytes, kBitpix, h.turn);
-  CAPO_CHECK(known_type(code), name, ": NIfTI datatype must be 2 (u8), 4 (i16), 8 (i32), 16 (f32), 64 (f64) or 512 (u16), got ", code);
+  CAPO_CHECK(known_type(code), name,
+             ": NIfTI datatype must be 2 (u8), 4 (i16), 8 (i32), 16 (f32), 64 (f64) or 512 (u16), got ", code);
   h.type = static_cast<NiftiType>(code);
-  CAPO_CHECK(bits == static_cast<int>(8 * h.voxel_bytes()), name, ": NIfTI bitpix must be ", 8 * h.voxel_bytes(), " for datatype ", code,
-             ", got ", bits);
+  CAPO_CHECK(bits == static_cast<int>(8 * h.voxel_bytes()), name, ": NIfTI bitpix must be ", 8 * h.voxel_bytes(),
+             " for datatype ", code, ", got ", bits);
   const float at = get<float>(bytes, kVoxOffset, h.turn);
-  CAPO_CHECK(at >= 352 && at <= 0x1p24f && at == std::floor(at), name, ": NIfTI vox_offset must be a whole number in [352, 2^24], got ", at);
+  CAPO_CHECK(at >= 352 && at <= 0x1p24f && at == std::floor(at), name,
+             ": NIfTI vox_offset must be a whole number in [352, 2^24], got ", at);
   h.data = static_cast<std::size_t>(at);
   const float slope = get<float>(bytes, kSlope, h.turn), inter = get<float>(bytes, kInter, h.turn);
   if (slope == 0 || std::isnan(slope)) return;  // 0: not scaled, by the standard; NaN: likewise, by nibabel
-  CAPO_CHECK(std::isfinite(slope) && std::isfinite(inter), name, ": NIfTI scl_slope and scl_inter must be finite, got ", slope, " and ", inter);
+  CAPO_CHECK(std::isfinite(slope) && std::isfinite(inter), name, ": NIfTI scl_slope and scl_inter must be finite, got ",
+             slope, " and ", inter);
   h.scaled = slope != 1 || inter != 0;
   h.slope = static_cast<double>(slope);
   h.inter = static_cast<double>(inter);
@@ -134,7 +154,8 @@ void parse_geometry(Header& h, const char* bytes, const std::string& name) {
       g.qoffset[i] = real(kQoffset + 4 * i, "qoffset");
       length += static_cast<double>(g.quatern[i]) * static_cast<double>(g.quatern[i]);
     }
-    CAPO_CHECK(length <= 1.00001, name, ": NIfTI quatern_b, c, d must have a length of at most 1, got ", std::sqrt(length));
+    CAPO_CHECK(length <= 1.00001, name, ": NIfTI quatern_b, c, d must have a length of at most 1, got ",
+               std::sqrt(length));
   }
   if (g.sform_code > 0) {
     for (std::size_t i = 0; i < 3; ++i)
@@ -144,15 +165,19 @@ void parse_geometry(Header& h, const char* bytes, const std::string& name) {
 
 // `bytes`: at least the file's first 348, or all of a shorter file.
 Header parse_header(std::string_view bytes, const std::string& name) {
-  CAPO_CHECK(bytes.size() >= kHeader, name, ": NIfTI file is truncated, the header needs 348 bytes, got ", bytes.size());
+  CAPO_CHECK(bytes.size() >= kHeader, name, ": NIfTI file is truncated, the header needs 348 bytes, got ",
+             bytes.size());
   const char* p = bytes.data();
   const auto native = get<std::int32_t>(p, 0, false);
   CAPO_CHECK(native != 540 && turned(native) != 540, name, ": NIfTI-2 is not supported, only NIfTI-1");
-  CAPO_CHECK(native == 348 || turned(native) == 348, name, ": not a NIfTI-1 file, the header's first field must be 348, got ", native);
+  CAPO_CHECK(native == 348 || turned(native) == 348, name,
+             ": not a NIfTI-1 file, the header's first field must be 348, got ", native);
   Header h;
   h.turn = native != 348;
-  CAPO_CHECK(std::memcmp(p + kMagic, "ni1\0", 4) != 0, name, ": pairs of .hdr and .img are not supported, only single files");
-  CAPO_CHECK(std::memcmp(p + kMagic, "n+1\0", 4) == 0, name, ": not a NIfTI-1 file, the magic at byte 344 must be \"n+1\" (ANALYZE?)");
+  CAPO_CHECK(std::memcmp(p + kMagic, "ni1\0", 4) != 0, name,
+             ": pairs of .hdr and .img are not supported, only single files");
+  CAPO_CHECK(std::memcmp(p + kMagic, "n+1\0", 4) == 0, name,
+             ": not a NIfTI-1 file, the magic at byte 344 must be \"n+1\" (ANALYZE?)");
   parse_sizes(h, p, name);
   parse_voxels(h, p, name);
   parse_geometry(h, p, name);
@@ -174,9 +199,11 @@ Loaded load(const std::string& path) {
   } else {
     f.header = parse_header(f.bytes, path);
   }
-  CAPO_CHECK(f.bytes.size() >= f.header.file_bytes(), path, ": NIfTI file is truncated, ", f.header.extent, " voxels of ",
-             f.header.voxel_bytes(), " bytes from byte ", f.header.data, " on need ", f.header.file_bytes(), " bytes, got ", f.bytes.size());
-  CAPO_CHECK(f.bytes.size() == f.header.file_bytes(), path, ": trailing bytes after the voxels, got ", f.bytes.size() - f.header.file_bytes());
+  CAPO_CHECK(f.bytes.size() >= f.header.file_bytes(), path, ": NIfTI file is truncated, ", f.header.extent,
+             " voxels of ", f.header.voxel_bytes(), " bytes from byte ", f.header.data, " on need ",
+             f.header.file_bytes(), " bytes, got ", f.bytes.size());
+  CAPO_CHECK(f.bytes.size() == f.header.file_bytes(), path, ": trailing bytes after the voxels, got ",
+             f.bytes.size() - f.header.file_bytes());
   return f;
 }
 
@@ -201,7 +228,8 @@ void read_labels(const Loaded& f, std::vector<std::uint8_t>& out, int classes, c
   for (std::size_t i = 0; i < out.size(); ++i) {
     const auto stored = static_cast<double>(get<T>(f.bytes.data(), h.data + i * sizeof(T), h.turn));
     const double v = h.scaled ? h.slope * stored + h.inter : stored;
-    CAPO_CHECK(v >= 0 && v < classes && v == std::floor(v), name, ": labels must be whole numbers in [0, ", classes, "), got ", v, " at voxel ", i);
+    CAPO_CHECK(v >= 0 && v < classes && v == std::floor(v), name, ": labels must be whole numbers in [0, ", classes,
+               "), got ", v, " at voxel ", i);
     out[i] = static_cast<std::uint8_t>(v);
   }
 }
@@ -247,10 +275,13 @@ T stored_voxel(float v, const NiftiFormat& format, std::size_t at, const std::st
     return static_cast<T>(v);
   } else {
     const bool scaled = format.slope != 1 || format.inter != 0;
-    const double exact = (static_cast<double>(v) - static_cast<double>(format.inter)) / static_cast<double>(format.slope);
+    const double exact =
+        (static_cast<double>(v) - static_cast<double>(format.inter)) / static_cast<double>(format.slope);
     const double whole = std::nearbyint(exact);
-    CAPO_CHECK(scaled || whole == exact, name, ": voxel ", at, " must be a whole number to be stored as one without a slope, got ", v);
-    CAPO_CHECK(whole >= static_cast<double>(std::numeric_limits<T>::min()) && whole <= static_cast<double>(std::numeric_limits<T>::max()),
+    CAPO_CHECK(scaled || whole == exact, name, ": voxel ", at,
+               " must be a whole number to be stored as one without a slope, got ", v);
+    CAPO_CHECK(whole >= static_cast<double>(std::numeric_limits<T>::min()) &&
+                   whole <= static_cast<double>(std::numeric_limits<T>::max()),
                name, ": voxel ", at, " does not fit its stored type, got ", v);
     return static_cast<T>(whole);
   }
@@ -263,8 +294,8 @@ void save(const std::string& path, const std::string& bytes) {
 
 template <class V>
 void check_whole(const V& v, const std::string& name) {
-  CAPO_CHECK(static_cast<std::int64_t>(v.voxels.size()) == v.extent.voxels(), name, ": a volume ", v.extent, " must have ", v.extent.voxels(),
-             " voxels, got ", v.voxels.size());
+  CAPO_CHECK(static_cast<std::int64_t>(v.voxels.size()) == v.extent.voxels(), name, ": a volume ", v.extent,
+             " must have ", v.extent.voxels(), " voxels, got ", v.voxels.size());
 }
 
 }  // namespace
@@ -287,14 +318,17 @@ LabelVolume read_nifti_labels(const std::string& path, int classes) {
 void write_nifti(const std::string& path, const Volume& v, const NiftiFormat& format) {
   check_whole(v, path);
   const bool real = format.type == NiftiType::f32 || format.type == NiftiType::f64;
-  CAPO_CHECK(real ? format.slope == 1 && format.inter == 0 : format.slope != 0 && std::isfinite(format.slope) && std::isfinite(format.inter), path,
-             ": NIfTI slope must be finite and not 0, inter finite, and f32 and f64 are not scaled, got ", format.slope, " and ", format.inter);
+  CAPO_CHECK(real ? format.slope == 1 && format.inter == 0
+                  : format.slope != 0 && std::isfinite(format.slope) && std::isfinite(format.inter),
+             path, ": NIfTI slope must be finite and not 0, inter finite, and f32 and f64 are not scaled, got ",
+             format.slope, " and ", format.inter);
   std::string bytes = make_header(v.extent, v.geometry, format, path);
   with_type(format.type, [&](auto t) {
     using T = decltype(t);
     bytes.resize(kFirstVoxel + v.voxels.size() * sizeof(T));
     for (std::size_t i = 0; i < v.voxels.size(); ++i)
-      put(bytes.data(), kFirstVoxel + i * sizeof(T), stored_voxel<T>(v.voxels[i], format, i, path), must_turn(format.big_endian));
+      put(bytes.data(), kFirstVoxel + i * sizeof(T), stored_voxel<T>(v.voxels[i], format, i, path),
+          must_turn(format.big_endian));
   });
   save(path, bytes);
 }

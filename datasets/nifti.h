@@ -1,7 +1,8 @@
 // NIfTI-1 single files (.nii, and .nii.gz through zlib): one volume of up to three dimensions, either byte order.
-// Stored types: u8, i16, i32, f32, f64, u16. Orientation (qform, sform), spacing and its unit are kept; header extensions
-// are passed over. Refused, by an Error that starts with the path: ANALYZE, .hdr/.img pairs, NIfTI-2, other types (RGB,
-// complex, i8, i64), a fourth dimension longer than 1, more than 2^30 voxels, truncated files and bytes after the data.
+// Stored types: u8, i16, i32, f32, f64, u16. Orientation (qform, sform), spacing and its unit are kept; header
+// extensions are passed over. Refused, by an Error that starts with the path: ANALYZE, .hdr/.img pairs, NIfTI-2,
+// other types (RGB, complex, i8, i64), a fourth dimension longer than 1, more than 2^30 voxels, truncated files and
+// bytes after the data.
 #pragma once
 
 #include <capo/datasets/volume.h>
@@ -13,14 +14,14 @@ enum class NiftiType : std::int16_t { u8 = 2, i16 = 4, i32 = 8, f32 = 16, f64 = 
 // How voxels are stored.
 struct NiftiFormat {
   NiftiType type = NiftiType::f32;
-  // Whole-number types only: a voxel is slope * stored + inter, stored rounded to the nearest whole number. With 1 and 0
-  // every voxel must be a whole number.
+  // Whole-number types only: a voxel is slope * stored + inter, stored rounded to the nearest whole number. With 1
+  // and 0 every voxel must be a whole number.
   float slope = 1, inter = 0;
   bool big_endian = false;
 };
 
-// Intensities: slope * stored + inter in f64 where the header scales, rounded to f32 (so i32 and f64 may lose digits). A
-// finite value beyond f32's range throws; NaN and infinities of the file stay.
+// Intensities: slope * stored + inter in f64 where the header scales, rounded to f32 (so i32 and f64 may lose
+// digits). A finite value beyond f32's range throws; NaN and infinities of the file stay.
 Volume read_nifti(const std::string& path);
 // Class labels: each voxel, scaled, must be a whole number in [0, classes), classes in [1, 256].
 LabelVolume read_nifti_labels(const std::string& path, int classes = 256);

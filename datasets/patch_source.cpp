@@ -47,15 +47,19 @@ train::Batch to_batch(const HostPatches& host, std::int64_t n, const Extent& e) 
 
 }  // namespace
 
-PatchSampler::PatchSampler(SegmentationSetPtr set, const Extent& patch, double foreground) : set_(std::move(set)), patch_(patch), foreground_(foreground) {
+PatchSampler::PatchSampler(SegmentationSetPtr set, const Extent& patch, double foreground)
+    : set_(std::move(set)), patch_(patch), foreground_(foreground) {
   CAPO_CHECK(set_ != nullptr, "PatchSampler: needs a segmentation set");
   check_segmentation_set(*set_);
-  CAPO_CHECK(patch.z >= 1 && patch.y >= 1 && patch.x >= 1 && patch.z <= 4096 && patch.y <= 4096 && patch.x <= 4096, set_->name,
-             ": patch sizes must be in [1, 4096], got ", patch);
-  CAPO_CHECK(foreground >= 0 && foreground <= 1, set_->name, ": foreground must be a share in [0, 1], got ", foreground);
+  CAPO_CHECK(patch.z >= 1 && patch.y >= 1 && patch.x >= 1 && patch.z <= 4096 && patch.y <= 4096 && patch.x <= 4096,
+             set_->name, ": patch sizes must be in [1, 4096], got ", patch);
+  CAPO_CHECK(foreground >= 0 && foreground <= 1, set_->name, ": foreground must be a share in [0, 1], got ",
+             foreground);
   for (const auto& c : set_->cases) {
-    CAPO_CHECK(c.label.extent.voxels() <= INT32_MAX, set_->name, ", ", c.name, ": at most 2^31 - 1 voxels, got ", c.label.extent);
-    voxels_.push_back(foreground > 0 ? places_of(c.label, set_->num_classes()) : std::vector<std::vector<std::int32_t>>{});
+    CAPO_CHECK(c.label.extent.voxels() <= INT32_MAX, set_->name, ", ", c.name, ": at most 2^31 - 1 voxels, got ",
+               c.label.extent);
+    voxels_.push_back(foreground > 0 ? places_of(c.label, set_->num_classes())
+                                     : std::vector<std::vector<std::int32_t>>{});
   }
 }
 
@@ -91,7 +95,8 @@ struct PatchSource::Impl final : Maker<HostPatches> {
   std::size_t channels;
   std::optional<Prefetch<HostPatches>> results;  // last: its threads end before the rest goes
 
-  Impl(SegmentationSetPtr set, const PatchOptions& o) : sampler(std::move(set), o.patch, o.foreground), opt(o), channels(sampler.set().cases[0].channels.size()) {}
+  Impl(SegmentationSetPtr set, const PatchOptions& o)
+      : sampler(std::move(set), o.patch, o.foreground), opt(o), channels(sampler.set().cases[0].channels.size()) {}
 
   HostPatches make(HostPatches b, std::int64_t ticket, const StillWanted& wanted) override {
     const ProfileScope scope("prepare a batch");
@@ -102,7 +107,8 @@ struct PatchSource::Impl final : Maker<HostPatches> {
       if (i > 0 && !wanted()) return {};
       const auto p = sampler.place(opt.seed, ticket, static_cast<std::int64_t>(i), opt.batch_size);
       SampleRng rng(opt.seed, kStreamVolume, static_cast<std::uint64_t>(ticket), i);
-      const LabelledPatch patch = augmented_patch(sampler.set().cases[static_cast<std::size_t>(p.index)], opt.patch, p.start, opt.augment, rng);
+      const LabelledPatch patch =
+          augmented_patch(sampler.set().cases[static_cast<std::size_t>(p.index)], opt.patch, p.start, opt.augment, rng);
       for (std::size_t c = 0; c < channels; ++c)
         for (std::size_t k = 0; k < voxels; ++k) b.x[(i * voxels + k) * channels + c] = patch.channels[c][k];
       std::copy(patch.label.begin(), patch.label.end(), b.labels.begin() + static_cast<std::ptrdiff_t>(i * voxels));
@@ -112,10 +118,14 @@ struct PatchSource::Impl final : Maker<HostPatches> {
 };
 
 PatchSource::PatchSource(SegmentationSetPtr set, const PatchOptions& options) {
-  CAPO_CHECK(options.batch_size >= 1 && options.batch_size <= 65536, "PatchSource: batch_size must be in [1, 65536], got ", options.batch_size);
-  CAPO_CHECK(options.batches_per_epoch >= 1 && options.batches_per_epoch <= 1 << 20, "PatchSource: batches_per_epoch must be in [1, 2^20], got ", options.batches_per_epoch);
-  CAPO_CHECK(options.workers >= 0 && options.workers <= 1024, "PatchSource: workers must be in [0, 1024], got ", options.workers);
-  CAPO_CHECK(options.prefetch >= 1 && options.prefetch <= 4096, "PatchSource: prefetch must be in [1, 4096], got ", options.prefetch);
+  CAPO_CHECK(options.batch_size >= 1 && options.batch_size <= 65536,
+             "PatchSource: batch_size must be in [1, 65536], got ", options.batch_size);
+  CAPO_CHECK(options.batches_per_epoch >= 1 && options.batches_per_epoch <= 1 << 20,
+             "PatchSource: batches_per_epoch must be in [1, 2^20], got ", options.batches_per_epoch);
+  CAPO_CHECK(options.workers >= 0 && options.workers <= 1024, "PatchSource: workers must be in [0, 1024], got ",
+             options.workers);
+  CAPO_CHECK(options.prefetch >= 1 && options.prefetch <= 4096, "PatchSource: prefetch must be in [1, 4096], got ",
+             options.prefetch);
   check_augment(options.augment);
   impl_ = std::make_unique<Impl>(std::move(set), options);
   impl_->results.emplace(*impl_, options.workers, options.prefetch);
@@ -134,8 +144,9 @@ train::Batch PatchSource::next() {
 
 void PatchSource::seek(std::int64_t epoch, std::int64_t batch) {
   const std::int64_t per_epoch = impl_->opt.batches_per_epoch;
-  CAPO_CHECK(epoch >= 0 && epoch < (std::int64_t{1} << 40) && batch >= 0 && batch < per_epoch, "PatchSource: seek needs epoch in [0, 2^40) and batch in [0, ",
-             per_epoch, "), got ", epoch, " and ", batch);
+  CAPO_CHECK(epoch >= 0 && epoch < (std::int64_t{1} << 40) && batch >= 0 && batch < per_epoch,
+             "PatchSource: seek needs epoch in [0, 2^40) and batch in [0, ", per_epoch, "), got ", epoch, " and ",
+             batch);
   impl_->results->seek(epoch * per_epoch + batch);
 }
 
@@ -155,7 +166,8 @@ train::Batch CaseSource::next() {
 }
 
 void CaseSource::seek(std::int64_t epoch, std::int64_t batch) {
-  CAPO_CHECK(epoch >= 0 && batch >= 0 && batch < batches_per_epoch(), "CaseSource: seek needs batch in [0, ", batches_per_epoch(), "), got ", batch);
+  CAPO_CHECK(epoch >= 0 && batch >= 0 && batch < batches_per_epoch(), "CaseSource: seek needs batch in [0, ",
+             batches_per_epoch(), "), got ", batch);
   at_ = batch;
 }
 

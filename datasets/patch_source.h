@@ -10,10 +10,11 @@
 
 namespace capo {
 
-// Where patches are taken: nnU-Net's rule. Of a batch of n the last n - round(n (1 - foreground)) have a voxel of some
-// class above 0 at their centre, or as near to it as the border allows (the class drawn among those the case has, then the voxel among at most 10,000 of them);
-// all others lie anywhere. Patches stay inside the volume along each axis that is long enough; along shorter ones the
-// volume is centred, and what is beyond it is up to VolumeAugment::border.
+// Where patches are taken: nnU-Net's rule. Of a batch of n the last n - round(n (1 - foreground)) have a voxel of
+// some class above 0 at their centre, or as near to it as the border allows (the class drawn among those the case
+// has, then the voxel among at most 10,000 of them); all others lie anywhere. Patches stay inside the volume along
+// each axis that is long enough; along shorter ones the volume is centred, and what is beyond it is up to
+// VolumeAugment::border.
 class PatchSampler {
  public:
   // foreground in [0, 1]; the set as check_segmentation_set wants it.
@@ -24,8 +25,8 @@ class PatchSampler {
     Extent start;             // of the patch's first voxel; may be negative where it is padded
     bool foreground = false;  // chosen by a labelled voxel
   };
-  // For sample `i` of batch number `batch` of `n` each, all batches counted from 0. Each case comes once before one comes
-  // again, in an order drawn anew each time.
+  // For sample `i` of batch number `batch` of `n` each, all batches counted from 0. Each case comes once before one
+  // comes again, in an order drawn anew each time.
   Place place(std::uint64_t seed, std::int64_t batch, std::int64_t i, std::int64_t n) const;
 
   const SegmentationSet& set() const { return *set_; }
@@ -39,19 +40,19 @@ class PatchSampler {
 };
 
 struct PatchOptions {
-  Extent patch{1, 256, 256};           // z = 1: flat batches
+  Extent patch{1, 256, 256};  // z = 1: flat batches
   std::int64_t batch_size = 2;
   std::int64_t batches_per_epoch = 250;  // an epoch is as long as one likes, patches are drawn
   double foreground = 1.0 / 3;
-  VolumeAugment augment = {};          // none by default
+  VolumeAugment augment = {};  // none by default
   std::uint64_t seed = 0;
-  int workers = 1;                     // threads; 0 prepares each batch inside next()
-  int prefetch = 4;                    // batches ready or in work at most, at least 1
+  int workers = 1;   // threads; 0 prepares each batch inside next()
+  int prefetch = 4;  // batches ready or in work at most, at least 1
 };
 
 // x f32 [N, D, H, W, C], or [N, H, W, C] for flat patches; labels i64 [N, D, H, W] or [N, H, W]; on the CPU
-// (train::ToDevice takes them further). Bits depend on the set, the options and (epoch, batch) alone, never on `workers`
-// or `prefetch`. Intensities are taken as they are: normalize_zscore the set first.
+// (train::ToDevice takes them further). Bits depend on the set, the options and (epoch, batch) alone, never on
+// `workers` or `prefetch`. Intensities are taken as they are: normalize_zscore the set first.
 class PatchSource final : public train::BatchSource {
  public:
   // Throws when the set is unsound or an option out of range.
@@ -67,8 +68,8 @@ class PatchSource final : public train::BatchSource {
   std::unique_ptr<Impl> impl_;
 };
 
-// Whole cases one by one, for validation: x f32 [1, D, H, W, C] with labels i64 [1, D, H, W], or without D when the case is
-// one slice. An epoch is every case in the set's order; sizes differ from case to case.
+// Whole cases one by one, for validation: x f32 [1, D, H, W, C] with labels i64 [1, D, H, W], or without D when the
+// case is one slice. An epoch is every case in the set's order; sizes differ from case to case.
 class CaseSource final : public train::BatchSource {
  public:
   explicit CaseSource(SegmentationSetPtr set);

@@ -22,8 +22,8 @@ class StillWanted {
   ~StillWanted() = default;
 };
 
-// Makes result number `ticket` = 0, 1, ... from the ticket alone; called from several threads. `memory` is a result that
-// came back, or an empty one. Once wanted() is false the return value does not matter.
+// Makes result number `ticket` = 0, 1, ... from the ticket alone; called from several threads. `memory` is a result
+// that came back, or an empty one. Once wanted() is false the return value does not matter.
 template <class T>
 class Maker {
  public:

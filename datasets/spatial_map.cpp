@@ -33,17 +33,20 @@ std::int64_t inside(std::int64_t i, std::int64_t n, Border border) {
 template <class F>
 void each_position(const SpatialMap& m, F&& f) {
   const auto n = sizes(m.patch);
-  CAPO_CHECK(m.warp.empty() || static_cast<std::int64_t>(m.warp.size()) == 3 * m.patch.voxels(), "resample: warp must have 3 values per voxel, got ",
-             m.warp.size(), " for ", m.patch);
+  CAPO_CHECK(m.warp.empty() || static_cast<std::int64_t>(m.warp.size()) == 3 * m.patch.voxels(),
+             "resample: warp must have 3 values per voxel, got ", m.warp.size(), " for ", m.patch);
   std::size_t at = 0;
   for (std::int64_t z = 0; z < n[0]; ++z) {
     for (std::int64_t y = 0; y < n[1]; ++y) {
       for (std::int64_t x = 0; x < n[2]; ++x, ++at) {
-        const std::int64_t o[3] = {m.flip[0] ? n[0] - 1 - z : z, m.flip[1] ? n[1] - 1 - y : y, m.flip[2] ? n[2] - 1 - x : x};
-        const double d[3] = {static_cast<double>(o[0]) - 0.5 * static_cast<double>(n[0] - 1), static_cast<double>(o[1]) - 0.5 * static_cast<double>(n[1] - 1),
+        const std::int64_t o[3] = {m.flip[0] ? n[0] - 1 - z : z, m.flip[1] ? n[1] - 1 - y : y,
+                                   m.flip[2] ? n[2] - 1 - x : x};
+        const double d[3] = {static_cast<double>(o[0]) - 0.5 * static_cast<double>(n[0] - 1),
+                             static_cast<double>(o[1]) - 0.5 * static_cast<double>(n[1] - 1),
                              static_cast<double>(o[2]) - 0.5 * static_cast<double>(n[2] - 1)};
         Point p;
-        for (std::size_t i = 0; i < 3; ++i) p[i] = m.centre[i] + m.matrix[i][0] * d[0] + m.matrix[i][1] * d[1] + m.matrix[i][2] * d[2];
+        for (std::size_t i = 0; i < 3; ++i)
+          p[i] = m.centre[i] + m.matrix[i][0] * d[0] + m.matrix[i][1] * d[1] + m.matrix[i][2] * d[2];
         if (!m.warp.empty()) {
           const float* w = m.warp.data() + 3 * ((o[0] * n[1] + o[1]) * n[2] + o[2]);
           for (std::size_t i = 0; i < 3; ++i) p[i] += static_cast<double>(w[i]);
@@ -93,7 +96,8 @@ std::array<float, 4> spline(double t) {
 }
 
 // `values` [outer, control, inner] to [outer, n, inner].
-std::vector<float> spread(const std::vector<float>& values, std::size_t outer, std::size_t control, std::size_t n, std::size_t inner, double spacing) {
+std::vector<float> spread(const std::vector<float>& values, std::size_t outer, std::size_t control, std::size_t n,
+                          std::size_t inner, double spacing) {
   std::vector<float> out(outer * n * inner);
   for (std::size_t i = 0; i < n; ++i) {
     const double at = static_cast<double>(i) / spacing;
@@ -102,7 +106,8 @@ std::vector<float> spread(const std::vector<float>& values, std::size_t outer, s
     for (std::size_t o = 0; o < outer; ++o) {
       const float* from = values.data() + (o * control + first) * inner;
       float* to = out.data() + (o * n + i) * inner;
-      for (std::size_t k = 0; k < inner; ++k) to[k] = w[0] * from[k] + w[1] * from[inner + k] + w[2] * from[2 * inner + k] + w[3] * from[3 * inner + k];
+      for (std::size_t k = 0; k < inner; ++k)
+        to[k] = w[0] * from[k] + w[1] * from[inner + k] + w[2] * from[2 * inner + k] + w[3] * from[3 * inner + k];
     }
   }
   return out;
@@ -136,7 +141,8 @@ std::array<std::array<double, 3>, 3> turn_and_scale(const std::array<double, 3>&
 }
 
 std::vector<float> elastic_warp(const Extent& patch, double spacing, double sd, SampleRng& rng) {
-  CAPO_CHECK(spacing >= 2 && sd >= 0, "elastic_warp: spacing must be at least 2 voxels and sd not negative, got ", spacing, " and ", sd);
+  CAPO_CHECK(spacing >= 2 && sd >= 0, "elastic_warp: spacing must be at least 2 voxels and sd not negative, got ",
+             spacing, " and ", sd);
   const auto n = sizes(patch);
   std::array<std::size_t, 3> to{}, control{};
   for (std::size_t i = 0; i < 3; ++i) {

@@ -22,8 +22,8 @@ struct SpatialMap {
 SpatialMap plain_map(const Extent& patch, const Extent& start);
 // Turned by radians about z, then y, then x, and magnified by `scale` > 0 (2: twice as large, half as much is seen).
 std::array<std::array<double, 3>, 3> turn_and_scale(const std::array<double, 3>& radians_zyx, double scale);
-// A smooth random displacement: control points `spacing` >= 2 voxels apart with normal components of `sd` voxels, joined
-// by cubic B-splines (the U-Net paper's coarse grid). Axes of length 1 are not displaced.
+// A smooth random displacement: control points `spacing` >= 2 voxels apart with normal components of `sd` voxels,
+// joined by cubic B-splines (the U-Net paper's coarse grid). Axes of length 1 are not displaced.
 std::vector<float> elastic_warp(const Extent& patch, double spacing, double sd, SampleRng& rng);
 
 enum class Border {

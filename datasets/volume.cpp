@@ -13,12 +13,14 @@ Affine voxel_to_world(const Geometry& g) {
       for (std::size_t j = 0; j < 4; ++j) m[i][j] = static_cast<double>(g.srow[i][j]);
     return m;
   }
-  const double step[3] = {static_cast<double>(g.spacing[2]), static_cast<double>(g.spacing[1]), static_cast<double>(g.spacing[0])};
+  const double step[3] = {static_cast<double>(g.spacing[2]), static_cast<double>(g.spacing[1]),
+                          static_cast<double>(g.spacing[0])};
   if (g.qform_code == 0) {
     for (std::size_t i = 0; i < 3; ++i) m[i][i] = step[i];
     return m;
   }
-  double b = static_cast<double>(g.quatern[0]), c = static_cast<double>(g.quatern[1]), d = static_cast<double>(g.quatern[2]);
+  double b = static_cast<double>(g.quatern[0]), c = static_cast<double>(g.quatern[1]),
+         d = static_cast<double>(g.quatern[2]);
   double a = 1 - (b * b + c * c + d * d);
   if (a < 1e-7) {  // half a turn, rounded: b, c, d alone have length 1
     const double scale = 1 / std::sqrt(b * b + c * c + d * d);

@@ -27,9 +27,9 @@ struct Geometry {
   Unit unit = Unit::millimetre;
   // The scanner's frame. code 0: not stated, 1 scanner, 2 aligned, 3 Talairach, 4 MNI 152, 5 another template.
   std::int16_t qform_code = 0;
-  float qfac = 1;                   // 1, or -1: z is turned over
-  std::array<float, 3> quatern{};   // b, c, d of the unit quaternion a + bi + cj + dk, a >= 0
-  std::array<float, 3> qoffset{};   // of the first voxel
+  float qfac = 1;                  // 1, or -1: z is turned over
+  std::array<float, 3> quatern{};  // b, c, d of the unit quaternion a + bi + cj + dk, a >= 0
+  std::array<float, 3> qoffset{};  // of the first voxel
   // A second frame: any affine map of voxel indices (x, y, z, 1); the same codes.
   std::int16_t sform_code = 0;
   std::array<std::array<float, 4>, 3> srow{};
@@ -37,8 +37,8 @@ struct Geometry {
   friend bool operator==(const Geometry&, const Geometry&) = default;
 };
 
-// World coordinates of voxel (x, y, z): m[i][0] x + m[i][1] y + m[i][2] z + m[i][3]. The second frame where stated, else
-// the scanner's, else spacing alone (methods 3, 2, 1 of nifti1.h).
+// World coordinates of voxel (x, y, z): m[i][0] x + m[i][1] y + m[i][2] z + m[i][3]. The second frame where stated,
+// else the scanner's, else spacing alone (methods 3, 2, 1 of nifti1.h).
 using Affine = std::array<std::array<double, 4>, 3>;
 Affine voxel_to_world(const Geometry& g);
 
@@ -57,11 +57,11 @@ struct VolumeOf {
   T& at(std::int64_t z, std::int64_t y, std::int64_t x) { return voxels[index(z, y, x)]; }
   const T& at(std::int64_t z, std::int64_t y, std::int64_t x) const { return voxels[index(z, y, x)]; }
 };
-using Volume = VolumeOf<float>;             // intensities
-using LabelVolume = VolumeOf<std::uint8_t>; // one class per voxel
+using Volume = VolumeOf<float>;              // intensities
+using LabelVolume = VolumeOf<std::uint8_t>;  // one class per voxel
 
-// (v - mean) / sd over all voxels, sums in f64, sd of the population; a constant volume becomes 0. Throws when a voxel is
-// not finite; `name` starts the text.
+// (v - mean) / sd over all voxels, sums in f64, sd of the population; a constant volume becomes 0. Throws when a
+// voxel is not finite; `name` starts the text.
 void normalize_zscore(Volume& v, const std::string& name);
 
 }  // namespace capo

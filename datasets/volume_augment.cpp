@@ -41,7 +41,9 @@ SpatialMap draw_map(const Extent& patch, const Extent& start, const VolumeAugmen
       if (size[i] > 1) m.centre[i] += share * static_cast<double>(size[i]);
     }
   }
-  if (rng.chance(a.elastic.probability)) m.warp = elastic_warp(patch, static_cast<double>(a.elastic_spacing), static_cast<double>(within(a.elastic, rng)), rng);
+  if (rng.chance(a.elastic.probability))
+    m.warp =
+        elastic_warp(patch, static_cast<double>(a.elastic_spacing), static_cast<double>(within(a.elastic, rng)), rng);
   for (std::size_t i = 0; i < 3; ++i) m.flip[i] = rng.chance(a.mirror[i]);
   return m;
 }
@@ -55,9 +57,10 @@ void change(LabelledPatch& p, const Draw& d, float per_channel, SampleRng& rng, 
 }
 
 void check(const char* what, const Draw& d, float low, float high) {
-  CAPO_CHECK(d.probability >= 0 && d.probability <= 1, "augment: ", what, " must have a probability in [0, 1], got ", d.probability);
-  CAPO_CHECK(d.probability == 0 || (d.low >= low && d.low <= d.high && d.high <= high), "augment: ", what, " must have ", low, " <= low <= high <= ", high,
-             ", got ", d.low, " and ", d.high);
+  CAPO_CHECK(d.probability >= 0 && d.probability <= 1, "augment: ", what, " must have a probability in [0, 1], got ",
+             d.probability);
+  CAPO_CHECK(d.probability == 0 || (d.low >= low && d.low <= d.high && d.high <= high), "augment: ", what,
+             " must have ", low, " <= low <= high <= ", high, ", got ", d.low, " and ", d.high);
 }
 
 }  // namespace
@@ -90,12 +93,15 @@ void check_augment(const VolumeAugment& a) {
   check("low_resolution", a.low_resolution, 0.01f, 1);
   check("gamma_inverted", a.gamma_inverted, 0.01f, 100);
   check("gamma", a.gamma, 0.01f, 100);
-  CAPO_CHECK(a.elastic_spacing >= 2 && a.elastic_spacing <= 4096, "augment: elastic_spacing must be in [2, 4096], got ", a.elastic_spacing);
+  CAPO_CHECK(a.elastic_spacing >= 2 && a.elastic_spacing <= 4096, "augment: elastic_spacing must be in [2, 4096], got ",
+             a.elastic_spacing);
   CAPO_CHECK(a.per_channel >= 0 && a.per_channel <= 1, "augment: per_channel must be in [0, 1], got ", a.per_channel);
-  for (const float p : a.mirror) CAPO_CHECK(p >= 0 && p <= 1, "augment: mirror must be probabilities in [0, 1], got ", p);
+  for (const float p : a.mirror)
+    CAPO_CHECK(p >= 0 && p <= 1, "augment: mirror must be probabilities in [0, 1], got ", p);
 }
 
-LabelledPatch augmented_patch(const SegmentationCase& c, const Extent& patch, const Extent& start, const VolumeAugment& a, SampleRng& rng) {
+LabelledPatch augmented_patch(const SegmentationCase& c, const Extent& patch, const Extent& start,
+                              const VolumeAugment& a, SampleRng& rng) {
   const SpatialMap map = draw_map(patch, start, a, rng);
   LabelledPatch p;
   for (const auto& v : c.channels) p.channels.push_back(resample(v, map, a.sampling, a.border));
@@ -104,8 +110,10 @@ LabelledPatch augmented_patch(const SegmentationCase& c, const Extent& patch, co
   change(p, a.blur, a.per_channel, rng, [&](float* v) { blur(v, patch, within(a.blur, rng)); });
   change(p, a.brightness, 1, rng, [&](float* v) { change_brightness(v, patch, within(a.brightness, rng)); });
   change(p, a.contrast, 1, rng, [&](float* v) { change_contrast(v, patch, around_one(a.contrast, rng)); });
-  change(p, a.low_resolution, a.per_channel, rng, [&](float* v) { lower_resolution(v, patch, within(a.low_resolution, rng)); });
-  change(p, a.gamma_inverted, 1, rng, [&](float* v) { change_gamma(v, patch, around_one(a.gamma_inverted, rng), true); });
+  change(p, a.low_resolution, a.per_channel, rng,
+         [&](float* v) { lower_resolution(v, patch, within(a.low_resolution, rng)); });
+  change(p, a.gamma_inverted, 1, rng,
+         [&](float* v) { change_gamma(v, patch, around_one(a.gamma_inverted, rng), true); });
   change(p, a.gamma, 1, rng, [&](float* v) { change_gamma(v, patch, around_one(a.gamma, rng), false); });
   return p;
 }

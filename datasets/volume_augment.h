@@ -14,14 +14,14 @@ struct Draw {
 // In this order. Everything is off by default: then a patch is the volume's own voxels.
 struct VolumeAugment {
   // Image and labels together; flat patches stay in their plane.
-  Draw rotate;                          // degrees, to either side, about each axis by itself
+  Draw rotate;                                         // degrees, to either side, about each axis by itself
   std::array<bool, 3> rotate_about{true, true, true};  // z, y, x
-  Draw scale;                           // magnification, one for all axes
-  Draw translate;                       // share of the patch's size, to either side, along each axis by itself
-  Draw elastic;                         // sd of the control points in voxels
-  float elastic_spacing = 32;           // between control points, in voxels
-  std::array<float, 3> mirror{};        // probability along z, y, x
-  Sampling sampling = Sampling::linear; // of intensities; labels take the nearest voxel
+  Draw scale;                                          // magnification, one for all axes
+  Draw translate;                        // share of the patch's size, to either side, along each axis by itself
+  Draw elastic;                          // sd of the control points in voxels
+  float elastic_spacing = 32;            // between control points, in voxels
+  std::array<float, 3> mirror{};         // probability along z, y, x
+  Sampling sampling = Sampling::linear;  // of intensities; labels take the nearest voxel
   Border border = Border::constant;
 
   // Each channel by itself. A range that holds 1 is nnU-Net's "half below 1, half above" for contrast and gamma.
@@ -36,8 +36,8 @@ struct VolumeAugment {
   float per_channel = 1;
 };
 
-// nnU-Net v2's defaults (nnUNetTrainer): rotation up to 180 degrees in the plane or 30 about each axis in 3-D, scale 0.7 to
-// 1.4, no elastic deformation, all mirrors.
+// nnU-Net v2's defaults (nnUNetTrainer): rotation up to 180 degrees in the plane or 30 about each axis in 3-D, scale
+// 0.7 to 1.4, no elastic deformation, all mirrors.
 VolumeAugment nnunet_augment(bool flat);
 // Throws when a setting is out of its range.
 void check_augment(const VolumeAugment& a);
@@ -46,7 +46,9 @@ struct LabelledPatch {
   std::vector<std::vector<float>> channels;  // each voxel of the patch, row by row
   std::vector<std::uint8_t> label;
 };
-// A patch of the case, its first voxel at `start` before it is turned and moved. The same generator state, the same bits.
-LabelledPatch augmented_patch(const SegmentationCase& c, const Extent& patch, const Extent& start, const VolumeAugment& a, SampleRng& rng);
+// A patch of the case, its first voxel at `start` before it is turned and moved. The same generator state, the same
+// bits.
+LabelledPatch augmented_patch(const SegmentationCase& c, const Extent& patch, const Extent& start,
+                              const VolumeAugment& a, SampleRng& rng);
 
 }  // namespace capo

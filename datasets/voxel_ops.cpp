@@ -14,7 +14,8 @@ Moments moments(const float* v, std::int64_t n) {
   double sum = 0, squares = 0;
   for (std::int64_t i = 0; i < n; ++i) sum += static_cast<double>(v[i]);
   const double mean = sum / static_cast<double>(n);
-  for (std::int64_t i = 0; i < n; ++i) squares += (static_cast<double>(v[i]) - mean) * (static_cast<double>(v[i]) - mean);
+  for (std::int64_t i = 0; i < n; ++i)
+    squares += (static_cast<double>(v[i]) - mean) * (static_cast<double>(v[i]) - mean);
   return {mean, std::sqrt(squares / static_cast<double>(n))};
 }
 
@@ -56,16 +57,19 @@ void blur(float* v, const Extent& e, float sigma) {
   if (reach == 0) return;
   std::vector<float> weight(static_cast<std::size_t>(2 * reach + 1));
   double sum = 0;
-  for (std::int64_t k = -reach; k <= reach; ++k) sum += std::exp(-0.5 * static_cast<double>(k * k) / static_cast<double>(sigma * sigma));
   for (std::int64_t k = -reach; k <= reach; ++k)
-    weight[static_cast<std::size_t>(k + reach)] = static_cast<float>(std::exp(-0.5 * static_cast<double>(k * k) / static_cast<double>(sigma * sigma)) / sum);
+    sum += std::exp(-0.5 * static_cast<double>(k * k) / static_cast<double>(sigma * sigma));
+  for (std::int64_t k = -reach; k <= reach; ++k)
+    weight[static_cast<std::size_t>(k + reach)] =
+        static_cast<float>(std::exp(-0.5 * static_cast<double>(k * k) / static_cast<double>(sigma * sigma)) / sum);
   std::vector<float> line;
   for (int axis = 0; axis < 3; ++axis) {
     const Lines l = lines(e, axis);
     if (l.n == 1) continue;
     line.resize(static_cast<std::size_t>(l.n + 2 * reach));
     each_line(v, e, axis, [&](float* p) {
-      for (std::int64_t i = -reach; i < l.n + reach; ++i) line[static_cast<std::size_t>(i + reach)] = p[mirrored(i, l.n) * l.step];
+      for (std::int64_t i = -reach; i < l.n + reach; ++i)
+        line[static_cast<std::size_t>(i + reach)] = p[mirrored(i, l.n) * l.step];
       for (std::int64_t i = 0; i < l.n; ++i) {
         float s = 0;
         for (std::size_t k = 0; k < weight.size(); ++k) s += weight[k] * line[static_cast<std::size_t>(i) + k];
@@ -99,7 +103,8 @@ void change_gamma(float* v, const Extent& e, float exponent, bool inverted) {
     for (std::int64_t i = 0; i < n; ++i) v[i] = std::pow((v[i] - lo) / range, exponent) * range + lo;
     const Moments after = moments(v, n);
     const double scale = after.sd > 0 ? before.sd / after.sd : 1;
-    for (std::int64_t i = 0; i < n; ++i) v[i] = static_cast<float>((static_cast<double>(v[i]) - after.mean) * scale + before.mean);
+    for (std::int64_t i = 0; i < n; ++i)
+      v[i] = static_cast<float>((static_cast<double>(v[i]) - after.mean) * scale + before.mean);
   }
   if (inverted)
     for (std::int64_t i = 0; i < n; ++i) v[i] = -v[i];

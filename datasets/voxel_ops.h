@@ -1,5 +1,5 @@
-// Intensity changes for training on volumes, in place on a patch v of extent e. nnU-Net's definitions (Isensee et al. 2021;
-// package batchgenerators), which expect normalised intensities.
+// Intensity changes for training on volumes, in place on a patch v of extent e. nnU-Net's definitions (Isensee et al.
+// 2021; package batchgenerators), which expect normalised intensities.
 #pragma once
 
 #include <capo/datasets/sample_rng.h>

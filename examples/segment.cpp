@@ -1,6 +1,6 @@
 // Trains a U-Net to segment images or volumes and judges it on cases that it has not seen:
-//   segment --recipe recipes/isbi2012_unet.json                five folds over the 30 slices (--fold 0: the first alone)
-//   segment --recipe recipes/hippocampus_unet.json             80 volumes to train on, 20 to judge
+//   segment --recipe recipes/isbi2012_unet.json       five folds over the 30 slices (--fold 0: the first alone)
+//   segment --recipe recipes/hippocampus_unet.json    80 volumes to train on, 20 to judge
 // Stops cleanly on Ctrl-C and goes on where it was when started again. Each fold's folder gets model.safetensors,
 // validation.csv, curve.png and overlays.png: contours of the truth in white, of the prediction in colour.
 #include <capo/engine/threads.h>
@@ -46,7 +46,8 @@ nlohmann::json best_threshold(const std::vector<CaseScore>& cases, double segmen
 
 nlohmann::json summary(const std::vector<CaseScore>& cases, const std::vector<std::string>& classes) {
   nlohmann::json j{{"cases", cases.size()}, {"mean_foreground_dice", over_cases(cases, foreground)}};
-  for (std::size_t k = 0; k < classes.size(); ++k) j["dice"][classes[k]] = over_cases(cases, [&](const CaseScore& c) { return c.dice[k]; });
+  for (std::size_t k = 0; k < classes.size(); ++k)
+    j["dice"][classes[k]] = over_cases(cases, [&](const CaseScore& c) { return c.dice[k]; });
   if (cases[0].partition.empty()) return j;
   j["v_rand"] = best_threshold(cases, &segment::PartitionScores::rand);
   j["v_info"] = best_threshold(cases, &segment::PartitionScores::info);
@@ -78,7 +79,8 @@ int main(int argc, char** argv) try {
   app.add_option("--fold", fold, "of the recipe's cross-validation; -1: one after another")->check(CLI::Range(-1, 99));
   app.add_option("--epochs", epochs, "0: the recipe's")->check(CLI::NonNegativeNumber);
   app.add_option("--data", data, "folder with the data sets; empty: CAPO_DATA, or ~/.cache/capo");
-  app.add_option("--stop-after", run.stop_after, "end each training cleanly after this many steps in all (0: never)")->check(CLI::NonNegativeNumber);
+  app.add_option("--stop-after", run.stop_after, "end each training cleanly after this many steps in all (0: never)")
+      ->check(CLI::NonNegativeNumber);
   app.add_option("--device", device_name, "cpu, cuda or cuda:N");
   app.add_option("--threads", threads, "0: all processors, or CAPO_THREADS")->check(CLI::NonNegativeNumber);
   app.add_option("--workers", run.workers, "loader threads")->check(CLI::NonNegativeNumber);
@@ -111,8 +113,9 @@ int main(int argc, char** argv) try {
     for (std::int64_t i = 0; i < n; ++i)
       if (std::find(held.begin(), held.end(), i) == held.end()) kept.push_back(i);
     run.out = recipe.folds > 0 ? cat(out, "/fold", k) : out;
-    const auto scores = examples::train_and_judge(recipe, std::make_shared<const SegmentationSet>(select_cases(train, kept)),
-                                                  std::make_shared<const SegmentationSet>(recipe.folds > 0 ? select_cases(train, held) : test), run);
+    const auto scores = examples::train_and_judge(
+        recipe, std::make_shared<const SegmentationSet>(select_cases(train, kept)),
+        std::make_shared<const SegmentationSet>(recipe.folds > 0 ? select_cases(train, held) : test), run);
     stopped = scores.empty();
     if (stopped) break;
     folds.push_back(summary(scores, train.class_names));
@@ -120,7 +123,11 @@ int main(int argc, char** argv) try {
     std::fflush(stdout);
     all.insert(all.end(), scores.begin(), scores.end());
   }
-  nlohmann::json line{{"example", "segment"}, {"dataset", recipe.dataset}, {"device", to_string(run.device)}, {"folds", folds.size()}, {"stopped", stopped}};
+  nlohmann::json line{{"example", "segment"},
+                      {"dataset", recipe.dataset},
+                      {"device", to_string(run.device)},
+                      {"folds", folds.size()},
+                      {"stopped", stopped}};
   if (!all.empty()) line.update(summary(all, train.class_names));
   if (folds.size() > 1) {
     std::vector<double> means;

@@ -23,8 +23,8 @@ struct SegmentRun {
 // Of each held-out case.
 struct CaseScore {
   std::string name;
-  std::vector<double> dice;                           // by class
-  std::vector<segment::PartitionScores> partition;    // by threshold; empty unless flat with two classes
+  std::vector<double> dice;                         // by class
+  std::vector<segment::PartitionScores> partition;  // by threshold; empty unless flat with two classes
 };
 
 inline LabelVolume label_volume(const Tensor& labels, const LabelVolume& like) {
@@ -50,7 +50,9 @@ inline std::vector<CaseScore> judge(SegmentTask& task, const SegmentationSetPtr&
     if (c.label.extent.z == 1 && set->num_classes() == 2) s.partition = threshold_scores(logits, b.labels);
     if (scores.size() < 12) {
       std::string caption = "Dice";
-      for (std::size_t k = 1; k < s.dice.size(); ++k) caption += cat(k > 1 ? ", " : " ", set->class_names[k], " ", static_cast<double>(std::llround(1e4 * s.dice[k])) / 100, " %");
+      for (std::size_t k = 1; k < s.dice.size(); ++k)
+        caption += cat(k > 1 ? ", " : " ", set->class_names[k], " ",
+                       static_cast<double>(std::llround(1e4 * s.dice[k])) / 100, " %");
       add_pictures(pictures, captions, c, label_volume(labels, c.label), caption);
     }
     scores.push_back(std::move(s));
@@ -59,13 +61,17 @@ inline std::vector<CaseScore> judge(SegmentTask& task, const SegmentationSetPtr&
   return scores;
 }
 
-// Trains on `train`, goes on where it was when it has been started before, and judges on `test`. Empty: stopped before the end.
-inline std::vector<CaseScore> train_and_judge(const SegmentRecipe& recipe, const SegmentationSetPtr& train, const SegmentationSetPtr& test, const SegmentRun& run) {
+// Trains on `train`, goes on where it was when it has been started before, and judges on `test`. Empty: stopped
+// before the end.
+inline std::vector<CaseScore> train_and_judge(const SegmentRecipe& recipe, const SegmentationSetPtr& train,
+                                              const SegmentationSetPtr& test, const SegmentRun& run) {
   std::filesystem::create_directories(run.out);
   const int channels = static_cast<int>(train->cases[0].channels.size());
-  unet::PlainUnet model(model_config(recipe, channels, train->num_classes()), {.seed = static_cast<std::uint64_t>(recipe.seed), .device = run.device});
-  std::printf("%s: U-Net of %zu stages, %lld parameters; %zu cases to train on, %zu held out\n", train->name.c_str(), model.config.stages.size(),
-              static_cast<long long>(nn::parameter_count(model)), train->cases.size(), test->cases.size());
+  unet::PlainUnet model(model_config(recipe, channels, train->num_classes()),
+                        {.seed = static_cast<std::uint64_t>(recipe.seed), .device = run.device});
+  std::printf("%s: U-Net of %zu stages, %lld parameters; %zu cases to train on, %zu held out\n", train->name.c_str(),
+              model.config.stages.size(), static_cast<long long>(nn::parameter_count(model)), train->cases.size(),
+              test->cases.size());
   std::fflush(stdout);
   PatchSource patches(train, patch_options(recipe, run.workers));
   CaseSource whole(test);
@@ -84,11 +90,15 @@ inline std::vector<CaseScore> train_and_judge(const SegmentRecipe& recipe, const
   const StopOnSignal stop(trainer);
   if (trainer.run().stopped) return {};
 
-  const std::unique_ptr<train::EmaScope> averaged = trainer.ema() ? std::make_unique<train::EmaScope>(*trainer.ema()) : nullptr;
+  const std::unique_ptr<train::EmaScope> averaged =
+      trainer.ema() ? std::make_unique<train::EmaScope>(*trainer.ema()) : nullptr;
   std::string classes;
   for (const auto& c : train->class_names) classes += c + "\n";
-  nn::save_model(model, run.out + "/model.safetensors", f32, {unet::to_json(model.config), "", classes, {}}, {{"recipe", run.recipe_text}});
-  write_png(run.out + "/curve.png", plot(log.curves(), {.title = cat("validation Dice, ", train->name), .x_label = "epoch", .y_label = "Dice (%)"}));
+  nn::save_model(model, run.out + "/model.safetensors", f32, {unet::to_json(model.config), "", classes, {}},
+                 {{"recipe", run.recipe_text}});
+  write_png(
+      run.out + "/curve.png",
+      plot(log.curves(), {.title = cat("validation Dice, ", train->name), .x_label = "epoch", .y_label = "Dice (%)"}));
   return judge(task, test, run);
 }
 

@@ -17,7 +17,8 @@ namespace capo::examples {
 class SegmentLog {
  public:
   // Rows of an earlier part of the run stay, up to the epoch it is resumed at.
-  SegmentLog(const SegmentTask& task, std::vector<std::string> class_names, std::string csv) : task_(task), names_(std::move(class_names)), csv_(std::move(csv)) {}
+  SegmentLog(const SegmentTask& task, std::vector<std::string> class_names, std::string csv)
+      : task_(task), names_(std::move(class_names)), csv_(std::move(csv)) {}
 
   static void progress(const train::Progress& p, void* user) { static_cast<SegmentLog*>(user)->bar_.draw(p); }
   static void epoch(const train::EpochReport& r, void* user) { static_cast<SegmentLog*>(user)->report(r); }
@@ -39,7 +40,9 @@ class SegmentLog {
   void report(const train::EpochReport& r) {
     bar_.clear();
     if (!r.validated) return;
-    std::string line = cat("epoch ", r.epoch + 1, ": train loss ", r.train_loss, ", validation loss ", r.validation.loss, ", Dice %"), row = cat(r.epoch + 1, ",", r.train_loss, ",", r.validation.loss);
+    std::string line = cat("epoch ", r.epoch + 1, ": train loss ", r.train_loss, ", validation loss ",
+                           r.validation.loss, ", Dice %"),
+                row = cat(r.epoch + 1, ",", r.train_loss, ",", r.validation.loss);
     for (std::size_t k = 0; k < names_.size(); ++k) {
       char text[64];
       std::snprintf(text, sizeof text, " %.2f", 100 * task_.mean_dice(k));

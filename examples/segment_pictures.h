@@ -24,9 +24,10 @@ T slice_voxel(const VolumeOf<T>& v, int axis, std::int64_t at, std::int64_t row,
   return axis == 0 ? v.at(at, row, column) : axis == 1 ? v.at(row, at, column) : v.at(row, column, at);
 }
 
-// One slice, each voxel `scale` pixels wide, in grey from the volume's smallest to its greatest value; the truth's contours in
-// white, the prediction's in its class's colour over them. Contours run inside the class they belong to.
-inline Image contour_picture(const Volume& image, const LabelVolume& truth, const LabelVolume& predicted, int axis, std::int64_t at, int scale) {
+// One slice, each voxel `scale` pixels wide, in grey from the volume's smallest to its greatest value; the truth's
+// contours in white, the prediction's in its class's colour over them. Contours run inside the class they belong to.
+inline Image contour_picture(const Volume& image, const LabelVolume& truth, const LabelVolume& predicted, int axis,
+                             std::int64_t at, int scale) {
   const auto [h, w] = slice_size(image.extent, axis);
   const auto [low, high] = std::minmax_element(image.voxels.begin(), image.voxels.end());
   const float grey = *high > *low ? 255 / (*high - *low) : 0;
@@ -42,9 +43,10 @@ inline Image contour_picture(const Volume& image, const LabelVolume& truth, cons
     for (int y = 0; y < canvas.height(); ++y) {
       for (int x = 0; x < canvas.width(); ++x) {
         const int k = label(y, x);
-        const bool edge = (y > 0 && label(y - 1, x) != k) || (y + 1 < canvas.height() && label(y + 1, x) != k) || (x > 0 && label(y, x - 1) != k) ||
-                          (x + 1 < canvas.width() && label(y, x + 1) != k);
-        if (k > 0 && edge) canvas.blend(y, x, map == &truth ? Color{255, 255, 255} : class_color(k), map == &truth ? 0.9f : 1);
+        const bool edge = (y > 0 && label(y - 1, x) != k) || (y + 1 < canvas.height() && label(y + 1, x) != k) ||
+                          (x > 0 && label(y, x - 1) != k) || (x + 1 < canvas.width() && label(y, x + 1) != k);
+        if (k > 0 && edge)
+          canvas.blend(y, x, map == &truth ? Color{255, 255, 255} : class_color(k), map == &truth ? 0.9f : 1);
       }
     }
   }
@@ -57,13 +59,14 @@ inline std::int64_t fullest_slice(const LabelVolume& truth, int axis) {
   std::vector<std::int64_t> count(static_cast<std::size_t>(axis == 0 ? e.z : axis == 1 ? e.y : e.x));
   for (std::int64_t z = 0; z < e.z; ++z)
     for (std::int64_t y = 0; y < e.y; ++y)
-      for (std::int64_t x = 0; x < e.x; ++x) count[static_cast<std::size_t>(axis == 0 ? z : axis == 1 ? y : x)] += truth.at(z, y, x) > 0;
+      for (std::int64_t x = 0; x < e.x; ++x)
+        count[static_cast<std::size_t>(axis == 0 ? z : axis == 1 ? y : x)] += truth.at(z, y, x) > 0;
   return std::max_element(count.begin(), count.end()) - count.begin();
 }
 
 // What is shown of a case: the pictures, and a caption below the first.
-inline void add_pictures(std::vector<Image>& pictures, std::vector<Caption>& captions, const SegmentationCase& c, const LabelVolume& predicted,
-                         const std::string& caption) {
+inline void add_pictures(std::vector<Image>& pictures, std::vector<Caption>& captions, const SegmentationCase& c,
+                         const LabelVolume& predicted, const std::string& caption) {
   const bool flat = c.label.extent.z == 1;
   const int scale = flat ? 1 : 6;
   const char* names[] = {"across z", "across y", "across x"};

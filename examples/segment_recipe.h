@@ -17,19 +17,20 @@ struct SegmentRecipe {
   std::string dataset = "isbi2012";  // or hippocampus
   int folds = 5;                     // of cross-validation; 0: the set's own test split
   std::vector<int> patch{1, 256, 256};
-  int base = 16;    // features of the first stage
-  int stages = 0;   // at most; 0: as many as nnU-Net's rule makes for the patch
+  int base = 16;   // features of the first stage
+  int stages = 0;  // at most; 0: as many as nnU-Net's rule makes for the patch
   bool deep_supervision = true;
+  bool dice_background = false;                        // class 0 counts in the Dice loss, too
   int epochs = 10, batches_per_epoch = 50, batch = 2;  // an epoch is what lies between two validations
-  double foreground = 1.0 / 3;                        // share of patches around a labelled voxel
+  double foreground = 1.0 / 3;                         // share of patches around a labelled voxel
   std::string optimizer = "adamw", decay = "cosine";
   double lr = 1e-3, weight_decay = 0.01, warmup = 0.5, clip_norm = 12, ema = 0;
   enum class Augmentation { none, nnunet } augment = Augmentation::nnunet;
-  std::vector<int> mirror{0, 1, 1};                   // axes z, y, x, in training and in the last evaluation
-  double elastic = 0, elastic_spacing = 32;           // sd in voxels of control points so far apart, in 3 of 10 patches
+  std::vector<int> mirror{0, 1, 1};          // axes z, y, x, in training and in the last evaluation
+  double elastic = 0, elastic_spacing = 32;  // sd in voxels of control points so far apart, in 3 of 10 patches
   Border border = Border::constant;
   Sampling sampling = Sampling::linear;
-  double overlap = 0.5;                               // of the windows
+  double overlap = 0.5;  // of the windows
   int seed = 0;
 
   bool flat() const { return patch[0] == 1; }
@@ -45,6 +46,7 @@ inline SegmentRecipe read_segment_recipe(const std::string& path) {
   f.take("base", r.base, 1, 1024);
   f.take("stages", r.stages, 0, 12);
   f.take("deep_supervision", r.deep_supervision);
+  f.take("dice_background", r.dice_background);
   f.take("epochs", r.epochs, 1, 1'000'000);
   f.take("batches_per_epoch", r.batches_per_epoch, 1, 1'000'000);
   f.take("batch", r.batch, 1, 65536);
@@ -65,9 +67,10 @@ inline SegmentRecipe read_segment_recipe(const std::string& path) {
   f.take("overlap", r.overlap, 0, 0.9);
   f.take("seed", r.seed, 0, 1 << 30);
   f.finish();
-  CAPO_CHECK(r.patch.size() == 3 && r.mirror.size() == 3, path, ": patch and mirror must be lists of 3 (z, y, x), got ", r.patch.size(), " and ",
-             r.mirror.size());
-  CAPO_CHECK(r.decay == "cosine" || r.decay == "linear" || r.decay == "constant", path, ": decay must be cosine, linear or constant, got ", r.decay);
+  CAPO_CHECK(r.patch.size() == 3 && r.mirror.size() == 3, path, ": patch and mirror must be lists of 3 (z, y, x), got ",
+             r.patch.size(), " and ", r.mirror.size());
+  CAPO_CHECK(r.decay == "cosine" || r.decay == "linear" || r.decay == "constant", path,
+             ": decay must be cosine, linear or constant, got ", r.decay);
   return r;
 }
 
@@ -80,12 +83,14 @@ inline Dims patch_dims(const SegmentRecipe& r) {
 
 inline unet::PlainConfig model_config(const SegmentRecipe& r, int channels, int classes) {
   unet::PlainConfig c = unet::plain_config(patch_dims(r), channels, classes, r.base);
-  if (r.stages > 0 && c.stages.size() > static_cast<std::size_t>(r.stages)) c.stages.resize(static_cast<std::size_t>(r.stages));
+  if (r.stages > 0 && c.stages.size() > static_cast<std::size_t>(r.stages))
+    c.stages.resize(static_cast<std::size_t>(r.stages));
   return c;
 }
 
 inline PatchOptions patch_options(const SegmentRecipe& r, int workers) {
-  PatchOptions o{.patch = r.extent(), .batch_size = r.batch, .batches_per_epoch = r.batches_per_epoch, .foreground = r.foreground};
+  PatchOptions o{
+      .patch = r.extent(), .batch_size = r.batch, .batches_per_epoch = r.batches_per_epoch, .foreground = r.foreground};
   if (r.augment == SegmentRecipe::Augmentation::nnunet) o.augment = nnunet_augment(r.flat());
   for (std::size_t i = 0; i < 3; ++i) o.augment.mirror[i] = r.mirror[i] ? 0.5f : 0.0f;
   if (r.elastic > 0) o.augment.elastic = {0.3f, 0, static_cast<float>(r.elastic)};
@@ -111,7 +116,9 @@ inline train::TrainOptions train_options(const SegmentRecipe& r) {
   o.sgd.momentum = 0.99;  // nnU-Net's
   o.sgd.nesterov = true;
   o.schedule = {.lr = r.lr, .min_lr = r.lr * 0.01};
-  o.schedule.decay = r.decay == "cosine" ? train::Decay::cosine : r.decay == "linear" ? train::Decay::linear : train::Decay::constant;
+  o.schedule.decay = r.decay == "cosine"   ? train::Decay::cosine
+                     : r.decay == "linear" ? train::Decay::linear
+                                           : train::Decay::constant;
   o.warmup_epochs = r.warmup;
   o.clip_norm = r.clip_norm;
   o.ema_decay = r.ema;

@@ -21,10 +21,15 @@ class SegmentTask final : public train::Task {
 
   nn::Module& module() override { return model_; }
   Tensor loss(const train::Batch& b) override {
-    const auto one = [](const Tensor& logits, const Tensor& labels) { return segment::dice_ce_loss(logits, labels, {.dice = {.batch = true}}); };
-    return recipe_.deep_supervision ? segment::deep_supervision_loss(model_.outputs(b.x), b.labels, one) : one(model_(b.x), b.labels);
+    const segment::DiceCeOptions options{.dice = {.batch = true, .background = recipe_.dice_background}};
+    const auto one = [&](const Tensor& logits, const Tensor& labels) {
+      return segment::dice_ce_loss(logits, labels, options);
+    };
+    return recipe_.deep_supervision ? segment::deep_supervision_loss(model_.outputs(b.x), b.labels, one)
+                                    : one(model_(b.x), b.labels);
   }
-  // Cases one by one (CaseSource), in windows without mirroring. top1: share of right voxels; score: mean foreground Dice.
+  // Cases one by one (CaseSource), in windows without mirroring. top1: share of right voxels; score: mean foreground
+  // Dice.
   train::Metrics evaluate(train::BatchSource& cases) override {
     train::Metrics m;
     dice.clear();
@@ -41,7 +46,9 @@ class SegmentTask final : public train::Task {
     return m;
   }
 
-  Tensor predict(const Tensor& x, bool mirrored) { return segment::sliding_window(model_, x, windows(recipe_, mirrored)); }
+  Tensor predict(const Tensor& x, bool mirrored) {
+    return segment::sliding_window(model_, x, windows(recipe_, mirrored));
+  }
   std::vector<double> class_dice(const Tensor& labels, const Tensor& truth) const {
     std::vector<double> d;
     for (const auto& o : segment::overlap(labels, truth, model_.config.classes)) d.push_back(o.dice());
@@ -73,7 +80,8 @@ inline std::vector<segment::PartitionScores> threshold_scores(const Tensor& logi
   std::vector<segment::PartitionScores> scores;
   for (int t = 0; t < kThresholds; ++t) {
     std::vector<std::int64_t> mask(z.size() / 2);
-    for (std::size_t i = 0; i < mask.size(); ++i) mask[i] = 1 / (1 + std::exp(z[2 * i] - z[2 * i + 1])) > static_cast<float>(t) / kThresholds;
+    for (std::size_t i = 0; i < mask.size(); ++i)
+      mask[i] = 1 / (1 + std::exp(z[2 * i] - z[2 * i + 1])) > static_cast<float>(t) / kThresholds;
     const Dims size{truth.size(1), truth.size(2)};
     scores.push_back(segment::membrane_scores(from_vector(mask, size), reshape(truth, size)));
   }

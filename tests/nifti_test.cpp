@@ -72,7 +72,8 @@ TEST_CASE("nifti: files that nibabel wrote") {
   CHECK(v.extent == Extent{3, 4, 5});
   for (std::int64_t z = 0; z < 3; ++z)
     for (std::int64_t y = 0; y < 4; ++y)
-      for (std::int64_t x = 0; x < 5; ++x) CHECK(v.at(z, y, x) == 0.5f * static_cast<float>(40 * x - 3 * y + 7 * z - 20) - 20);
+      for (std::int64_t x = 0; x < 5; ++x)
+        CHECK(v.at(z, y, x) == 0.5f * static_cast<float>(40 * x - 3 * y + 7 * z - 20) - 20);
   CHECK(v.geometry.spacing == std::array<float, 3>{2.5f, 2, 1.5f});
   CHECK(v.geometry.unit == Geometry::Unit::millimetre);
   CHECK(v.geometry.qform_code == 1);
@@ -90,13 +91,16 @@ TEST_CASE("nifti: files that nibabel wrote") {
   }
 
   // Its get_qform of a header with oblique()'s quaternion.
-  const double r[3][4] = {{0.92499998, -0.44731285, 0.77736185, -7}, {0.64552141, 0.59999999, 0.76368095, 8.5}, {0.53868093, 0.04910427, -2.24999999, 9}};
+  const double r[3][4] = {{0.92499998, -0.44731285, 0.77736185, -7},
+                          {0.64552141, 0.59999999, 0.76368095, 8.5},
+                          {0.53868093, 0.04910427, -2.24999999, 9}};
   scanner = oblique();
   scanner.sform_code = 0;
   for (std::size_t i = 0; i < 3; ++i)
     for (std::size_t j = 0; j < 4; ++j) CHECK(std::fabs(voxel_to_world(scanner)[i][j] - r[i][j]) < 1e-6);
 
-  CHECK(contains(error_of([] { read_nifti_labels(golden("nibabel_plain.nii")); }), "labels must be whole numbers in [0, 256), got 1000"));
+  CHECK(contains(error_of([] { read_nifti_labels(golden("nibabel_plain.nii")); }),
+                 "labels must be whole numbers in [0, 256), got 1000"));
   const Volume p = read_nifti(golden("nibabel_plain.nii"));  // u16, big-endian, slope stated as 1
   CHECK(p.extent == Extent{4, 2, 3});
   for (std::int64_t z = 0; z < 4; ++z)
@@ -111,7 +115,8 @@ TEST_CASE("nifti: files that nibabel wrote") {
 TEST_CASE("nifti: what is written is read back to the bit") {
   const TempFolder t;
   for (const char* name : {"a.nii", "a.nii.gz"}) {
-    for (const auto type : {NiftiType::u8, NiftiType::i16, NiftiType::i32, NiftiType::f32, NiftiType::f64, NiftiType::u16}) {
+    for (const auto type :
+         {NiftiType::u8, NiftiType::i16, NiftiType::i32, NiftiType::f32, NiftiType::f64, NiftiType::u16}) {
       for (const bool big : {false, true}) {
         for (const Extent e : {Extent{3, 4, 5}, Extent{1, 7, 1}, Extent{1, 1, 1}}) {
           Volume v = counting(e);
@@ -139,7 +144,8 @@ TEST_CASE("nifti: what is written is read back to the bit") {
   const LabelVolume back = read_nifti_labels(t / "l.nii.gz");
   CHECK(back.voxels == l.voxels);
   CHECK(back.geometry == l.geometry);
-  CHECK(contains(error_of([&] { read_nifti_labels(t / "l.nii.gz", 255); }), "labels must be whole numbers in [0, 255), got 255"));
+  CHECK(contains(error_of([&] { read_nifti_labels(t / "l.nii.gz", 255); }),
+                 "labels must be whole numbers in [0, 255), got 255"));
   CHECK(contains(error_of([&] { read_nifti_labels(t / "b.nii"); }), "labels must be whole numbers"));
 }
 
@@ -182,7 +188,8 @@ TEST_CASE("nifti: slopes that say nothing; headers with an extension") {
   longer.insert(352, 16, 'x');
   CHECK(read_nifti(t.file("b.nii", longer)).voxels[9] == 9);
   CHECK(read_nifti(t.file("c.nii", with(file, 40, i16(7)))).extent == Extent{3, 4, 5});  // further dims of size 1
-  const std::string flat = with(with(sound_file({1, 4, 5}), 40, i16(2)), 88, 0.0f);  // no third dimension, no step along it
+  const std::string flat =
+      with(with(sound_file({1, 4, 5}), 40, i16(2)), 88, 0.0f);  // no third dimension, no step along it
   CHECK(read_nifti(t.file("d.nii", flat)).extent == Extent{1, 4, 5});
 }
 
@@ -208,7 +215,8 @@ TEST_CASE("nifti: bad files") {
   bad(with(with(file, 40, i16(4)), 48, i16(2)), "one volume of up to 3 dimensions, got dim[4] = 2");
   for (const int type : {0, 1, 32, 128, 256, 1024, 2304, -2}) bad(with(file, 70, i16(type)), "datatype must be 2 (u8)");
   bad(with(file, 72, i16(16)), "bitpix must be 8 for datatype 2, got 16");
-  for (const float at : {0.0f, 348.0f, 351.0f, 352.5f, -352.0f, 1e30f, std::nanf("")}) bad(with(file, 108, at), "vox_offset must be a whole number");
+  for (const float at : {0.0f, 348.0f, 351.0f, 352.5f, -352.0f, 1e30f, std::nanf("")})
+    bad(with(file, 108, at), "vox_offset must be a whole number");
   bad(with(file, 108, 400.0f), "truncated");
   bad(with(file, 112, std::numeric_limits<float>::infinity()), "scl_slope and scl_inter must be finite");
   bad(with(with(file, 112, 2.0f), 116, std::nanf("")), "scl_slope and scl_inter must be finite");

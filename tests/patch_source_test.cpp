@@ -16,12 +16,14 @@ namespace {
 SegmentationSetPtr positions(std::int64_t n, const Extent& e, int channels = 1) {
   SegmentationSet set{"positions", {"background", "box", "point"}, {}};
   for (std::int64_t i = 0; i < n; ++i) {
-    SegmentationCase c{cat("case ", i), std::vector<Volume>(static_cast<std::size_t>(channels), Volume(e)), LabelVolume(e)};
+    SegmentationCase c{cat("case ", i), std::vector<Volume>(static_cast<std::size_t>(channels), Volume(e)),
+                       LabelVolume(e)};
     for (std::int64_t z = 0; z < e.z; ++z)
       for (std::int64_t y = 0; y < e.y; ++y)
         for (std::int64_t x = 0; x < e.x; ++x) {
           for (int k = 0; k < channels; ++k)
-            c.channels[static_cast<std::size_t>(k)].at(z, y, x) = static_cast<float>((1 + z * 10000 + y * 100 + x) * (k ? -1 : 1));
+            c.channels[static_cast<std::size_t>(k)].at(z, y, x) =
+                static_cast<float>((1 + z * 10000 + y * 100 + x) * (k ? -1 : 1));
           c.label.at(z, y, x) = y >= 3 && y < 6 && x >= 4 && x < 8 ? 1 : 0;
         }
     c.label.at(e.z - 1, e.y - 1, e.x - 1) = 2;
@@ -38,7 +40,8 @@ bool same_batch(const train::Batch& a, const train::Batch& b) {
 
 TEST_CASE("patch sampler: nnU-Net's share of foreground, every case in turn") {
   const auto set = positions(5, {8, 20, 24});
-  for (const auto& [share, n, first] : {std::tuple{1.0 / 3, 2, 1}, {1.0 / 3, 3, 2}, {0.0, 4, 4}, {1.0, 4, 0}, {0.5, 5, 3}, {1.0 / 3, 12, 8}}) {
+  for (const auto& [share, n, first] :
+       {std::tuple{1.0 / 3, 2, 1}, {1.0 / 3, 3, 2}, {0.0, 4, 4}, {1.0, 4, 0}, {0.5, 5, 3}, {1.0 / 3, 12, 8}}) {
     const PatchSampler sampler(set, {4, 8, 8}, share);
     std::set<std::int64_t> places;
     for (std::int64_t batch = 0; batch < 100; ++batch) {
@@ -68,17 +71,20 @@ TEST_CASE("patch sampler: nnU-Net's share of foreground, every case in turn") {
   // Classes are drawn alike, however few voxels they have: the point's patch is the last corner.
   const PatchSampler sampler(set, {4, 8, 8}, 1);
   int corners = 0;
-  for (std::int64_t batch = 0; batch < 400; ++batch) corners += sampler.place(1, batch, 0, 1).start == Extent{4, 12, 16};
+  for (std::int64_t batch = 0; batch < 400; ++batch)
+    corners += sampler.place(1, batch, 0, 1).start == Extent{4, 12, 16};
   CHECK(corners > 160);
   CHECK(corners < 240);
   // Each case once before one comes again.
   for (std::int64_t round = 0; round < 6; ++round) {
     std::set<std::int64_t> seen;
-    for (std::int64_t i = 0; i < 5; ++i) seen.insert(sampler.place(3, (round * 5 + i) / 2, (round * 5 + i) % 2, 2).index);
+    for (std::int64_t i = 0; i < 5; ++i)
+      seen.insert(sampler.place(3, (round * 5 + i) / 2, (round * 5 + i) % 2, 2).index);
     CHECK(seen.size() == 5);
   }
   int different = 0;
-  for (std::int64_t batch = 0; batch < 50; ++batch) different += !(sampler.place(1, batch, 0, 2).start == sampler.place(2, batch, 0, 2).start);
+  for (std::int64_t batch = 0; batch < 50; ++batch)
+    different += !(sampler.place(1, batch, 0, 2).start == sampler.place(2, batch, 0, 2).start);
   CHECK(different > 20);
 }
 
@@ -214,7 +220,8 @@ TEST_CASE("patch source: settings out of range, unsound sets") {
   CHECK(contains(error_of([&] { PatchSource s(nullptr, {}); }), "needs a segmentation set"));
   SegmentationSet bad = *set;
   bad.cases[1].label.voxels[0] = 3;
-  CHECK(contains(error_of([&] { PatchSource s(std::make_shared<const SegmentationSet>(bad), {}); }), "positions, case 1: labels must be less than 3, got 3"));
+  CHECK(contains(error_of([&] { PatchSource s(std::make_shared<const SegmentationSet>(bad), {}); }),
+                 "positions, case 1: labels must be less than 3, got 3"));
   PatchSource s(set, {.patch = {1, 4, 4}, .workers = 0});
   CHECK(contains(error_of([&] { s.seek(0, 250); }), "PatchSource: seek needs"));
 }

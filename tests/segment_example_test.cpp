@@ -1,4 +1,5 @@
-// examples/segment by its parts: recipes are strict, a tiny net learns, a stopped run goes on to the same bits, pictures.
+// examples/segment by its parts: recipes are strict, a tiny net learns, a stopped run goes on to the same bits,
+// pictures.
 #include <capo/examples/segment_fold.h>
 #include <capo/tests/temp_folder.h>
 
@@ -23,10 +24,13 @@ SegmentationSetPtr balls(std::int64_t n, const Extent& e, std::uint64_t seed) {
       for (std::int64_t z = 0; z < e.z; ++z)
         for (std::int64_t y = 0; y < e.y; ++y)
           for (std::int64_t x = 0; x < e.x; ++x)
-            if ((z - cz) * (z - cz) + (y - cy) * (y - cy) + (x - cx) * (x - cx) < 20) c.label.at(z, y, x) = static_cast<std::uint8_t>(k);
+            if ((z - cz) * (z - cz) + (y - cy) * (y - cy) + (x - cx) * (x - cx) < 20)
+              c.label.at(z, y, x) = static_cast<std::uint8_t>(k);
     }
     for (std::size_t v = 0; v < c.label.voxels.size(); ++v)
-      c.channels[0].voxels[v] = 0.3f * static_cast<float>(rng.normal()) + (c.label.voxels[v] == 1 ? 2.0f : c.label.voxels[v] == 2 ? -2.0f : 0.0f);
+      c.channels[0].voxels[v] = 0.3f * static_cast<float>(rng.normal()) + (c.label.voxels[v] == 1   ? 2.0f
+                                                                           : c.label.voxels[v] == 2 ? -2.0f
+                                                                                                    : 0.0f);
     set.cases.push_back(std::move(c));
   }
   return std::make_shared<const SegmentationSet>(std::move(set));
@@ -48,7 +52,8 @@ SegmentRecipe tiny(std::vector<int> patch) {
 
 TEST_CASE("recipes: the shipped ones, and strictness") {
   const std::string folder = std::string(CAPO_SOURCE_DIR) + "/recipes/";
-  const SegmentRecipe flat = read_segment_recipe(folder + "isbi2012_unet.json"), deep = read_segment_recipe(folder + "hippocampus_unet.json");
+  const SegmentRecipe flat = read_segment_recipe(folder + "isbi2012_unet.json"),
+                      deep = read_segment_recipe(folder + "hippocampus_unet.json");
   CHECK(flat.flat());
   CHECK(flat.folds == 5);
   CHECK(patch_dims(flat) == Dims{256, 256});
@@ -91,21 +96,25 @@ TEST_CASE("segment: volumes are learnt; a stopped run goes on to the same bits")
   for (const auto& c : whole) mean.insert(mean.end(), c.dice.begin() + 1, c.dice.end());
   CHECK(segment::mean_of_defined(mean) > 0.6);
   CHECK(whole[0].partition.empty());
-  for (const char* file : {"model.safetensors", "validation.csv", "log.csv", "curve.png", "overlays.png"}) CHECK(std::filesystem::exists(t / "a" + "/" + file));
+  for (const char* file : {"model.safetensors", "validation.csv", "log.csv", "curve.png", "overlays.png"})
+    CHECK(std::filesystem::exists(t / "a" + "/" + file));
   CHECK(load_image(t / "a/overlays.png").channels == 3);
 
   for (const int workers : {0, 2}) {
     const SegmentRun part{.out = t / cat("b", workers), .recipe_text = "r", .workers = workers, .stop_after = 57};
     CHECK(train_and_judge(recipe, train, test, part).empty());
-    const auto rest = train_and_judge(recipe, train, test, {.out = part.out, .recipe_text = "r", .workers = 2 - workers});
+    const auto rest =
+        train_and_judge(recipe, train, test, {.out = part.out, .recipe_text = "r", .workers = 2 - workers});
     CHECK(read_file(part.out + "/model.safetensors", 1 << 24) == read_file(t / "a/model.safetensors", 1 << 24));
     REQUIRE(rest.size() == 3);
     CHECK(rest[1].dice == whole[1].dice);
     CHECK(read_file(part.out + "/validation.csv", 1 << 20) == read_file(t / "a/validation.csv", 1 << 20));
   }
-  const auto again = train_and_judge(recipe, train, test, {.out = t / "a", .recipe_text = "r"});  // finished: judged once more
+  const auto again =
+      train_and_judge(recipe, train, test, {.out = t / "a", .recipe_text = "r"});  // finished: judged once more
   CHECK(again[2].dice == whole[2].dice);
-  CHECK(contains(error_of([&] { train_and_judge(recipe, train, test, {.out = t / "a", .recipe_text = "other"}); }), "settings"));
+  CHECK(contains(error_of([&] { train_and_judge(recipe, train, test, {.out = t / "a", .recipe_text = "other"}); }),
+                 "settings"));
 }
 
 TEST_CASE("segment: flat cases get the membrane scores") {
@@ -135,10 +144,10 @@ TEST_CASE("contours: inside their class, the prediction over the truth") {
   predicted.at(0, 5, 5) = 1;
   const Image im = contour_picture(v, truth, predicted, 0, 0, 2);
   CHECK(im.height == 16);
-  CHECK(im.at(4, 4)[0] > 200);        // the truth's corner
-  CHECK(im.at(7, 7)[0] == 0);         // inside: no contour
-  CHECK(im.at(3, 4)[0] == 0);         // outside
-  CHECK(im.at(11, 11)[2] == 0);       // the prediction's colour, orange
+  CHECK(im.at(4, 4)[0] > 200);   // the truth's corner
+  CHECK(im.at(7, 7)[0] == 0);    // inside: no contour
+  CHECK(im.at(3, 4)[0] == 0);    // outside
+  CHECK(im.at(11, 11)[2] == 0);  // the prediction's colour, orange
   CHECK(im.at(11, 11)[0] == 255);
   CHECK(fullest_slice(truth, 1) == 2);
 }

@@ -28,13 +28,13 @@ std::string tiny_bin() {
 }
 
 std::string tiny_volume(const char* name, const char* split, int at) {
-  return cat("{\"name\":\"", name, "\",\"split\":\"", split, "\",\"shape_zyx\":[1,2,3],\"image_offset\":", at, ",\"label_offset\":", at + 6,
-             ",\"unit_per_step\":2.5,\"voxel_mm\":[1.5,1,0.5],\"label_counts\":[2,2,2]}");
+  return cat("{\"name\":\"", name, "\",\"split\":\"", split, "\",\"shape_zyx\":[1,2,3],\"image_offset\":", at,
+             ",\"label_offset\":", at + 6, ",\"unit_per_step\":2.5,\"voxel_mm\":[1.5,1,0.5],\"label_counts\":[2,2,2]}");
 }
 
 std::string tiny_json(const std::string& bin) {
-  return cat("{\"bytes\":", bin.size(), ",\"sha256\":\"", sha256_hex(bin), "\",\"volumes\":[", tiny_volume("one", "train", 0), ",",
-             tiny_volume("two", "test", 12), "]}");
+  return cat("{\"bytes\":", bin.size(), ",\"sha256\":\"", sha256_hex(bin), "\",\"volumes\":[",
+             tiny_volume("one", "train", 0), ",", tiny_volume("two", "test", 12), "]}");
 }
 
 std::string replaced(std::string text, const std::string& from, const std::string& to) {
@@ -47,7 +47,8 @@ SegmentationSet tiny_set(std::int64_t n) {
   SegmentationSet set{"tiny", {"background", "thing"}, {}};
   for (std::int64_t i = 0; i < n; ++i) {
     SegmentationCase c{cat("case ", i), {Volume({2, 3, 4})}, LabelVolume({2, 3, 4})};
-    for (std::size_t k = 0; k < 24; ++k) c.channels[0].voxels[k] = static_cast<float>(100 * i + static_cast<std::int64_t>(k * k));
+    for (std::size_t k = 0; k < 24; ++k)
+      c.channels[0].voxels[k] = static_cast<float>(100 * i + static_cast<std::int64_t>(k * k));
     c.label.voxels[5] = 1;
     set.cases.push_back(std::move(c));
   }
@@ -61,7 +62,8 @@ TEST_CASE("hippocampus: values, geometry, splits") {
   const std::string bin = tiny_bin();
   t.file("hippocampus/hippocampus-u8.bin", bin);
   t.file("hippocampus/hippocampus-u8.json", tiny_json(bin));
-  const SegmentationSet train = open_segmentation("hippocampus", t.path(), "train"), test = open_segmentation("hippocampus", t.path(), "test");
+  const SegmentationSet train = open_segmentation("hippocampus", t.path(), "train"),
+                        test = open_segmentation("hippocampus", t.path(), "test");
   check_segmentation_set(train);
   REQUIRE(train.cases.size() == 1);
   REQUIRE(test.cases.size() == 1);
@@ -72,15 +74,18 @@ TEST_CASE("hippocampus: values, geometry, splits") {
   CHECK(train.cases[0].channels[0].at(0, 1, 2) == 200 * 2.5f);
   CHECK(test.cases[0].channels[0].at(0, 0, 1) == 41 * 2.5f);
   CHECK(test.cases[0].label.voxels == std::vector<std::uint8_t>{1, 2, 0, 1, 2, 0});
-  CHECK(contains(error_of([&] { open_segmentation("hippocampus", t.path(), "val"); }), "split must be train or test, got val"));
-  CHECK(contains(error_of([&] { open_segmentation("hippocampus", t / "none", "train"); }), "get hippocampus with scripts/get-data hippocampus"));
+  CHECK(contains(error_of([&] { open_segmentation("hippocampus", t.path(), "val"); }),
+                 "split must be train or test, got val"));
+  CHECK(contains(error_of([&] { open_segmentation("hippocampus", t / "none", "train"); }),
+                 "get hippocampus with scripts/get-data hippocampus"));
   CHECK(contains(error_of([&] { open_segmentation("isbi2012", t.path(), "train"); }), "images.bin: not found"));
   CHECK(contains(error_of([&] { open_segmentation("brain", t.path(), "train"); }), "unknown segmentation set"));
 }
 
 TEST_CASE("hippocampus: bad files") {
   const std::string bin = tiny_bin(), good = tiny_json(bin);
-  const auto bad = [&](const std::string& json, const std::string& data, const char* rule, const char* file = "hippocampus-u8.json") {
+  const auto bad = [&](const std::string& json, const std::string& data, const char* rule,
+                       const char* file = "hippocampus-u8.json") {
     const TempFolder t;
     t.file("hippocampus-u8.bin", data);
     t.file("hippocampus-u8.json", json);
@@ -113,14 +118,16 @@ TEST_CASE("isbi: size and labels are checked") {
   const TempFolder t;
   t.file("isbi2012/images.bin", "short");
   t.file("isbi2012/labels.bin", std::string(30 * 512 * 512, '\1'));
-  CHECK(contains(error_of([&] { open_segmentation("isbi2012", t.path(), "train"); }), "images.bin: must have 30 x 512 x 512 bytes, got 5"));
+  CHECK(contains(error_of([&] { open_segmentation("isbi2012", t.path(), "train"); }),
+                 "images.bin: must have 30 x 512 x 512 bytes, got 5"));
   t.file("isbi2012/images.bin", std::string(30 * 512 * 512, '\7'));
   CHECK(open_segmentation("isbi2012", t.path(), "train").cases.size() == 30);
   CHECK(contains(error_of([&] { open_segmentation("isbi2012", t.path(), "test"); }), "split must be train"));
   std::string labels(30 * 512 * 512, '\0');
   labels[512 * 512 + 3] = '\2';
   t.file("isbi2012/labels.bin", labels);
-  CHECK(contains(error_of([&] { open_segmentation("isbi2012", t.path(), "train"); }), "labels must be 0 or 1, got 2 at byte 262147"));
+  CHECK(contains(error_of([&] { open_segmentation("isbi2012", t.path(), "train"); }),
+                 "labels must be 0 or 1, got 2 at byte 262147"));
   t.file("isbi2012/labels.bin", labels + "x");
   CHECK(contains(error_of([&] { open_segmentation("isbi2012", t.path(), "train"); }), "labels.bin: "));
 }
@@ -151,8 +158,13 @@ TEST_CASE("sets: normalisation, checks, folds") {
   };
   broken([](SegmentationSet& s) { s.cases.clear(); }, "tiny: a segmentation set must have cases");
   broken([](SegmentationSet& s) { s.class_names.resize(1); }, "needs 2 to 256 classes, got 1");
-  broken([](SegmentationSet& s) { s.cases[1].channels.clear(); }, "tiny, case 1: every case must have the same number of channels");
-  broken([](SegmentationSet& s) { s.cases[1].channels[0] = Volume({2, 3, 5}); }, "image must be [2, 3, 4] to match its labels, got [2, 3, 5]");
+  broken([](SegmentationSet& s) { s.cases[1].channels.clear(); },
+         "tiny, case 1: every case must have the same number of channels");
+  broken(
+      [](SegmentationSet& s) {
+        s.cases[1].channels[0] = Volume({2, 3, 5});
+      },
+      "image must be [2, 3, 4] to match its labels, got [2, 3, 5]");
   broken([](SegmentationSet& s) { s.cases[1].label.voxels.pop_back(); }, "labels must fill a volume, got 23");
   broken([](SegmentationSet& s) { s.cases[1].label.voxels[2] = 2; }, "labels must be less than 2, got 2");
 

@@ -28,18 +28,24 @@ SegmentationCase labelled(const Extent& e, int channels = 1) {
     c.channels.push_back(pattern(e));
     for (float& v : c.channels.back().voxels) v = v / 50 - 1 + static_cast<float>(k);
   }
-  for (std::size_t i = 0; i < c.label.voxels.size(); ++i) c.label.voxels[i] = static_cast<std::uint8_t>(i % 3 == 0 ? 5 : i % 7 == 0);
+  for (std::size_t i = 0; i < c.label.voxels.size(); ++i)
+    c.label.voxels[i] = static_cast<std::uint8_t>(i % 3 == 0 ? 5 : i % 7 == 0);
   return c;
 }
 
-void check_values(const std::vector<float>& v, const std::array<double, 5>& expected, const std::array<std::size_t, 5>& at, double tolerance = 2e-5) {
-  for (std::size_t i = 0; i < 5; ++i) CHECK_MESSAGE(std::fabs(static_cast<double>(v[at[i]]) - expected[i]) < tolerance, "value ", at[i], " is ", v[at[i]]);
+void check_values(const std::vector<float>& v, const std::array<double, 5>& expected,
+                  const std::array<std::size_t, 5>& at, double tolerance = 2e-5) {
+  for (std::size_t i = 0; i < 5; ++i)
+    CHECK_MESSAGE(std::fabs(static_cast<double>(v[at[i]]) - expected[i]) < tolerance, "value ", at[i], " is ",
+                  v[at[i]]);
 }
 constexpr std::array<std::size_t, 5> kAt{0, 7, 23, 38, 59};
 
 VolumeAugment everything() {
   VolumeAugment a = nnunet_augment(false);
-  for (Draw* d : {&a.rotate, &a.scale, &a.noise, &a.blur, &a.brightness, &a.contrast, &a.low_resolution, &a.gamma_inverted, &a.gamma}) d->probability = 0.7f;
+  for (Draw* d : {&a.rotate, &a.scale, &a.noise, &a.blur, &a.brightness, &a.contrast, &a.low_resolution,
+                  &a.gamma_inverted, &a.gamma})
+    d->probability = 0.7f;
   a.translate = {0.7f, 0, 0.2f};
   a.elastic = {0.7f, 0, 3};
   a.elastic_spacing = 4;
@@ -73,7 +79,8 @@ TEST_CASE("voxel ops: the values of SciPy, PyTorch and the definitions") {
   std::vector<float> noise(40000);
   SampleRng rng(1, 2, 3, 4);
   add_noise(noise.data(), {1, 200, 200}, 0.5f, rng);
-  const double mean = std::accumulate(noise.begin(), noise.end(), 0.0) / 40000, squares = std::inner_product(noise.begin(), noise.end(), noise.begin(), 0.0) / 40000;
+  const double mean = std::accumulate(noise.begin(), noise.end(), 0.0) / 40000,
+               squares = std::inner_product(noise.begin(), noise.end(), noise.begin(), 0.0) / 40000;
   CHECK(std::fabs(mean) < 0.01);
   CHECK(std::sqrt(squares) == doctest::Approx(0.5).epsilon(0.02));
 }
@@ -112,7 +119,8 @@ TEST_CASE("resample: SciPy's values, both borders") {
   m.matrix = turn_and_scale({20 * 3.14159265358979323846 / 180, 0, 0}, 1.3);
   const std::array<std::size_t, 5> at{0, 8, 20, 33, 41};
   m.centre[1] += 1.7;  // scipy.ndimage.map_coordinates(order=1)
-  const auto cut = resample(v, m, Sampling::linear, Border::constant), mirrored = resample(v, m, Sampling::linear, Border::mirror);
+  const auto cut = resample(v, m, Sampling::linear, Border::constant),
+             mirrored = resample(v, m, Sampling::linear, Border::mirror);
   check_values(cut, {52.3675, 39.91863, 82.90085, 75.96032, 45.19112}, at, 1e-4);
   check_values(mirrored, {52.3675, 39.91863, 82.90085, 75.96032, 49.16748}, at, 1e-4);
   CHECK(std::accumulate(cut.begin(), cut.end(), 0.0) == doctest::Approx(1851.2036).epsilon(1e-6));
@@ -137,7 +145,8 @@ TEST_CASE("resample: a plain map copies to the bit; mirrors and quarter turns ar
         for (std::int64_t z = 0; z < patch.z; ++z) {
           for (std::int64_t y = 0; y < 3; ++y) {
             for (std::int64_t x = 0; x < 4; ++x, ++at) {
-              const std::int64_t fz = m.flip[0] ? patch.z - 1 - z : z, fy = m.flip[1] ? 2 - y : y, fx = m.flip[2] ? 3 - x : x;
+              const std::int64_t fz = m.flip[0] ? patch.z - 1 - z : z, fy = m.flip[1] ? 2 - y : y,
+                                 fx = m.flip[2] ? 3 - x : x;
               const auto from = static_cast<std::size_t>((fz * 3 + fy) * 4 + fx);
               CHECK(inner[from] == v.at(e.z / 2 + fz, 2 + fy, 1 + fx));
               CHECK(flipped[at] == inner[from]);
@@ -161,7 +170,8 @@ TEST_CASE("resample: a plain map copies to the bit; mirrors and quarter turns ar
   SpatialMap half = plain_map({1, 3, 3}, {0, 0, 0}), both = half;
   half.matrix = turn_and_scale({3.14159265358979323846, 0, 0}, 1);
   both.flip = {false, true, true};
-  const auto a = resample(v, half, Sampling::linear, Border::mirror), b = resample(v, both, Sampling::linear, Border::mirror);
+  const auto a = resample(v, half, Sampling::linear, Border::mirror),
+             b = resample(v, both, Sampling::linear, Border::mirror);
   for (std::size_t i = 0; i < 9; ++i) CHECK(a[i] == doctest::Approx(b[i]).epsilon(1e-6));
   // Cubic sampling follows a parabola, linear does not; twice the size shows half as much.
   Volume parabola({1, 1, 20});
@@ -175,7 +185,8 @@ TEST_CASE("resample: a plain map copies to the bit; mirrors and quarter turns ar
   }
   CHECK(contains(error_of([] { turn_and_scale({0, 0, 0}, 0); }), "scale must be positive"));
   zoom.warp.resize(3);
-  CHECK(contains(error_of([&] { resample(parabola, zoom, Sampling::linear, Border::mirror); }), "warp must have 3 values per voxel, got 3 for [1, 1, 8]"));
+  CHECK(contains(error_of([&] { resample(parabola, zoom, Sampling::linear, Border::mirror); }),
+                 "warp must have 3 values per voxel, got 3 for [1, 1, 8]"));
 }
 
 TEST_CASE("elastic warp: smooth, of the stated size, still on flat axes") {
@@ -189,14 +200,16 @@ TEST_CASE("elastic warp: smooth, of the stated size, still on flat axes") {
     for (std::size_t i = 0; i < w.size(); i += 3) {
       CHECK(w[i] == 0);
       squares += static_cast<double>(w[i + 1] * w[i + 1] + w[i + 2] * w[i + 2]);
-      if (i >= 3 && (i / 3) % 80 != 0) steepest = std::max(steepest, static_cast<double>(std::fabs(w[i + 1] - w[i - 2])));
+      if (i >= 3 && (i / 3) % 80 != 0)
+        steepest = std::max(steepest, static_cast<double>(std::fabs(w[i + 1] - w[i - 2])));
     }
   }
   // A sum of independent components: its variance is theirs times the mean of the squared weights, axis by axis.
   double mean_square = 0;
   for (int i = 0; i < 1000; ++i) {
     const double t = (i + 0.5) / 1000;
-    const double b[4] = {(1 - t) * (1 - t) * (1 - t) / 6, (3 * t * t * t - 6 * t * t + 4) / 6, (-3 * t * t * t + 3 * t * t + 3 * t + 1) / 6, t * t * t / 6};
+    const double b[4] = {(1 - t) * (1 - t) * (1 - t) / 6, (3 * t * t * t - 6 * t * t + 4) / 6,
+                         (-3 * t * t * t + 3 * t * t + 3 * t + 1) / 6, t * t * t / 6};
     for (const double k : b) mean_square += k * k / 1000;
   }
   // Along z, where the patch is one voxel, the weights are 1/6, 4/6, 1/6.
@@ -209,7 +222,8 @@ TEST_CASE("elastic warp: smooth, of the stated size, still on flat axes") {
   CHECK(std::all_of(none.begin(), none.end(), [](float v) { return v == 0; }));
 }
 
-TEST_CASE("augmented patches: off is the identity, seeds decide, labels stay in the set, image and label move together") {
+TEST_CASE(
+    "augmented patches: off is the identity, seeds decide, labels stay in the set, image and label move together") {
   for (const Extent patch : {Extent{6, 7, 8}, Extent{1, 7, 8}}) {
     const SegmentationCase c = labelled({patch.z == 1 ? 1 : 9, 12, 11}, 2);
     SampleRng rng(3, 0, 0, 0);
@@ -226,7 +240,8 @@ TEST_CASE("augmented patches: off is the identity, seeds decide, labels stay in 
     std::set<std::vector<float>> seen;
     for (std::uint64_t i = 0; i < 60; ++i) {
       SampleRng a(7, 1, i, 2), b(7, 1, i, 2);
-      const LabelledPatch p = augmented_patch(c, patch, {0, 2, 1}, all, a), q = augmented_patch(c, patch, {0, 2, 1}, all, b);
+      const LabelledPatch p = augmented_patch(c, patch, {0, 2, 1}, all, a),
+                          q = augmented_patch(c, patch, {0, 2, 1}, all, b);
       CHECK(p.channels == q.channels);
       CHECK(p.label == q.label);
       for (const auto l : p.label) CHECK((l == 0 || l == 1 || l == 5));
@@ -235,7 +250,8 @@ TEST_CASE("augmented patches: off is the identity, seeds decide, labels stay in 
     }
     CHECK(seen.size() == 60);
 
-    // An image that is its own label map: wherever linear sampling gives a whole number on a region, the label says the same.
+    // An image that is its own label map: wherever linear sampling gives a whole number on a region, the label says
+    // the same.
     SegmentationCase blocks{"blocks", {Volume(c.label.extent)}, LabelVolume(c.label.extent)};
     for (std::int64_t z = 0; z < c.label.extent.z; ++z)
       for (std::int64_t y = 0; y < 12; ++y)
@@ -244,7 +260,9 @@ TEST_CASE("augmented patches: off is the identity, seeds decide, labels stay in 
           blocks.channels[0].at(z, y, x) = y >= 6 ? 1.0f : 0.0f;
         }
     VolumeAugment moving = all;
-    for (Draw* d : {&moving.noise, &moving.blur, &moving.brightness, &moving.contrast, &moving.low_resolution, &moving.gamma_inverted, &moving.gamma}) d->probability = 0;
+    for (Draw* d : {&moving.noise, &moving.blur, &moving.brightness, &moving.contrast, &moving.low_resolution,
+                    &moving.gamma_inverted, &moving.gamma})
+      d->probability = 0;
     moving.border = Border::mirror;
     for (std::uint64_t i = 0; i < 40; ++i) {
       SampleRng r(9, 1, i, 2);
@@ -284,8 +302,16 @@ TEST_CASE("augment: nnU-Net's probabilities, and settings out of range") {
     change(a);
     CHECK_MESSAGE(contains(error_of([&] { check_augment(a); }), rule), std::string(rule));
   };
-  fails([](VolumeAugment& a) { a.rotate = {1.5f, 0, 1}; }, "augment: rotate must have a probability in [0, 1], got 1.5");
-  fails([](VolumeAugment& a) { a.rotate = {1, 0, 200}; }, "augment: rotate must have 0 <= low <= high <= 180, got 0 and 200");
+  fails(
+      [](VolumeAugment& a) {
+        a.rotate = {1.5f, 0, 1};
+      },
+      "augment: rotate must have a probability in [0, 1], got 1.5");
+  fails(
+      [](VolumeAugment& a) {
+        a.rotate = {1, 0, 200};
+      },
+      "augment: rotate must have 0 <= low <= high <= 180, got 0 and 200");
   fails([](VolumeAugment& a) { a.scale = {1, 0, 1}; }, "augment: scale must have");
   fails([](VolumeAugment& a) { a.gamma = {1, 2, 1}; }, "augment: gamma must have");
   fails([](VolumeAugment& a) { a.elastic_spacing = 1; }, "elastic_spacing must be in");

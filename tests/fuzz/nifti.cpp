@@ -10,7 +10,9 @@
 namespace {
 
 // The atomic writer needs a folder; /dev/shm keeps it off the disk.
-std::string scratch(const char* end) { return capo::cat("/dev/shm/capo-fuzz-nifti-", static_cast<long long>(::getpid()), end); }
+std::string scratch(const char* end) {
+  return capo::cat("/dev/shm/capo-fuzz-nifti-", static_cast<long long>(::getpid()), end);
+}
 
 void read_all(const std::string& bytes) {
   const capo::fuzz::MemoryFile file(reinterpret_cast<const std::uint8_t*>(bytes.data()), bytes.size());
@@ -40,7 +42,8 @@ std::vector<std::string> capo::fuzz::seeds() {
   v.geometry.sform_code = 2;
   v.geometry.srow[1] = {0, 1, 0, -4};
   const std::string path = scratch("-seed.nii");
-  for (const auto type : {NiftiType::u8, NiftiType::i16, NiftiType::i32, NiftiType::f32, NiftiType::f64, NiftiType::u16}) {
+  for (const auto type :
+       {NiftiType::u8, NiftiType::i16, NiftiType::i32, NiftiType::f32, NiftiType::f64, NiftiType::u16}) {
     write_nifti(path, v, {.type = type, .big_endian = type == NiftiType::i16});
     all.push_back(read_file(path, 1 << 20));
   }
