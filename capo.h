@@ -76,8 +76,12 @@
 #include <capo/models/train/tensorboard.h>
 #include <capo/models/train/to_device.h>
 #include <capo/models/train/trainer.h>
+#include <capo/models/unet/blocks.h>
 #include <capo/models/unet/classic.h>
 #include <capo/models/unet/plain.h>
+#include <capo/models/unet/pyramid.h>
+#include <capo/models/unet/resnet_unet.h>
+#include <capo/models/unet/unetr.h>
 #include <capo/models/vit/load.h>
 #include <capo/models/vit/vit.h>
 #include <capo/ops/activation.h>

@@ -35,6 +35,7 @@ bool may_see(const std::string& from, const std::string& to) {
   if (from == "cuda") return one_of({"engine", "ops"});
   if (from == "models/nn") return one_of({"engine", "autograd", "ops"});
   if (from == "models/train") return one_of({"engine", "autograd", "ops", "models/nn"});
+  if (from == "models/unet" && one_of({"models/resnet", "models/vit"})) return true;  // its encoders
   if (is_network(from)) return one_of({"engine", "autograd", "ops", "models/nn", "models/train"});
   if (from == "tuners") return one_of({"engine", "autograd", "ops", "models/nn", "models/train"});
   if (from == "datasets") return one_of({"engine", "autograd", "ops", "models/train"});

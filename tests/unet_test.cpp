@@ -5,7 +5,11 @@
 #include <capo/models/nn/state.h>
 #include <capo/models/unet/classic.h>
 #include <capo/models/unet/plain.h>
+#include <capo/models/unet/resnet_unet.h>
+#include <capo/models/unet/unetr.h>
+#include <capo/ops/binary.h>
 #include <capo/ops/copy.h>
+#include <capo/ops/reduce.h>
 #include <capo/tests/support.h>
 
 #include <algorithm>
@@ -33,13 +37,13 @@ struct Counter : nn::Tap {
 
 // Every module that runs taps fires one, and the result keeps its bits but where two fused ops come apart.
 template <class Model, class Run>
-void check_taps(Model& model, const Run& run) {
+void check_taps(Model& model, const Run& run, const std::string& but = "") {
   const NoGrad off;
   const Tensor before = run(model);
   std::vector<std::unique_ptr<Counter>> counters;
   std::vector<std::string> paths;
   for (nn::Module* m : model.modules())
-    if (m->runs_taps() && m != &model) {
+    if (m->runs_taps() && m != &model && m->path() != but) {
       counters.push_back(std::make_unique<Counter>());
       paths.push_back(m->path());
       m->attach_observer(counters.back().get());
@@ -146,4 +150,76 @@ TEST_CASE("configurations survive JSON, and strangers are named") {
   CHECK(contains(error("{\"features\": [4, \"8\"]}"), "net.json: features must be a whole number"));
   CHECK(error_of([] { unet::classic_config_from_json("{\"depth\": 0}", "net.json"); }) ==
         "net.json: depth must be a whole number in [1, 15], got 0");
+}
+
+TEST_CASE("a U-Net on a ResNet: sizes, names, the encoder's own weights") {
+  resnet::ResnetConfig encoder;
+  encoder.blocks.assign(4, 1);
+  encoder.width = 8, encoder.channels = 2, encoder.classes = 10;
+  unet::ResnetUnetConfig config;
+  config.encoder = encoder;
+  config.widths.assign({16, 12, 8, 6, 4});
+  config.classes = 3;
+  for (const bool plusplus : {false, true}) {
+    config.plusplus = plusplus;
+    unet::ResnetUnet model(config);
+    const Tensor x = noise({1, 32, 64, 2});
+    CHECK(model(x).shape() == Shape{1, 32, 64, 3});
+    Counter whole;
+    model.encoder.attach_observer(&whole);
+    CHECK(contains(error_of([&] { model(x); }), "a tap on the whole encoder would never run"));
+    model.encoder.detach_observers();
+    check_taps(
+        model, [&](unet::ResnetUnet& m) { return m(x); }, "encoder");
+    CHECK(error_of([&] {
+            model(noise({1, 32, 48, 2}));
+          }) == "unet: axis 2 of x must be a multiple of 32, got 48 in [1, 32, 48, 2] (sliding_window takes any size)");
+    std::vector<std::string> names;
+    for (const auto& t : nn::state_dict(model)) names.push_back(t.name);
+    for (const char* name :
+         {"encoder.layer2.0.downsample.0.weight", "segmentation_head.0.bias",
+          plusplus ? "decoder.blocks.x_1_3.conv2.1.running_mean" : "decoder.blocks.4.conv1.0.weight"})
+      CHECK_MESSAGE(std::count(names.begin(), names.end(), name) == 1, name);
+    resnet::Resnet alone(encoder, {.seed = 3});
+    model.load_encoder(nn::state_dict(alone));
+    CHECK(bytes_of(model.encoder.maps(x)[4]) == bytes_of(alone.maps(x)[4]));
+    CHECK(unet::to_json(unet::resnet_unet_config_from_json(unet::to_json(model.config), "file")) ==
+          unet::to_json(model.config));
+  }
+  config.encoder = resnet::config("resnet20", 10);
+  CHECK(contains(error_of([&] { unet::ResnetUnet model(config); }), "the encoder's stem must pool"));
+  CHECK(contains(error_of([] { unet::resnet_unet_config_from_json("{\"encoder\": \"{\\\"a\\\": 1}\"}", "f"); }),
+                 "f: encoder: unknown key"));
+}
+
+TEST_CASE("a frozen ViT as the encoder") {
+  vit::VitConfig c = vit::config("vit_ti", 32, 8, 0);
+  c.dim = 24, c.depth = 5, c.registers = 2;
+  vit::Vit encoder(c);
+  encoder.set_trainable(false);
+  unet::Unetr model(encoder, {.classes = 3, .base = 4});
+  CHECK(model.config.blocks == std::vector<int>{0, 2, 4});
+  const Tensor x = noise({2, 32, 32, 3});
+  const Tensor y = model(x);
+  CHECK(y.shape() == Shape{2, 32, 32, 3});
+  backward(sum(y * y));
+  for (nn::Parameter* p : model.parameters()) CHECK_MESSAGE(grad_of(p->value()).defined(), p->path());
+  for (nn::Parameter* p : encoder.parameters()) CHECK_MESSAGE(!grad_of(p->value()).defined(), p->path());
+  check_taps(model, [&](unet::Unetr& m) { return m(x); });
+  CHECK(unet::to_json(unet::unetr_config_from_json(unet::to_json(model.config), "file")) ==
+        unet::to_json(model.config));
+
+  const auto tokens = encoder.block_tokens(x, {1, 4});
+  CHECK(tokens[0].shape() == Shape{2, 3 + 16, 24});
+  CHECK(bytes_of((*encoder.norm)(tokens[1])) == bytes_of(encoder.tokens(x)));
+  CHECK(bytes_of(encoder.block_tokens(x, {1})[0]) == bytes_of(tokens[0]));
+  CHECK(error_of([&] { encoder.block_tokens(x, {5}); }) ==
+        "vit: blocks must be chosen in [0, 5) and ascending, got 5 at place 0");
+  CHECK(contains(error_of([&] { encoder.block_tokens(x, {2, 2}); }), "ascending, got 2 at place 1"));
+  CHECK(error_of([&] { unet::Unetr(encoder, {.blocks = {1}}); }) == "unetr: patch 8 needs 3 blocks, got 1");
+  vit::VitConfig odd = c;
+  odd.image = 28, odd.patch = 14;
+  vit::Vit uneven(odd);
+  CHECK(error_of([&] { unet::Unetr(uneven, {}); }) ==
+        "unetr: the encoder's patch must be a power of two, 2 or more, got 14");
 }

@@ -152,6 +152,20 @@ Resnet::Resnet(const ResnetConfig& c, const nn::Build& build)
       conv1(plain_stem(this, c)),
       deep_stem(conv1 ? nullptr : std::make_unique<DeepStem>(this, "conv1", c.channels, c.width)),
       bn1(this, "bn1", c.width) {
+  add_stages();
+}
+
+Resnet::Resnet(nn::Module* up, std::string_view name, const ResnetConfig& c)
+    : Layer(up, name),
+      config(checked(c)),
+      conv1(plain_stem(this, c)),
+      deep_stem(conv1 ? nullptr : std::make_unique<DeepStem>(this, "conv1", c.channels, c.width)),
+      bn1(this, "bn1", c.width) {
+  add_stages();
+}
+
+void Resnet::add_stages() {
+  const ResnetConfig& c = config;
   bn1.set_source(conv1 ? conv1.get() : &deep_stem->conv6);
   std::int64_t dim = c.width;
   for (std::size_t i = 0; i < c.blocks.size(); ++i) {

@@ -100,6 +100,8 @@ class DeepStem : public nn::Layer<DeepStem> {
 class Resnet : public nn::Layer<Resnet> {
  public:
   explicit Resnet(const ResnetConfig& config, const nn::Build& build = {});
+  // Below another module: an encoder.
+  Resnet(nn::Module* up, std::string_view name, const ResnetConfig& config);
 
   // image [B, H, W, channels], any size -> logits [B, classes] (features [B, C] when classes is 0).
   Tensor forward(const Tensor& image) { return classify(features(image)); }
@@ -117,6 +119,7 @@ class Resnet : public nn::Layer<Resnet> {
   std::unique_ptr<nn::Head> head;                          // fc; of CIFAR networks: linear
 
  private:
+  void add_stages();
   Tensor stem(const Tensor& image);
   Tensor stage(std::size_t i, Tensor x);
 };

@@ -25,7 +25,11 @@ DoubleConv::Sequence::Sequence(nn::Module* up, std::int64_t in, std::int64_t out
       conv1(this, "0", in, out, {3, 3}, {.pad_before = {1}}, !with_norm),
       norm1(norm(this, "1", out, with_norm)),
       conv2(this, with_norm ? "3" : "2", out, out, {3, 3}, {.pad_before = {1}}, !with_norm),
-      norm2(norm(this, "4", out, with_norm)) {}
+      norm2(norm(this, "4", out, with_norm)) {
+  if (!with_norm) return;
+  norm1->set_source(&conv1);
+  norm2->set_source(&conv2);
+}
 
 DoubleConv::DoubleConv(nn::Module* up, std::string_view name, std::int64_t in, std::int64_t out, bool batch_norm)
     : Layer(up, name), double_conv(this, in, out, batch_norm) {}

@@ -44,10 +44,17 @@ std::string to_json(const PlainConfig& c) {
     convs.push_back(s.convs);
     decoder_convs.push_back(s.decoder_convs);
   }
-  return nlohmann::json{
-      {"channels", c.channels}, {"classes", c.classes}, {"axes", c.axes()},      {"features", features},
-      {"kernels", kernels},     {"strides", strides},   {"convs", convs},        {"decoder_convs", decoder_convs},
-      {"bias", c.bias},         {"slope", c.slope},     {"norm_eps", c.norm_eps}}
+  return nlohmann::json{{"channels", c.channels},
+                        {"classes", c.classes},
+                        {"axes", c.axes()},
+                        {"features", features},
+                        {"kernels", kernels},
+                        {"strides", strides},
+                        {"convs", convs},
+                        {"decoder_convs", decoder_convs},
+                        {"bias", c.block.bias},
+                        {"slope", c.block.slope},
+                        {"norm_eps", c.block.norm_eps}}
       .dump();
 }
 
@@ -64,9 +71,9 @@ PlainConfig plain_config_from_json(std::string_view text, const std::string& sou
   f.take("strides", strides, 1, 64);
   f.take("convs", convs, 1, 64);
   f.take("decoder_convs", decoder_convs, 1, 64);
-  f.take("bias", c.bias);
-  f.take("slope", c.slope, 0, 1);
-  f.take("norm_eps", c.norm_eps, 1e-20, 1);
+  f.take("bias", c.block.bias);
+  f.take("slope", c.block.slope, 0, 1);
+  f.take("norm_eps", c.block.norm_eps, 1e-20, 1);
   f.finish();
   const std::size_t n = features.size(), per_stage = static_cast<std::size_t>(axes);
   CAPO_CHECK(n >= 2 && n <= kMostStages, source, ": features must name 2 to ", kMostStages, " stages, got ", n);

@@ -3,26 +3,14 @@
 #include <capo/ops/join.h>
 
 #include <algorithm>
-#include <cmath>
 
 namespace capo::unet {
 namespace {
-
-// He et al. 2015 for a leaky ReLU of slope 0.01, whatever the model's slope: the package's InitWeights_He(1e-2).
-nn::Init he(std::int64_t fan_in) {
-  return nn::Init::normal(std::sqrt(2.0 / ((1 + 1e-4) * static_cast<double>(fan_in))));
-}
 
 std::int64_t product(const Dims& d) {
   std::int64_t n = 1;
   for (auto x : d) n *= x;
   return n;
-}
-
-Dims half(const Dims& kernel) {
-  Dims pad;
-  for (auto k : kernel) pad.push_back((k - 1) / 2);
-  return pad;
 }
 
 PlainConfig checked(const PlainConfig& c) {
@@ -73,26 +61,6 @@ PlainConfig plain_config(const Dims& patch, int channels, int classes, std::int6
   return c;
 }
 
-ConvNormAct::ConvNormAct(nn::Module* up, std::string_view name, const PlainConfig& c, std::int64_t in, std::int64_t out,
-                         const Dims& kernel, const Dims& stride)
-    : Layer(up, name),
-      conv(this, "conv", in, out, kernel, {.stride = stride, .pad_before = half(kernel)}, c.bias,
-           he(in * product(kernel)), nn::Init::zero()),
-      norm(this, "norm", out, c.norm_eps),
-      slope(c.slope) {}
-
-ConvStack::ConvStack(nn::Module* up, std::string_view name, const PlainConfig& c, int count, std::int64_t in,
-                     std::int64_t out, const Dims& kernel, const Dims& stride)
-    : Layer(up, name), convs(this, "convs") {
-  for (int i = 0; i < count; ++i) convs.add(c, i ? out : in, out, kernel, i ? Dims::filled(stride.size(), 1) : stride);
-}
-
-Tensor ConvStack::forward(const Tensor& x) {
-  Tensor y = x;
-  for (auto& block : convs) y = (*block)(y);
-  return y;
-}
-
 PlainUnet::Encoder::Encoder(nn::Module* up, const PlainConfig& c) : Module(up, "encoder"), stages(this, "stages") {
   std::int64_t in = c.channels;
   for (const PlainStage& s : c.stages) {
@@ -109,10 +77,10 @@ PlainUnet::Decoder::Decoder(nn::Module* up, const PlainConfig& c)
   const Dims one = Dims::filled(c.axes(), 1);
   for (std::size_t i = c.stages.size() - 1; i-- > 0;) {
     const PlainStage &s = c.stages[i], &below = c.stages[i + 1];
-    stages.add(c, s.decoder_convs, 2 * s.features, s.features, s.kernel, one);
-    transpconvs.add(below.features, s.features, below.stride, ConvOptions{.stride = below.stride}, c.bias,
-                    he(s.features * product(below.stride)), nn::Init::zero());
-    seg_layers.add(s.features, c.classes, one, ConvOptions{}, true, he(s.features), nn::Init::zero());
+    stages.add(c.block, s.decoder_convs, 2 * s.features, s.features, s.kernel, one);
+    transpconvs.add(below.features, s.features, below.stride, ConvOptions{.stride = below.stride}, c.block.bias,
+                    he_normal(s.features * product(below.stride)), nn::Init::zero());
+    seg_layers.add(s.features, c.classes, one, ConvOptions{}, true, he_normal(s.features), nn::Init::zero());
   }
 }
 

@@ -5,7 +5,7 @@
 // holds (decoder.encoder.*, *.all_modules.*).
 #pragma once
 
-#include <capo/models/nn/conv_layers.h>
+#include <capo/models/unet/blocks.h>
 
 #include <string>
 #include <string_view>
@@ -25,9 +25,7 @@ struct PlainConfig {
   int channels = 1;
   int classes = 2;                 // background included
   std::vector<PlainStage> stages;  // finest first, two or more; every kernel and stride has an entry per axis, 2 or 3
-  bool bias = true;                // of the convolutions
-  double slope = 0.01;             // of the leaky ReLU
-  double norm_eps = 1e-5;
+  BlockStyle block = {};
 
   int axes() const { return stages.empty() ? 0 : stages[0].kernel.size(); }
   Dims divisor() const;  // that sizes must be multiples of: the product of all strides, per axis
@@ -41,26 +39,6 @@ PlainConfig plain_config(const Dims& patch, int channels, int classes, std::int6
 // stage after the other.
 std::string to_json(const PlainConfig& c);
 PlainConfig plain_config_from_json(std::string_view text, const std::string& source);
-
-// leaky_relu(norm(conv(x))).
-class ConvNormAct : public nn::Layer<ConvNormAct> {
- public:
-  ConvNormAct(nn::Module* up, std::string_view name, const PlainConfig& c, std::int64_t in, std::int64_t out,
-              const Dims& kernel, const Dims& stride);
-  Tensor forward(const Tensor& x) { return norm.with_leaky_relu(conv(x), slope); }
-  nn::Conv conv;
-  nn::InstanceNorm norm;
-  const double slope;
-};
-
-// `count` of them, the first one strided.
-class ConvStack : public nn::Layer<ConvStack> {
- public:
-  ConvStack(nn::Module* up, std::string_view name, const PlainConfig& c, int count, std::int64_t in, std::int64_t out,
-            const Dims& kernel, const Dims& stride);
-  Tensor forward(const Tensor& x);
-  nn::List<ConvNormAct> convs;
-};
 
 class PlainUnet : public nn::Layer<PlainUnet> {
  public:
@@ -76,7 +54,7 @@ class PlainUnet : public nn::Layer<PlainUnet> {
     Encoder(nn::Module* up, const PlainConfig& c);
     struct Stage : nn::Layer<Stage> {
       Stage(nn::Module* up, std::string_view name, const PlainConfig& c, std::int64_t in, const PlainStage& s)
-          : Layer(up, name), stack(this, "0", c, s.convs, in, s.features, s.kernel, s.stride) {}
+          : Layer(up, name), stack(this, "0", c.block, s.convs, in, s.features, s.kernel, s.stride) {}
       Tensor forward(const Tensor& x) { return stack(x); }
       ConvStack stack;
     };

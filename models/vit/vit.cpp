@@ -89,7 +89,7 @@ Vit::Vit(const VitConfig& c, const nn::Build& build)
   if (c.classes > 0 && c.distilled) head_dist = std::make_unique<Head>(this, "head_dist", c.dim, c.classes);
 }
 
-Tensor Vit::stream(const Tensor& image) {
+Tensor Vit::embedded(const Tensor& image) {
   CAPO_CHECK(image.rank() == 4 && image.size(1) == config.image && image.size(2) == config.image &&
                  image.size(3) == config.channels,
              "vit: image must be [B, ", config.image, ", ", config.image, ", ", config.channels, "], got ",
@@ -106,23 +106,42 @@ Tensor Vit::stream(const Tensor& image) {
   parts.clear();
   if (!config.no_embed_class) x = x + in_stream(pos_embed);
   x = pos_drop(x);
-  if (patch_drop) x = (*patch_drop)(x);
-  Stream s{std::move(x), {}};
-  for (auto& block : blocks) {
-    if (config.checkpoint && grad_enabled()) {
-      std::vector<Tensor> trainable;
-      for (nn::Parameter* p : block->parameters())
-        if (p->trainable()) trainable.push_back(p->value());
-      const auto run = [b = block.get()](const std::vector<Tensor>& in) { return std::vector<Tensor>{(*b)(in[0])}; };
-      s = {checkpoint(run, {s.sum()}, trainable)[0], {}};
-    } else if (block->tapped()) {
-      s = {(*block)(s.sum()), {}};
-    } else {
-      const ModuleScope scope(&block->path());
-      s = block->step(std::move(s));
-    }
+  return patch_drop ? (*patch_drop)(x) : x;
+}
+
+Stream Vit::block_step(int i, Stream s) {
+  Block& block = blocks[i];
+  if (config.checkpoint && grad_enabled()) {
+    std::vector<Tensor> trainable;
+    for (nn::Parameter* p : block.parameters())
+      if (p->trainable()) trainable.push_back(p->value());
+    const auto run = [b = &block](const std::vector<Tensor>& in) { return std::vector<Tensor>{(*b)(in[0])}; };
+    return {checkpoint(run, {s.sum()}, trainable)[0], {}};
   }
+  if (block.tapped()) return {block(s.sum()), {}};
+  const ModuleScope scope(&block.path());
+  return block.step(std::move(s));
+}
+
+Tensor Vit::stream(const Tensor& image) {
+  Stream s{embedded(image), {}};
+  for (int i = 0; i < blocks.size(); ++i) s = block_step(i, std::move(s));
   return s.sum();
+}
+
+std::vector<Tensor> Vit::block_tokens(const Tensor& image, const std::vector<int>& chosen) {
+  for (std::size_t k = 0; k < chosen.size(); ++k)
+    CAPO_CHECK(chosen[k] >= 0 && chosen[k] < blocks.size() && (k == 0 || chosen[k] > chosen[k - 1]),
+               "vit: blocks must be chosen in [0, ", blocks.size(), ") and ascending, got ", chosen[k], " at place ", k);
+  std::vector<Tensor> out;
+  Stream s{embedded(image), {}};
+  for (int i = 0; out.size() < chosen.size(); ++i) {
+    s = block_step(i, std::move(s));
+    if (i != chosen[out.size()]) continue;
+    s = {s.sum(), {}};
+    out.push_back(s.x);
+  }
+  return out;
 }
 
 Tensor Vit::tokens(const Tensor& image) {

@@ -95,6 +95,9 @@ class Vit : public nn::Layer<Vit> {
   Tensor forward(const Tensor& image) { return classify(features(image)); }
   // Tokens after the last block and norm: [B, prefix + patches, dim] (in training: the patches kept).
   Tensor tokens(const Tensor& image);
+  // Tokens after chosen blocks (numbers from 0, ascending), before any norm: what a decoder or a probe reads. Blocks behind
+  // the last chosen one do not run.
+  std::vector<Tensor> block_tokens(const Tensor& image, const std::vector<int>& chosen);
   // What the head reads: [B, dim], or [B, 2, dim] when distilled.
   Tensor features(const Tensor& image);
   Tensor classify(const Tensor& features);
@@ -113,6 +116,8 @@ class Vit : public nn::Layer<Vit> {
   std::unique_ptr<Head> head, head_dist;
 
  private:
+  Tensor embedded(const Tensor& image);  // before the first block
+  Stream block_step(int i, Stream s);
   Tensor stream(const Tensor& image);  // after the last block, before the norm
 };
 

@@ -2,7 +2,8 @@
 """Writes the golden files of the U-Net tests: PyTorch results in float64.
 
 usage: make_unet_golden.py [OUTDIR] [--check]     (as make_golden.py)
-Needs torch, numpy, timm (through make_golden.py) and dynamic-network-architectures (pip); CPU is enough.
+Needs torch, torchvision, numpy, timm (through make_golden.py), dynamic-network-architectures and
+segmentation-models-pytorch (pip); CPU is enough.
 
 Weights, input and labels follow THE RULE of make_golden.py, with "input" of shape [batch, channels, spatial..] and
 label_i = splitmix64(fnv("labels") + i) % classes for pixel i of [batch, spatial..]. Running statistics begin at 0 and 1.
@@ -12,6 +13,8 @@ CASES
   unet_classic   the public PyTorch-UNet's modules and names (batch norm, transposed convolutions), base 4, depth 2
   unet_plain_2d  PlainConvUNet: instance norm (affine), LeakyReLU(0.01), convolution biases, deep supervision
   unet_plain_3d  the same on volumes, with a flat kernel and an uneven stride
+  unet_resnet    segmentation-models-pytorch's Unet on a torchvision ResNet of one basic block per stage
+  unetpp_resnet  the same with its UnetPlusPlus
   The configurations stand in each file's __metadata__.
 
 LOSS
@@ -30,9 +33,12 @@ import os
 import sys
 
 import numpy as np
+import segmentation_models_pytorch as smp
 import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet
+from segmentation_models_pytorch.encoders.resnet import ResNetEncoder
 from torch import nn
+from torchvision.models.resnet import BasicBlock
 
 import make_golden as base
 
@@ -51,6 +57,9 @@ CASES = {
     "unet_plain_3d": dict(kind="plain", channels=2, classes=3, batch=2, size=(4, 12, 8), features=(4, 6, 8),
                           kernels=((1, 3, 3), (3, 3, 3), (3, 3, 3)), strides=((1, 1, 1), (1, 2, 2), (2, 2, 2)),
                           convs=(2, 2, 2), decoder_convs=(2, 2)),
+    "unet_resnet": dict(kind="resnet", channels=3, classes=2, batch=2, size=(64, 96), widths=(16, 12, 8, 8, 4)),
+    "unetpp_resnet": dict(kind="resnet", plusplus=True, channels=3, classes=2, batch=2, size=(64, 96),
+                          widths=(16, 12, 8, 8, 4)),
 }
 
 
@@ -118,6 +127,12 @@ class Classic(nn.Module):
 def build(c):
     if c["kind"] == "classic":
         return Classic(c["channels"], c["classes"], c["base"], c["depth"])
+    if c["kind"] == "resnet":
+        model = (smp.UnetPlusPlus if c.get("plusplus") else smp.Unet)(
+            "resnet18", encoder_weights=None, decoder_channels=c["widths"], in_channels=c["channels"],
+            classes=c["classes"])
+        model.encoder = ResNetEncoder(out_channels=(3, 64, 64, 128, 256, 512), block=BasicBlock, layers=[1, 1, 1, 1])
+        return model
     three = len(c["size"]) == 3
     return PlainConvUNet(c["channels"], len(c["features"]), c["features"], nn.Conv3d if three else nn.Conv2d,
                          c["kernels"], c["strides"], c["convs"], c["classes"], c["decoder_convs"], True,
@@ -159,7 +174,8 @@ def run(c, dtype, nudge=0):
     y = torch.from_numpy((base.splitmix64(base.fnv("labels"), int(np.prod(shape)))
                           % np.uint64(c["classes"])).astype(np.int64).reshape(shape))
     x.requires_grad_(True)
-    outputs = model(x)
+    call = lambda: [model(x)] if c["kind"] == "resnet" else model(x)
+    outputs = call()
     loss_of(outputs, y).backward()
     f64 = lambda t: t.detach().numpy().astype(np.float64).copy()
     values = {"output.%d" % i: f64(z) for i, z in enumerate(outputs)}
@@ -175,7 +191,7 @@ def run(c, dtype, nudge=0):
     losses = []
     for _ in range(STEPS):
         opt.zero_grad()
-        loss = loss_of(model(x), y)
+        loss = loss_of(call(), y)
         loss.backward()
         losses.append(loss.item())
         opt.step()
@@ -201,7 +217,8 @@ def golden(name):
     from importlib.metadata import version
     meta.update(case=name, dtype="float64", loss="cross entropy + (1 - foreground Dice per sample), deep supervision",
                 optimizer="SGD lr=0.05 momentum=0.9", torch=torch.__version__, numpy=np.__version__,
-                dynamic_network_architectures=version("dynamic-network-architectures"))
+                dynamic_network_architectures=version("dynamic-network-architectures"),
+                segmentation_models_pytorch=smp.__version__, torchvision=version("torchvision"))
     return out, meta
 
 
