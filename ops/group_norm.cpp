@@ -61,6 +61,8 @@ CAPO_KERNEL_CUDA(group_norm_apply, ChannelNormArgs, apply_work)
 CAPO_KERNEL_CUDA(group_norm_dots, ChannelNormBackwardArgs, dots_work)
 CAPO_KERNEL_CUDA(group_norm_sums, ChannelNormBackwardArgs, sums_work)
 CAPO_KERNEL_CUDA(group_norm_dx, ChannelNormBackwardArgs, dx_work)
+CAPO_KERNEL(group_norm_sample, ChannelNormArgs, apply_work)
+CAPO_KERNEL(group_norm_sample_backward, ChannelNormBackwardArgs, dx_work)
 
 namespace {
 
@@ -88,6 +90,13 @@ Extent extent_of(const Tensor& x, std::int64_t outer, std::int64_t groups) {
   const std::int64_t columns = x.size(-1), across = outer * columns;
   const std::int64_t rows = across ? x.numel() / across : 0;
   return {outer, rows, columns, groups, x.device().is_cuda() ? device_chunk(outer, rows, columns, x.dtype()) : kChannelChunk};
+}
+
+// Whether each sample's steps follow one another on the CPU: what the first reads of it is then still in the second cache for
+// the last, and a tensor beyond the caches is read once. The bits are the same either way.
+bool by_samples(const Tensor& x, const Extent& e) {
+  constexpr std::int64_t kInL2 = std::int64_t{1} << 20;
+  return x.device().is_cpu() && e.outer >= 4 * num_threads() && bytes_of(x.dtype(), e.rows * e.columns) <= kInL2;
 }
 
 DType dtype_of_weights(const Tensor& w, const Tensor& b, DType otherwise) {
@@ -140,13 +149,19 @@ Grads fused_backward(const Saved& saved, const Tensor& dy0, const Form& f, Needs
                                data_or_null(slope), data_or_null(dweight), data_or_null(dbias), data_or_null(out[0]),
                                e.outer, e.rows, e.columns, e.groups, e.chunk, f.activation, f.below_zero, data_or_null(b),
                                data_or_null(residual), data_or_null(y), writes_dz ? data_or_null(out[3]) : nullptr};
+  bool done = false;
   if (products || need[2]) {
     const Shape parts{f.outer, e.chunks(), e.columns};
     const Tensor part_dy = empty(parts, acc, device), part_dyx = products ? empty(parts, acc, device) : Tensor();
     args.part_dy = data_or_null(part_dy);
     args.part_dyx = data_or_null(part_dyx);
-    launch(kernels::group_norm_dots, device, args, e.outer * e.chunks(), e.chunk_grain());
-    launch(kernels::group_norm_sums, device, args, e.outer * e.groups, e.group_grain());
+    done = need[0] && !writes_dz && by_samples(dy, e);
+    if (done) {
+      launch(kernels::group_norm_sample_backward, device, args, e.outer, 1);
+    } else {
+      launch(kernels::group_norm_dots, device, args, e.outer * e.chunks(), e.chunk_grain());
+      launch(kernels::group_norm_sums, device, args, e.outer * e.groups, e.group_grain());
+    }
     if (writes_dz) {
       args.dy = args.dz;
       args.residual = args.y = args.dz = nullptr;
@@ -154,7 +169,7 @@ Grads fused_backward(const Saved& saved, const Tensor& dy0, const Form& f, Needs
       writes_dz = false;
     }
   }
-  if (need[0] || writes_dz) launch(kernels::group_norm_dx, device, args, e.outer * e.chunks(), e.chunk_grain());
+  if (!done && (need[0] || writes_dz)) launch(kernels::group_norm_dx, device, args, e.outer * e.chunks(), e.chunk_grain());
   const auto over_outer = [&](const Tensor& t) { return cast(f.outer == 1 ? reshape(t, {e.columns}) : sum(t, {0}), f.weight_dtype); };
   if (need[1]) out[1] = over_outer(dweight);
   if (need[2]) out[2] = over_outer(dbias);
@@ -245,18 +260,25 @@ Tensor channel_norm(const char* op, const Tensor& x0, const Tensor& w0, const Te
   const DType acc = accumulator(x.dtype());
   const Extent e = extent_of(x, outer, groups);
   const Form f{outer, groups, dtype_of_weights(w, b, acc), eps, false, epilogue.activation, epilogue.slope};
+  const bool whole_samples = by_samples(x, e);
   const Tensor y = empty(x.shape(), x.dtype(), device);
   const Tensor mean = empty({outer, groups}, acc, device), var = empty_like(mean), rstd = empty_like(mean);
   {
     const Shape parts{outer, e.chunks(), e.columns};
     const Tensor part_mean = empty(parts, device.is_cuda() ? f64 : acc, device), part_m2 = empty(parts, acc, device);
-    const ChannelNormArgs args{x.dtype(), f.weight_dtype, data_or_null(x), nullptr, nullptr, nullptr, nullptr,
-                               data_or_null(part_mean), data_or_null(part_m2), data_or_null(mean), data_or_null(var),
-                               data_or_null(rstd), e.outer, e.rows, e.columns, e.groups, eps, e.chunk, Activation::none, 0};
-    launch(kernels::group_norm_partial, device, args, e.outer * e.chunks(), e.chunk_grain());
-    launch(kernels::group_norm_moments, device, args, e.outer * e.groups, e.group_grain());
+    ChannelNormArgs args{x.dtype(), f.weight_dtype, data_or_null(x), nullptr, nullptr, nullptr, nullptr,
+                         data_or_null(part_mean), data_or_null(part_m2), data_or_null(mean), data_or_null(var),
+                         data_or_null(rstd), e.outer, e.rows, e.columns, e.groups, eps, e.chunk, Activation::none, 0};
+    if (whole_samples) {
+      args.weight = data_or_null(w), args.bias = data_or_null(b), args.residual = data_or_null(residual);
+      args.y = data_or_null(y), args.activation = f.activation, args.below_zero = f.below_zero;
+      launch(kernels::group_norm_sample, device, args, e.outer, 1);
+    } else {
+      launch(kernels::group_norm_partial, device, args, e.outer * e.chunks(), e.chunk_grain());
+      launch(kernels::group_norm_moments, device, args, e.outer * e.groups, e.group_grain());
+    }
   }
-  launch_apply(x, w, b, residual, y, mean, rstd, e, f);
+  if (!whole_samples) launch_apply(x, w, b, residual, y, mean, rstd, e, f);
   if (moments) *moments = {mean, var, rstd};
   return recorded(op, y, x, w, b, residual, mean, rstd, f);
 }

@@ -26,7 +26,7 @@ vit::VitConfig config() {
 }
 constexpr std::int64_t kBatch = 8;
 
-train::MemoryPlan plan(const std::string& spec, Device device, bool checkpointed = false) {
+train::MemoryPlan plan(const std::string& spec, Device device, double checkpointed = 0) {
   train::MemoryOptions options;
   options.device = device;
   return train::plan_memory(
@@ -44,11 +44,11 @@ train::MemoryPlan plan(const std::string& spec, Device device, bool checkpointed
 
 TEST_CASE("the plan is what happens") {
   for (const auto& method : tuners::kMethods) {
-    for (bool checkpointed : {false, true}) {
-      if (checkpointed && std::string(method.name) != "full" && std::string(method.name) != "lora") continue;
+    for (const double checkpointed : {0.0, 0.5, 1.0}) {
+      if (checkpointed > 0 && std::string(method.name) != "full" && std::string(method.name) != "lora") continue;
       const train::MemoryPlan told = plan(method.spec, kMeta, checkpointed),
                               held = plan(method.spec, kCpu, checkpointed);
-      const std::string name = cat(method.name, checkpointed ? " checkpointed" : "");
+      const std::string name = cat(method.name, " checkpointed ", checkpointed);
       CHECK_MESSAGE(told.weights == held.weights, name);
       CHECK_MESSAGE(told.gradients == held.gradients, name);
       CHECK_MESSAGE(told.optimizer == held.optimizer, name);

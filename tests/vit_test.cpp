@@ -178,7 +178,7 @@ TEST_CASE("variants agree with timm, learn everywhere, and tell their configurat
 TEST_CASE("checkpointing: the same bits, with dropout and drop-path") {
   for (const Variant& v : variants()) {
     CAPTURE(v.name);
-    const auto run = [&](bool checkpointed) {
+    const auto run = [&](double checkpointed) {
       vit::VitConfig c = v.config;
       c.drop = 0.1;
       c.drop_path = 0.3;
@@ -200,7 +200,9 @@ TEST_CASE("checkpointing: the same bits, with dropout and drop-path") {
       }
       return all;
     };
-    CHECK(run(false) == run(true));
+    const std::string plain = run(0);
+    CHECK(plain == run(1));
+    CHECK(plain == run(0.5));
   }
 }
 
@@ -348,7 +350,7 @@ TEST_CASE("bf16 with an f32 stream is closer to f64 than with a bf16 stream, and
 }
 
 TEST_CASE("checkpointing keeps less") {
-  const auto kept = [](bool checkpointed) {
+  const auto kept = [](double checkpointed) {
     vit::VitConfig c = small();
     c.checkpoint = checkpointed;
     vit::Vit model(c);
@@ -358,7 +360,14 @@ TEST_CASE("checkpointing keeps less") {
     const Tensor y = model(cast(images(), f32));
     return saved.total();
   };
-  CHECK(kept(true) * 3 < kept(false));
+  CHECK(kept(1) * 3 < kept(0));
+  const std::int64_t depth = small().depth;
+  REQUIRE(depth == 2);
+  CHECK(kept(0.24) == kept(0));  // no block
+  CHECK(kept(0.25) == kept(0.5));
+  CHECK(std::llabs(kept(0.5) * 2 - kept(0) - kept(1)) * 10 < kept(0));
+  for (const double share : {-0.1, 1.1, std::nan("")})
+    CHECK(contains(error_of([&] { kept(share); }), "vit: checkpoint is a share of the blocks, 0 to 1"));
 }
 
 TEST_CASE("taps fire on every module of every variant, fused or not") {

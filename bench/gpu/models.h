@@ -16,7 +16,7 @@ struct Row {
   const char *name, *model;  // vit_b/16; resnet50; unet2d, unet3d: nnU-Net's topology for a patch of `image`, base width 32
   int image, classes, batch;
   const char* spec;  // tuners/spec.h
-  bool checkpoint = false;
+  double checkpoint = 0;  // share of the blocks
 };
 inline constexpr const char* kUTuning = "blocks.*.attn: u_prefix(length=10); blocks.*.mlp: u_adapter(dim=40, on=x); head: train";
 inline constexpr Row kRows[] = {
@@ -24,7 +24,8 @@ inline constexpr Row kRows[] = {
     {"vit_s16", "vit_s/16", 224, 1000, 256, "full"},
     {"vit_ti4", "vit_ti/4", 32, 200, 128, "full"},
     {"u_tuning_b16", "vit_b/16", 224, 100, 256, kUTuning},
-    {"u_tuning_b16_checkpointed", "vit_b/16", 224, 100, 256, kUTuning, true},
+    {"u_tuning_b16_checkpointed", "vit_b/16", 224, 100, 256, kUTuning, 1},
+    {"u_tuning_b16_partly_checkpointed", "vit_b/16", 224, 100, 256, kUTuning, 0.6},
     {"resnet18_32", "resnet18", 32, 100, 1024, "full"},  // CIFAR's stem: one 3x3, no pooling
     {"resnet50", "resnet50", 224, 1000, 256, "full"},
     {"unet2d", "unet2d", 256, 2, 32, "full"},

@@ -29,6 +29,7 @@ VitConfig checked(const VitConfig& c) {
   CAPO_CHECK(c.channels > 0 && c.registers >= 0 && c.classes >= 0 && c.mlp_ratio > 0,
              "vit: channels and mlp_ratio must be positive, registers and classes not negative, got ", c.channels, ", ",
              c.mlp_ratio, ", ", c.registers, " and ", c.classes);
+  CAPO_CHECK(c.checkpoint >= 0 && c.checkpoint <= 1, "vit: checkpoint is a share of the blocks, 0 to 1, got ", c.checkpoint);
   return c;
 }
 
@@ -111,7 +112,8 @@ Tensor Vit::embedded(const Tensor& image) {
 
 Stream Vit::block_step(int i, Stream s) {
   Block& block = blocks[i];
-  if (config.checkpoint && grad_enabled()) {
+  // The first blocks: their second forward comes when the backward pass has freed what the last ones kept.
+  if (grad_enabled() && i < std::llround(config.checkpoint * config.depth)) {
     std::vector<Tensor> trainable;
     for (nn::Parameter* p : block.parameters())
       if (p->trainable()) trainable.push_back(p->value());

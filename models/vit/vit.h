@@ -29,7 +29,7 @@ struct VitConfig {
   double drop = 0;
   double patch_drop = 0;    // share of the patches that training leaves out, drawn for each sample; prefix tokens stay
   double norm_eps = 1e-6;
-  bool checkpoint = false;  // recompute each block in the backward pass
+  double checkpoint = 0;    // share of the blocks, from the first on, that the backward pass computes again; 1: all
   bool f32_stream = false;  // bf16 and f16 models: the tokens between blocks stay f32, norms and products 16-bit
 
   int tokens() const { return (image / patch) * (image / patch); }

@@ -49,11 +49,11 @@ void partial(const ChannelNormArgs& a, std::int64_t item) {
   const T inverse = T(1) / static_cast<T>(k.count);
   for (std::int64_t c = 0; c < a.columns; c += kWidth) {
     const std::int64_t n = lesser(kWidth, a.columns - c);
-    const auto row_of = [&](std::int64_t r, T* buffer) {
-      return read_row(a.x, a.dtype, (k.first + r) * a.columns + c, n, buffer);
+    alignas(64) T first[kWidth], rest[kWidth], m2[kWidth], buffer[kWidth];
+    const auto row_of = [&](std::int64_t r, T* to) {
+      return read_row(a.x, a.dtype, (k.first + r) * a.columns + c, n, to);
     };
     // Deviations from the first row, in one pass: (first - mean)^2 <= (count - 1) m2, so at most 64 times the rounding.
-    T first[kWidth], rest[kWidth], m2[kWidth], buffer[kWidth];
     const T* start = row_of(0, first);
     if (start != first)
       for (std::int64_t j = 0; j < n; ++j) first[j] = start[j];
@@ -77,6 +77,11 @@ void partial(const ChannelNormArgs& a, std::int64_t item) {
   }
 }
 
+// Of `groups` groups of size columns, how many are joined at once.
+inline std::int64_t groups_together(std::int64_t size, std::int64_t groups) {
+  return size < kJoin ? lesser(kJoin / size, groups) : 1;
+}
+
 // Joins the chunks of groups [begin, end): Chan, Golub and LeVeque's update with all counts known, in f64.
 template <class T>
 void moments(const ChannelNormArgs& a, std::int64_t begin, std::int64_t end) {
@@ -92,48 +97,40 @@ void moments(const ChannelNormArgs& a, std::int64_t begin, std::int64_t end) {
   const auto part = [&](const void* values, std::int64_t item, std::int64_t chunk) {
     return static_cast<const T*>(values) + (item / a.groups * chunks + chunk) * a.columns + item % a.groups * size;
   };
-  if (size == 1) {  // a column per group: neighbours together
-    for (std::int64_t item = begin; item < end;) {
-      const std::int64_t n = lesser(lesser(kJoin, end - item), a.groups - item % a.groups);
-      double mean[kJoin], m2[kJoin];
-      for (int j = 0; j < kJoin; ++j) mean[j] = m2[j] = 0;
-      for (std::int64_t k = 0; k < chunks; ++k) {
-        const T* pm = part(a.part_mean, item, k);
-        const double rows = static_cast<double>(rows_in(k, a.rows));
-#pragma omp simd
-        for (std::int64_t j = 0; j < n; ++j) mean[j] += rows * static_cast<double>(pm[j]);
+  for (std::int64_t item = begin; item < end;) {
+    // Whole groups: several of few columns, or one in blocks of columns.
+    const std::int64_t together = groups_together(size, lesser(end - item, a.groups - item % a.groups));
+    const std::int64_t width = together * size;
+    double mean[kJoin], m2[kJoin], centre[kJoin];  // of each group; and of a column's group
+    for (int g = 0; g < kJoin; ++g) mean[g] = m2[g] = 0;
+    const auto add_up = [&](double* total, auto add) {  // add(sums, chunk, column, n)
+      for (std::int64_t c = 0; c < width; c += kJoin) {
+        const std::int64_t n = lesser(kJoin, width - c);
+        double sum[kJoin];
+        for (int j = 0; j < kJoin; ++j) sum[j] = 0;
+        for (std::int64_t k = 0; k < chunks; ++k) add(sum, k, c, n);
+        for (std::int64_t j = 0; j < n; ++j) total[together == 1 ? 0 : j / size] += sum[j];
       }
-      for (std::int64_t j = 0; j < n; ++j) mean[j] *= inverse;
-      for (std::int64_t k = 0; k < chunks; ++k) {
-        const T *pm = part(a.part_mean, item, k), *ps = part(a.part_m2, item, k);
-        const double rows = static_cast<double>(rows_in(k, a.rows));
-#pragma omp simd
-        for (std::int64_t j = 0; j < n; ++j) {
-          const double d = static_cast<double>(pm[j]) - mean[j];
-          m2[j] += static_cast<double>(ps[j]) + rows * d * d;
-        }
-      }
-      for (std::int64_t j = 0; j < n; ++j) store(item + j, mean[j], m2[j]);
-      item += n;
-    }
-    return;
-  }
-  for (std::int64_t item = begin; item < end; ++item) {
-    double mean = 0, m2 = 0;
-    for (std::int64_t k = 0; k < chunks; ++k) {
-      const T* pm = part(a.part_mean, item, k);
-      mean += static_cast<double>(rows_in(k, a.rows)) * sum_of<double>(size, [pm](std::int64_t j) { return static_cast<double>(pm[j]); });
-    }
-    mean *= inverse;
-    for (std::int64_t k = 0; k < chunks; ++k) {
-      const T *pm = part(a.part_mean, item, k), *ps = part(a.part_m2, item, k);
+    };
+    add_up(mean, [&](double* sum, std::int64_t k, std::int64_t c, std::int64_t n) {
+      const T* pm = part(a.part_mean, item, k) + c;
       const double rows = static_cast<double>(rows_in(k, a.rows));
-      m2 += sum_of<double>(size, [=](std::int64_t j) {
-        const double d = static_cast<double>(pm[j]) - mean;
-        return static_cast<double>(ps[j]) + rows * d * d;
-      });
-    }
-    store(item, mean, m2);
+#pragma omp simd
+      for (std::int64_t j = 0; j < n; ++j) sum[j] += rows * static_cast<double>(pm[j]);
+    });
+    for (std::int64_t g = 0; g < together; ++g) mean[g] *= inverse;
+    for (std::int64_t j = 0; j < kJoin; ++j) centre[j] = mean[together == 1 ? 0 : lesser(j / size, together - 1)];
+    add_up(m2, [&](double* sum, std::int64_t k, std::int64_t c, std::int64_t n) {
+      const T *pm = part(a.part_mean, item, k) + c, *ps = part(a.part_m2, item, k) + c;
+      const double rows = static_cast<double>(rows_in(k, a.rows));
+#pragma omp simd
+      for (std::int64_t j = 0; j < n; ++j) {
+        const double d = static_cast<double>(pm[j]) - centre[j];
+        sum[j] += static_cast<double>(ps[j]) + rows * d * d;
+      }
+    });
+    for (std::int64_t g = 0; g < together; ++g) store(item + g, mean[g], m2[g]);
+    item += together;
   }
 }
 
@@ -172,21 +169,22 @@ void apply(const ChannelNormArgs& a, std::int64_t item) {
   const bool streamed = streams(a.dtype, a.outer * a.rows * a.columns);
   for (std::int64_t c = 0; c < a.columns; c += kWidth) {
     const std::int64_t n = lesser(kWidth, a.columns - c);
-    T mean[kWidth], scale[kWidth], shift[kWidth], buffer[2][kWidth];
+    alignas(64) T mean[kWidth], scale[kWidth], shift[kWidth], buffer[2][kWidth];
     affine_tables(a, k.outer, c, n, mean, scale, shift);
     for (std::int64_t r = k.first; r < k.first + k.count; ++r) {
       const std::int64_t at = r * a.columns + c;
       const T* x = read_row(a.x, a.dtype, at, n, buffer[0]);
-      T* y = open_row(a.y, a.dtype, at, buffer[0], streamed);
-      if (a.residual) {
-        const T* s = read_row(a.residual, a.dtype, at, n, buffer[1]);
+      const T* s = a.residual ? read_row(a.residual, a.dtype, at, n, buffer[1]) : nullptr;
+      write_row(a.y, a.dtype, at, n, buffer[0], streamed, [&](std::int64_t from, std::int64_t to, T* y) {
+        if (s) {
 #pragma omp simd
-        for (std::int64_t j = 0; j < n; ++j) y[j] = F::f((x[j] - mean[j]) * scale[j] + shift[j] + s[j], p, T(0));
-      } else {
+          for (std::int64_t j = from; j < to; ++j)
+            y[j - from] = F::f((x[j] - mean[j]) * scale[j] + shift[j] + s[j], p, T(0));
+        } else {
 #pragma omp simd
-        for (std::int64_t j = 0; j < n; ++j) y[j] = F::f((x[j] - mean[j]) * scale[j] + shift[j], p, T(0));
-      }
-      close_row(a.y, a.dtype, at, n, y, streamed);
+          for (std::int64_t j = from; j < to; ++j) y[j - from] = F::f((x[j] - mean[j]) * scale[j] + shift[j], p, T(0));
+        }
+      });
     }
   }
   end_stream(streamed);
@@ -237,7 +235,7 @@ void dots(const ChannelNormBackwardArgs& a, std::int64_t item) {
   const Chunk k = chunk_of(a, item);
   for (std::int64_t c = 0; c < a.columns; c += kWidth) {
     const std::int64_t n = lesser(kWidth, a.columns - c);
-    T mean[kWidth], scale[kWidth], shift[kWidth], buffer[kWidth], wide[kWidth], sum[kWidth], dot[kWidth];
+    alignas(64) T mean[kWidth], scale[kWidth], shift[kWidth], buffer[kWidth], wide[kWidth], sum[kWidth], dot[kWidth];
     for (std::int64_t j = 0; j < n; ++j) sum[j] = dot[j] = T(0);
     if (remakes_z(a))
       affine_tables(a, k.outer, c, n, mean, scale, shift);
@@ -313,7 +311,8 @@ void dx_rows(const ChannelNormBackwardArgs& a, std::int64_t item) {
   const bool streamed = streams(a.dtype, a.outer * a.rows * a.columns);
   for (std::int64_t c = 0; c < a.columns; c += kWidth) {
     const std::int64_t n = lesser(kWidth, a.columns - c);
-    T mean[kWidth], rstd[kWidth], scale[kWidth], bias[kWidth], shift[kWidth], slope[kWidth], buffer[kWidth], wide[kWidth];
+    alignas(64) T mean[kWidth], rstd[kWidth], scale[kWidth], bias[kWidth], shift[kWidth], slope[kWidth], buffer[kWidth],
+        wide[kWidth], result[kWidth];
     if (remakes_z(a)) affine_tables(a, k.outer, c, n, mean, scale, bias);
     if (a.dx) {
       spread(a.rstd, k.outer, a.groups, a.columns, c, n, rstd);
@@ -331,16 +330,17 @@ void dx_rows(const ChannelNormBackwardArgs& a, std::int64_t item) {
     for (std::int64_t r = k.first; r < k.first + k.count; ++r) {
       const T* dz = dz_row(F{}, a, r * a.columns + c, n, mean, scale, bias, buffer);
       if (!a.dx) continue;
-      T* dx = open_row(a.dx, a.dtype, r * a.columns + c, buffer, streamed);
-      if (a.shift) {
-        const T* x = read_row(a.x, a.dtype, r * a.columns + c, n, wide);
+      const T* x = a.shift ? read_row(a.x, a.dtype, r * a.columns + c, n, wide) : nullptr;
+      write_row(a.dx, a.dtype, r * a.columns + c, n, result, streamed, [&](std::int64_t from, std::int64_t to, T* dx) {
+        if (x) {
 #pragma omp simd
-        for (std::int64_t j = 0; j < n; ++j) dx[j] = dz[j] * scale[j] - shift[j] - (x[j] - mean[j]) * slope[j];
-      } else {
+          for (std::int64_t j = from; j < to; ++j)
+            dx[j - from] = dz[j] * scale[j] - shift[j] - (x[j] - mean[j]) * slope[j];
+        } else {
 #pragma omp simd
-        for (std::int64_t j = 0; j < n; ++j) dx[j] = dz[j] * scale[j];
-      }
-      close_row(a.dx, a.dtype, r * a.columns + c, n, dx, streamed);
+          for (std::int64_t j = from; j < to; ++j) dx[j - from] = dz[j] * scale[j];
+        }
+      });
     }
   }
   end_stream(streamed);
@@ -352,6 +352,13 @@ inline void each(const Args& a, std::int64_t begin, std::int64_t end, const Run&
   with_activation(a.activation, a.below_zero, [&](auto f) {
     for (std::int64_t i = begin; i < end; ++i) a.dtype == capo::DType::f64 ? run(f, 0.0, i) : run(f, 0.0f, i);
   });
+}
+
+// Calls f(chunk, chunk's end, group, group's end) for samples [begin, end), one after the other.
+template <class Args, class F>
+inline void samples(const Args& a, std::int64_t begin, std::int64_t end, F f) {
+  const std::int64_t chunks = (a.rows + kChannelChunk - 1) / kChannelChunk;
+  for (std::int64_t i = begin; i < end; ++i) f(i * chunks, (i + 1) * chunks, i * a.groups, (i + 1) * a.groups);
 }
 
 }  // namespace
@@ -373,4 +380,20 @@ CAPO_CPU_KERNEL(group_norm_sums, capo::ChannelNormBackwardArgs) {
 }
 CAPO_CPU_KERNEL(group_norm_dx, capo::ChannelNormBackwardArgs) {
   each(args, begin, end, [&](auto f, auto t, std::int64_t i) { dx_rows<decltype(t), decltype(f)>(args, i); });
+}
+
+// The three steps of a sample while it lies in the second cache.
+CAPO_CPU_KERNEL(group_norm_sample, capo::ChannelNormArgs) {
+  samples(args, begin, end, [&](std::int64_t chunk, std::int64_t chunks, std::int64_t group, std::int64_t groups) {
+    capo::kernels::CAPO_JOIN(group_norm_partial, CAPO_ISA)(args, chunk, chunks);
+    capo::kernels::CAPO_JOIN(group_norm_moments, CAPO_ISA)(args, group, groups);
+    capo::kernels::CAPO_JOIN(group_norm_apply, CAPO_ISA)(args, chunk, chunks);
+  });
+}
+CAPO_CPU_KERNEL(group_norm_sample_backward, capo::ChannelNormBackwardArgs) {
+  samples(args, begin, end, [&](std::int64_t chunk, std::int64_t chunks, std::int64_t group, std::int64_t groups) {
+    capo::kernels::CAPO_JOIN(group_norm_dots, CAPO_ISA)(args, chunk, chunks);
+    capo::kernels::CAPO_JOIN(group_norm_sums, CAPO_ISA)(args, group, groups);
+    capo::kernels::CAPO_JOIN(group_norm_dx, CAPO_ISA)(args, chunk, chunks);
+  });
 }

@@ -64,8 +64,9 @@ template <class E>
 inline bool in_16_bits(capo::DType t) { return t == capo::DType::bf16 || t == capo::DType::f16; }
 
 constexpr std::int64_t kPiece = 1024;  // elements that an elementwise kernel takes at a time when they are 16-bit
+constexpr std::int64_t kStreamPiece = 256;  // that are computed before they are streamed
 inline std::int64_t piece(capo::DType t, bool streamed, std::int64_t n) {
-  return streamed || in_16_bits(t) ? lesser(n, kPiece) : n;
+  return streamed ? lesser(n, kStreamPiece) : in_16_bits(t) ? lesser(n, kPiece) : n;
 }
 
 // Elements [at, at + n) of x: where they lie, or widened into buffer. T is float, for f64 double.
@@ -76,13 +77,6 @@ inline const T* read_row(const void* x, capo::DType dtype, std::int64_t at, std:
     if (dtype == capo::DType::f16) return widen(static_cast<const capo::Half*>(x) + at, buffer, n), buffer;
   }
   return static_cast<const T*>(x) + at;
-}
-// Brings elements [at, at + n) of x towards the first cache while others are computed on.
-template <class T>
-inline void fetch_row(const void* x, capo::DType dtype, std::int64_t at, std::int64_t n) {
-  const std::int64_t size = in_16_bits(dtype) ? 2 : static_cast<std::int64_t>(sizeof(T));
-  const char* p = static_cast<const char*>(x) + at * size;
-  for (std::int64_t i = 0; i < n * size; i += 64) __builtin_prefetch(p + i, 0, 2);
 }
 
 template <class T>
@@ -106,7 +100,7 @@ inline bool streams(capo::DType dtype, std::int64_t elements) {
   std::int64_t i = 0;
 #if defined(__SSE2__)
   i = lesser(static_cast<std::int64_t>((64 - reinterpret_cast<std::uintptr_t>(y) % 64) % 64), bytes);
-  __builtin_memcpy(y, x, static_cast<std::size_t>(i));
+  if (i > 0) __builtin_memcpy(y, x, static_cast<std::size_t>(i));
   for (; i + 64 <= bytes; i += 64) {
 #if defined(__AVX512F__)
     _mm512_stream_si512(reinterpret_cast<__m512i*>(y + i), _mm512_loadu_si512(x + i));
@@ -119,7 +113,7 @@ inline bool streams(capo::DType dtype, std::int64_t elements) {
 #endif
   }
 #endif
-  __builtin_memcpy(y + i, x + i, static_cast<std::size_t>(bytes - i));
+  if (i < bytes) __builtin_memcpy(y + i, x + i, static_cast<std::size_t>(bytes - i));
 }
 // At the end of a chunk that streamed: another thread's reads come after its writes.
 inline void end_stream([[maybe_unused]] bool streamed) {
@@ -139,6 +133,23 @@ inline void close_row(void* y, capo::DType dtype, std::int64_t at, std::int64_t 
     if (streamed) return stream(buffer, static_cast<float*>(y) + at, n * 4);
     if (dtype == capo::DType::bf16) narrow(buffer, static_cast<capo::BFloat16*>(y) + at, n);
     if (dtype == capo::DType::f16) narrow(buffer, static_cast<capo::Half*>(y) + at, n);
+  }
+}
+
+// Where to stop in a row of n elements that begins at element `at` of y: few enough that their stores past the caches
+// spread over the computing (a third of the time of some ops), and at the end of a line.
+inline std::int64_t piece_end(const void* y, std::int64_t at, std::int64_t i, std::int64_t n) {
+  const auto place = reinterpret_cast<std::uintptr_t>(static_cast<const float*>(y) + at + i);
+  return lesser(i + kStreamPiece - static_cast<std::int64_t>(place % 64 / 4), n);
+}
+// Puts a row: f(i, j, to) puts its elements [i, j) to to[0], to[1], ...
+template <class T, class F>
+inline void write_row(void* y, capo::DType dtype, std::int64_t at, std::int64_t n, T* buffer, bool streamed, F f) {
+  T* row = open_row(y, dtype, at, buffer, streamed);
+  for (std::int64_t i = 0, j; i < n; i = j) {
+    j = streamed ? piece_end(y, at, i, n) : n;
+    f(i, j, row);
+    close_row(y, dtype, at + i, j - i, row, streamed);
   }
 }
 

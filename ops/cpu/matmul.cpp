@@ -1,3 +1,4 @@
+#include <capo/ops/cpu/gelu.h>
 #include <capo/ops/cpu/gemm_bf16.h>
 #include <capo/ops/cpu/kernel.h>
 #include <capo/ops/cpu/math.h>
@@ -37,8 +38,29 @@ void finish_rows(const T* sums, int64_t lds, S* c, S* z, const S* bias, int64_t 
     }
   }
 }
+// The same with GELU from f32 sums, which works on rows.
+template <bool kKeep, class S>
+void finish_gelu(const float* sums, int64_t lds, S* c, S* z, const S* bias, int64_t ld, int64_t m, int64_t n) {
+  constexpr int64_t kPiece = 256;
+  alignas(64) float x[kPiece];
+  for (int64_t i = 0; i < m; ++i)
+    for (int64_t from = 0; from < n; from += kPiece) {
+      const int64_t width = lesser(kPiece, n - from), at = i * ld + from;
+      const float* sum = sums + i * lds + from;
+#pragma omp simd
+      for (int64_t j = 0; j < width; ++j) {
+        x[j] = bias ? sum[j] + widen(bias[from + j]) : sum[j];
+        if (kKeep) narrow(x[j], z[at + j]);
+      }
+      m::gelu_row(x, x, width);
+#pragma omp simd
+      for (int64_t j = 0; j < width; ++j) narrow(x[j], c[at + j]);
+    }
+}
 template <class F, class T, class S>
 void finish_rows(const T* sums, int64_t lds, S* c, S* z, const S* bias, int64_t ld, int64_t m, int64_t n) {
+  if constexpr (std::is_same_v<F, Gelu> && std::is_same_v<T, float>)
+    return z ? finish_gelu<true>(sums, lds, c, z, bias, ld, m, n) : finish_gelu<false>(sums, lds, c, z, bias, ld, m, n);
   if (z)
     bias ? finish_rows<F, true, true>(sums, lds, c, z, bias, ld, m, n)
          : finish_rows<F, false, true>(sums, lds, c, z, bias, ld, m, n);

@@ -1,3 +1,4 @@
+#include <capo/ops/cpu/exp.h>
 #include <capo/ops/cpu/half.h>
 #include <capo/ops/cpu/kernel.h>
 #include <capo/ops/cpu/math.h>
@@ -10,24 +11,22 @@ template <class T>
 void forward(const capo::SoftmaxArgs& a, std::int64_t begin, std::int64_t end) {
   const std::int64_t n = a.columns;
   const bool streamed = n <= capo::kHalfRow && streams(a.dtype, a.rows * n);
-  T buffer[2][capo::kHalfRow];
+  alignas(64) T buffer[3][capo::kHalfRow];
   for (std::int64_t r = begin; r < end; ++r) {
     const T* x = read_row(a.x, a.dtype, r * n, n, buffer[0]);
-    T* y = open_row(a.y, a.dtype, r * n, buffer[1], streamed);
-    const T top = largest(x, n);
+    T* e = open_row(a.y, a.dtype, r * n, buffer[1], streamed);
+    const T top = largest(x, n), total = m::exp_row(x, top, e, n);
+    const T rest = a.log ? m::log(total) : T(0), scale = T(1) / total;
+    const auto finish = [=, log = a.log](std::int64_t from, std::int64_t to, T* y) {
+      if (log) {
 #pragma omp simd
-    for (std::int64_t i = 0; i < n; ++i) y[i] = m::exp_small(x[i] - top);
-    const T total = sum_of<T>(n, [y](std::int64_t i) { return y[i]; });
-    if (a.log) {
-      const T rest = m::log(total);
+        for (std::int64_t i = from; i < to; ++i) y[i - from] = (x[i] - top) - rest;
+      } else {
 #pragma omp simd
-      for (std::int64_t i = 0; i < n; ++i) y[i] = (x[i] - top) - rest;
-    } else {
-      const T scale = T(1) / total;
-#pragma omp simd
-      for (std::int64_t i = 0; i < n; ++i) y[i] *= scale;
-    }
-    close_row(a.y, a.dtype, r * n, n, y, streamed);
+        for (std::int64_t i = from; i < to; ++i) y[i - from] = e[i] * scale;
+      }
+    };
+    write_row(a.y, a.dtype, r * n, n, streamed ? buffer[2] : e, streamed, finish);
   }
   end_stream(streamed);
 }
@@ -35,22 +34,22 @@ void forward(const capo::SoftmaxArgs& a, std::int64_t begin, std::int64_t end) {
 template <class T>
 void backward(const capo::SoftmaxArgs& a, std::int64_t begin, std::int64_t end) {
   const std::int64_t n = a.columns;
-  const bool streamed = n <= capo::kHalfRow && streams(a.dtype, a.rows * n);
-  T buffer[3][capo::kHalfRow];
+  const bool streamed = streams(a.dtype, a.rows * n);
+  alignas(64) T buffer[3][capo::kHalfRow];
   for (std::int64_t r = begin; r < end; ++r) {
     const T* y = read_row(a.x, a.dtype, r * n, n, buffer[0]);
     const T* dy = read_row(a.dy, a.dtype, r * n, n, buffer[1]);
-    T* dx = open_row(a.y, a.dtype, r * n, buffer[2], streamed);
-    if (a.log) {
-      const T total = sum_of<T>(n, [dy](std::int64_t i) { return dy[i]; });
+    const T along = a.log ? sum_of<T>(n, [dy](std::int64_t i) { return dy[i]; })
+                          : sum_of<T>(n, [dy, y](std::int64_t i) { return dy[i] * y[i]; });
+    write_row(a.y, a.dtype, r * n, n, buffer[2], streamed, [=, log = a.log](std::int64_t from, std::int64_t to, T* dx) {
+      if (log) {
 #pragma omp simd
-      for (std::int64_t i = 0; i < n; ++i) dx[i] = dy[i] - m::exp(y[i]) * total;
-    } else {
-      const T along = sum_of<T>(n, [dy, y](std::int64_t i) { return dy[i] * y[i]; });
+        for (std::int64_t i = from; i < to; ++i) dx[i - from] = dy[i] - m::exp(y[i]) * along;
+      } else {
 #pragma omp simd
-      for (std::int64_t i = 0; i < n; ++i) dx[i] = y[i] * (dy[i] - along);
-    }
-    close_row(a.y, a.dtype, r * n, n, dx, streamed);
+        for (std::int64_t i = from; i < to; ++i) dx[i - from] = y[i] * (dy[i] - along);
+      }
+    });
   }
   end_stream(streamed);
 }

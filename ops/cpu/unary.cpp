@@ -1,3 +1,4 @@
+#include <capo/ops/cpu/gelu.h>
 #include <capo/ops/cpu/half.h>
 #include <capo/ops/cpu/kernel.h>
 #include <capo/ops/cpu/math.h>
@@ -8,12 +9,14 @@ namespace {
 
 template <class F, class T>
 void forward(const T* x, T* y, std::int64_t n, T p, T q) {
+  if constexpr (__is_same(F, Gelu) && __is_same(T, float)) return m::gelu_row(x, y, n);
 #pragma omp simd
   for (std::int64_t i = 0; i < n; ++i) y[i] = F::f(x[i], p, q);
 }
 
 template <class F, class T>
 void backward(const T* s, const T* dy, T* dx, std::int64_t n, T p, T q) {
+  if constexpr (__is_same(F, Gelu) && __is_same(T, float)) return m::gelu_gradient_row(s, dy, dx, n);
 #pragma omp simd
   for (std::int64_t i = 0; i < n; ++i) dx[i] = dy[i] * F::df(s[i], s[i], p, q);
 }
@@ -23,7 +26,7 @@ void pieces(const capo::UnaryArgs& a, std::int64_t begin, std::int64_t end) {
   const T p = static_cast<T>(a.p), q = static_cast<T>(a.q);
   const bool streamed = streams(a.dtype, a.elements);
   const std::int64_t step = piece(a.dtype, streamed, end - begin);
-  T read[kPiece], slope[kPiece], result[kPiece];
+  alignas(64) T read[kPiece], slope[kPiece], result[kPiece];
   for (std::int64_t at = begin; at < end; at += step) {
     const std::int64_t n = lesser(step, end - at);
     const T* x = read_row(a.x, a.dtype, at, n, read);
