@@ -2,6 +2,7 @@
 // that ops/cpu/math.h states. Denormals count as zero on the way in and out (parallel_for flushes them).
 #include <capo/engine/cpu.h>
 #include <capo/ops/copy.h>
+#include <capo/ops/softmax.h>
 #include <capo/ops/unary.h>
 #include <capo/tests/support.h>
 
@@ -168,6 +169,45 @@ TEST_CASE("f32 mathematics: special values") {
     CHECK(at([](const Tensor& x) { return slope_of(UnaryKind::gelu, x); }, -1e30f) == 0);
     CHECK(at([](const Tensor& x) { return slope_of(UnaryKind::gelu_tanh, x); }, 1e30f) == 1);
     CHECK(at([](const Tensor& x) { return slope_of(UnaryKind::gelu_tanh, x); }, -1e30f) == 0);
+  });
+}
+
+TEST_CASE("f32 mathematics: GELU of a value does not depend on the values beside it") {
+  const Tensor x = walk(-1e30, 1e30), one = full({1}, 1);
+  const std::int64_t n = x.numel();
+  on_every_isa([&](Isa level) {
+    const Tensor y = gelu(x), slope = slope_of(UnaryKind::gelu, x);
+    int others = 0;
+    for (std::int64_t i = 0; i < n; i += 97) {  // alone, where y[i] had sixteen about it or was among the last
+      const Tensor v = from_vector(std::vector<float>{x.data<float>()[i]}, {1});
+      others += gelu(v).data<float>()[0] != y.data<float>()[i];
+      others += unary_backward(UnaryKind::gelu, one, v, 0, 0).data<float>()[0] != slope.data<float>()[i];
+    }
+    CHECK_MESSAGE(others == 0, to_string(level));
+  });
+}
+
+TEST_CASE("f32 mathematics: the exponential in softmax") {
+  std::vector<float> pairs;
+  for (double d = 0; d > -87.3; d -= 0.00037) pairs.insert(pairs.end(), {0.0f, static_cast<float>(d)});
+  const std::int64_t n = static_cast<std::int64_t>(pairs.size()) / 2;
+  const Tensor x = from_vector(pairs, {n, 2});
+  on_every_isa([&](Isa level) {
+    const Tensor y = softmax(x);
+    double worst = 0;
+    for (std::int64_t i = 0; i < n; ++i) {
+      const double e = std::exp(static_cast<double>(x.data<float>()[2 * i + 1]));
+      const double first = y.data<float>()[2 * i], second = y.data<float>()[2 * i + 1];
+      worst = std::fmax(worst, std::fabs(second / first - e) / ulp_of(e));
+    }
+    CHECK_MESSAGE(worst <= 3, to_string(level) << ": " << worst);  // 1.5 of the exponential, the rest of two products
+    MESSAGE("softmax on " << to_string(level) << ": at most " << worst << " ulp");
+    const float inf = std::numeric_limits<float>::infinity(), nan = std::numeric_limits<float>::quiet_NaN();
+    const Tensor ends = softmax(from_vector(std::vector<float>{0, -inf, 88, 0, nan, 0}, {3, 2}));
+    CHECK(ends.data<float>()[0] == 1);
+    CHECK(ends.data<float>()[1] == 0);
+    CHECK(ends.data<float>()[3] == 0);  // below 2^-126
+    CHECK(std::isnan(ends.data<float>()[5]));
   });
 }
 

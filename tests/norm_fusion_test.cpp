@@ -6,6 +6,7 @@
 #include <capo/ops/group_norm.h>
 #include <capo/ops/unary.h>
 #include <capo/tests/op_test.h>
+#include <capo/tests/support.h>
 
 #include <doctest/doctest.h>
 
@@ -13,6 +14,7 @@
 
 using namespace capo;
 using namespace capo::test;
+using namespace capo::testing;
 
 namespace {
 
@@ -36,9 +38,9 @@ struct Inputs {
   Tensor x, weight, bias, residual, dy;
   Tensors leaves() const { return {x, weight, bias, residual}; }
 };
-Inputs inputs_in(DType t) {
-  const Shape shape{3, 37, 5, 19};
-  const Inputs in{cast(normal(shape, "x", 0.3, 2), t), cast(normal({19}, "weight", 1, 0.3), t), cast(normal({19}, "bias"), t),
+Inputs inputs_in(DType t, const Shape& shape = {3, 37, 5, 19}) {
+  const Shape channels{shape.back()};
+  const Inputs in{cast(normal(shape, "x", 0.3, 2), t), cast(normal(channels, "weight", 1, 0.3), t), cast(normal(channels, "bias"), t),
                   cast(normal(shape, "residual"), t), cast(normal(shape, "dy"), t)};
   for (const Tensor& leaf : in.leaves()) set_requires_grad(leaf, true);
   return in;
@@ -87,6 +89,24 @@ TEST_CASE("group_norm and instance_norm: an activation in the same pass gives th
                          all_of(activate(by_channel, c), in)), c.name);
     }
   });
+}
+
+TEST_CASE("group_norm: a sample at a time or a step at a time, the same bits") {
+  const ThreadsScope restore;
+  const auto results = [](int threads, std::int64_t groups) {
+    set_num_threads(threads);
+    std::vector<Tensors> all;
+    on_every_isa([&](const Inputs& few) {
+      const Inputs in = inputs_in(few.x.dtype(), {8, 9, 15, 24});  // three chunks of rows
+      for (const Case& c : kCases) all.push_back(all_of(group_norm(in.x, groups, in.weight, in.bias, 1e-5, c.activation, c.slope), in));
+    });
+    return all;
+  };
+  for (const std::int64_t groups : {1, 4, 24}) {
+    const std::vector<Tensors> samples = results(1, groups), steps = results(3, groups);  // 8 samples: 4 a thread, or fewer
+    REQUIRE(samples.size() == steps.size());
+    for (std::size_t i = 0; i < samples.size(); ++i) CHECK_MESSAGE(same(samples[i], steps[i]), groups << " groups, case " << i);
+  }
 }
 
 TEST_CASE("batch_norm: residual and activation in the same pass give the composite's bits") {

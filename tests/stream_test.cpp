@@ -61,6 +61,11 @@ TEST_CASE("large results are streamed with the bits of small ones, on every inst
     check("softmax'", x, dy, [](const Tensor& a, const Tensor& g) { return gradient(a, g, [](const Tensor& v) { return softmax(v); }); });
     check("layer_norm", x, dy, [&](const Tensor& a, const Tensor&) { return layer_norm(a, w, b); });
     check("layer_norm'", x, dy, [&](const Tensor& a, const Tensor& g) { return gradient(a, g, [&](const Tensor& v) { return layer_norm(v, w, b); }); });
+    check("layer_norm' beside its weights'", x, dy, [&](const Tensor& a, const Tensor& g) {
+      const Tensor leaves[] = {clone(a), clone(w), clone(b)};
+      for (const Tensor& t : leaves) set_requires_grad(t, true);
+      return grad({layer_norm(leaves[0], leaves[1], leaves[2])}, {leaves[0], leaves[1], leaves[2]}, {g})[0];
+    });
     const Tensor image = reshape(x, {8, kRows / 8, kColumns}), dimage = reshape(dy, {8, kRows / 8, kColumns});
     check("group_norm", image, dimage, [&](const Tensor& a, const Tensor&) { return group_norm(a, 1, w, b); });
     check("group_norm'", image, dimage, [&](const Tensor& a, const Tensor& g) { return gradient(a, g, [&](const Tensor& v) { return group_norm(v, 1, w, b); }); });
