@@ -61,6 +61,9 @@ std::string_view voxels_at(const Json& j, const char* key, const Extent& e, std:
 SegmentationCase read_case(const Json& j, std::string_view bytes, const std::string& path) {
   SegmentationCase c;
   c.name = text_of(j, "name", path);
+  // It may become a file's name.
+  CAPO_CHECK(!c.name.empty() && c.name.size() <= 100 && c.name.find_first_of("/\\") == c.name.npos && c.name[0] != '.',
+             path, ": a volume's name must have 1 to 100 bytes, no slash, and not begin with a dot");
   const std::string where = cat(path, ": ", c.name);
   const Extent e = extent_of(j, where);
   Geometry place;

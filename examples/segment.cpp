@@ -46,8 +46,12 @@ nlohmann::json best_threshold(const std::vector<CaseScore>& cases, double segmen
 
 nlohmann::json summary(const std::vector<CaseScore>& cases, const std::vector<std::string>& classes) {
   nlohmann::json j{{"cases", cases.size()}, {"mean_foreground_dice", over_cases(cases, foreground)}};
-  for (std::size_t k = 0; k < classes.size(); ++k)
+  j["pixel_error"] = over_cases(cases, [](const CaseScore& c) { return c.pixel_error; });
+  for (std::size_t k = 0; k < classes.size(); ++k) {
     j["dice"][classes[k]] = over_cases(cases, [&](const CaseScore& c) { return c.dice[k]; });
+    if (cases[0].hausdorff95.empty()) continue;
+    j["hausdorff95"][classes[k]] = over_cases(cases, [&](const CaseScore& c) { return c.hausdorff95[k]; });
+  }
   if (cases[0].partition.empty()) return j;
   j["v_rand"] = best_threshold(cases, &segment::PartitionScores::rand);
   j["v_info"] = best_threshold(cases, &segment::PartitionScores::info);

@@ -1,11 +1,13 @@
 // One training and its judgement: a fold of a cross-validation, or a set with its own test cases.
 #pragma once
 
+#include <capo/datasets/nifti.h>
 #include <capo/datasets/png.h>
 #include <capo/engine/backend.h>
 #include <capo/examples/segment_log.h>
 #include <capo/examples/segment_pictures.h>
 #include <capo/models/nn/model_file.h>
+#include <capo/models/segment/surface.h>
 #include <capo/models/train/to_device.h>
 
 #include <filesystem>
@@ -24,8 +26,24 @@ struct SegmentRun {
 struct CaseScore {
   std::string name;
   std::vector<double> dice;                         // by class
+  double pixel_error = 0;                           // share of wrong voxels
+  std::vector<double> hausdorff95;                  // by class, in the unit of the spacing; volumes only
   std::vector<segment::PartitionScores> partition;  // by threshold; empty unless flat with two classes
 };
+
+inline CaseScore score(const SegmentTask& task, const SegmentationCase& c, const Tensor& logits, const Tensor& labels,
+                       const Tensor& truth) {
+  CaseScore s{c.name, task.class_dice(labels, truth), segment::pixel_error(labels, truth), {}, {}};
+  const bool flat = c.label.extent.z == 1;
+  if (flat && s.dice.size() == 2) s.partition = threshold_scores(logits, truth);
+  const auto& spacing = c.label.geometry.spacing;
+  const std::vector<double> step(spacing.begin(), spacing.end());
+  for (std::size_t k = 0; !flat && k < s.dice.size(); ++k)
+    s.hausdorff95.push_back(segment::surface_distances(select(labels, 0, 0), select(truth, 0, 0),
+                                                       static_cast<std::int64_t>(k), step)
+                                .hausdorff(95));
+  return s;
+}
 
 inline LabelVolume label_volume(const Tensor& labels, const LabelVolume& like) {
   LabelVolume v(like.extent, 0, like.geometry);
@@ -34,7 +52,7 @@ inline LabelVolume label_volume(const Tensor& labels, const LabelVolume& like) {
   return v;
 }
 
-// Mirrored windows over every case; writes overlays.png of the first 12.
+// Mirrored windows over every case; writes overlays.png of the first 12, and predicted volumes as NIfTI.
 inline std::vector<CaseScore> judge(SegmentTask& task, const SegmentationSetPtr& set, const SegmentRun& run) {
   const NoGrad off;
   task.module().train(false);
@@ -46,14 +64,18 @@ inline std::vector<CaseScore> judge(SegmentTask& task, const SegmentationSetPtr&
   for (const auto& c : set->cases) {
     const train::Batch b = cases.next();
     const Tensor logits = task.predict(b.x, true), labels = argmax(logits, -1);
-    CaseScore s{c.name, task.class_dice(labels, b.labels), {}};
-    if (c.label.extent.z == 1 && set->num_classes() == 2) s.partition = threshold_scores(logits, b.labels);
+    CaseScore s = score(task, c, logits, labels, b.labels);
+    const LabelVolume predicted = label_volume(labels, c.label);
+    if (c.label.extent.z > 1) {
+      std::filesystem::create_directories(run.out + "/predictions");
+      write_nifti(run.out + "/predictions/" + c.name + ".nii.gz", predicted);
+    }
     if (scores.size() < 12) {
       std::string caption = "Dice";
       for (std::size_t k = 1; k < s.dice.size(); ++k)
         caption += cat(k > 1 ? ", " : " ", set->class_names[k], " ",
                        static_cast<double>(std::llround(1e4 * s.dice[k])) / 100, " %");
-      add_pictures(pictures, captions, c, label_volume(labels, c.label), caption);
+      add_pictures(pictures, captions, c, predicted, caption);
     }
     scores.push_back(std::move(s));
   }

@@ -96,6 +96,14 @@ TEST_CASE("segment: volumes are learnt; a stopped run goes on to the same bits")
   for (const auto& c : whole) mean.insert(mean.end(), c.dice.begin() + 1, c.dice.end());
   CHECK(segment::mean_of_defined(mean) > 0.6);
   CHECK(whole[0].partition.empty());
+  CHECK(whole[0].hausdorff95.size() == 3);
+  for (const auto& c : whole) {
+    const LabelVolume p = read_nifti_labels(t / "a/predictions/" + c.name + ".nii.gz", 3);
+    const auto& truth = test->cases[static_cast<std::size_t>(&c - whole.data())].label;
+    std::size_t wrong = 0;
+    for (std::size_t i = 0; i < p.voxels.size(); ++i) wrong += p.voxels[i] != truth.voxels[i];
+    CHECK(c.pixel_error == doctest::Approx(static_cast<double>(wrong) / static_cast<double>(p.voxels.size())));
+  }
   for (const char* file : {"model.safetensors", "validation.csv", "log.csv", "curve.png", "overlays.png"})
     CHECK(std::filesystem::exists(t / "a" + "/" + file));
   CHECK(load_image(t / "a/overlays.png").channels == 3);

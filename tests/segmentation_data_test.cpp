@@ -101,6 +101,8 @@ TEST_CASE("hippocampus: bad files") {
   bad(replaced(good, "\"sha256\":\"", "\"sha256\":\"0"), bin, "SHA-256 must be", "hippocampus-u8.bin");
   bad(replaced(good, "\"train\"", "\"test\""), bin, "no volume of split train");
   bad(replaced(good, "\"train\"", "\"both\""), bin, "\"split\" must be train or test");
+  for (const char* name : {"", ".", "../one", "a/b", "a\\\\b"})
+    bad(replaced(good, "\"one\"", cat("\"", name, "\"")), bin, "a volume's name must");
   bad(replaced(good, "[1,2,3]", "[1,2]"), bin, "one: \"shape_zyx\" must be a list of 3");
   bad(replaced(good, "[1,2,3]", "[1,2,-3]"), bin, "shape_zyx must be a whole number");
   bad(replaced(good, "[1,2,3]", "[1,2,3.0]"), bin, "shape_zyx must be a whole number");
