@@ -19,16 +19,35 @@
 namespace capo {
 namespace {
 
-// Sets flush-to-zero and denormals-are-zero for the scope.
+// The processor's word of floating-point modes, and what flushes results and operands that are denormal in it.
+#if defined(__x86_64__)
+using Modes = unsigned;
+constexpr Modes kFlush = 0x8040;  // FZ, DAZ
+Modes modes() { return _mm_getcsr(); }
+void set_modes(Modes m) { _mm_setcsr(m); }
+#elif defined(__aarch64__)
+using Modes = std::uint64_t;
+constexpr Modes kFlush = 1u << 24;  // FPCR.FZ
+Modes modes() {
+  Modes m;
+  asm volatile("mrs %0, fpcr" : "=r"(m));
+  return m;
+}
+void set_modes(Modes m) { asm volatile("msr fpcr, %0" : : "r"(m)); }
+#else  // denormals keep their values, and their price
+using Modes = unsigned;
+constexpr Modes kFlush = 0;
+Modes modes() { return 0; }
+void set_modes(Modes) {}
+#endif
+
 class FlushDenormals {
  public:
-#if defined(__x86_64__)
-  FlushDenormals() : before_(_mm_getcsr()) { _mm_setcsr(before_ | 0x8040u); }
-  ~FlushDenormals() { _mm_setcsr(before_); }
+  FlushDenormals() : before_(modes()) { set_modes(before_ | kFlush); }
+  ~FlushDenormals() { set_modes(before_); }
 
  private:
-  unsigned before_;
-#endif
+  Modes before_;
 };
 
 thread_local bool inside = false;  // this thread is running a chunk
@@ -138,6 +157,8 @@ class Pool {
   static void pause() {
 #if defined(__x86_64__)
     _mm_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
 #endif
   }
 

@@ -628,7 +628,7 @@ TEST_CASE("parallel_for: a forked child has a pool of its own") {
 }
 #endif
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) || defined(__aarch64__)
 TEST_CASE("parallel_for: denormals are flushed on every thread") {
   constexpr int kThreads = 4;
   const ThreadsScope with(kThreads);
