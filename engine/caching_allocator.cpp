@@ -57,6 +57,16 @@ void* CachingAllocator::reuse(Blocks& blocks, void* stream, std::size_t size, bo
   return block.p;
 }
 
+// The least block that is larger than this rounded size by a quarter at most, or null. (By half, ViT-Ti/4 at batch 64 held 8 % more:
+// small tensors kept the blocks of large ones.)
+void* CachingAllocator::reuse_larger(Blocks& blocks, void* stream, std::size_t size) {
+  constexpr std::size_t kLeast = 64 << 10;
+  if (size < kLeast) return nullptr;
+  for (std::size_t next = rounded_bytes(size + 1); next <= size + size / 4; next = rounded_bytes(next + 1))
+    if (void* p = reuse(blocks, stream, next, true)) return larger_.emplace(p, next), p;
+  return nullptr;
+}
+
 // From the source, `size` being the rounded bytes; once more without the cache where it has no room, unless a graph is captured:
 // then nothing may go back.
 void* CachingAllocator::take(std::size_t bytes, std::size_t size) {
@@ -78,6 +88,7 @@ void* CachingAllocator::allocate(std::size_t bytes) {
   Pool* const pool = pool_of_caller();
   void* p = pool ? reuse(pool->free, stream, size, false) : nullptr;
   if (!p) p = reuse(free_[stream], stream, size, !pool);  // what is captured cannot wait for what was not
+  if (!p && !pool) p = reuse_larger(free_[stream], stream, size);
   if (!p) p = take(bytes, size);
   if (stream) home_[p] = stream;
   if (pool) owner_.emplace(p, pool);
@@ -86,10 +97,14 @@ void* CachingAllocator::allocate(std::size_t bytes) {
 }
 
 void CachingAllocator::release(void* p, std::size_t bytes) {
-  const std::size_t size = rounded_bytes(bytes);
+  std::size_t size = rounded_bytes(bytes);
   void* const stream = source_.stream();
   const std::lock_guard lock(mutex_);
   stats_.live_bytes -= static_cast<std::int64_t>(size);
+  if (const auto it = larger_.find(p); it != larger_.end()) {
+    size = it->second;
+    larger_.erase(it);
+  }
   void* home = nullptr;
   if (const auto it = home_.find(p); it != home_.end()) {
     home = it->second;

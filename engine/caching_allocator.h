@@ -28,7 +28,8 @@ class MemorySource {
   virtual void wait_and_drop(void* /*stream*/, void* /*mark*/) {}
 };
 
-// Blocks of one rounded size are kept and reused. A block that would bring the cache above twice the peak and 64 MiB goes
+// Blocks of one rounded size are kept and reused; a block of 64 KiB or more may also be one of up to a quarter
+// more for which nobody has a use: a gradient then lies where an activation lay. A block that would bring the cache above twice the peak and 64 MiB goes
 // back to the source; when the source has no room the whole cache goes back and it is asked once more.
 //
 // A block belongs to the stream on which it was allocated, and may be handed out there again at once: kernels run in that order.
@@ -71,6 +72,7 @@ class CachingAllocator final : public Allocator {
 
   Pool* pool_of_caller() const;
   void* reuse(Blocks& blocks, void* stream, std::size_t size, bool may_wait);
+  void* reuse_larger(Blocks& blocks, void* stream, std::size_t size);
   void* take(std::size_t bytes, std::size_t size);
   void keep(void* home, Block block, std::size_t size);
   void retire(void* stream, const Scratch& s);
@@ -79,6 +81,7 @@ class CachingAllocator final : public Allocator {
   MemorySource& source_;
   mutable std::mutex mutex_;
   std::unordered_map<void*, Blocks> free_;     // by stream
+  std::unordered_map<void*, std::size_t> larger_;  // sizes of live blocks that are larger than what was asked for
   std::unordered_map<void*, void*> home_;      // streams of live blocks, of those that were not allocated on the nameless one
   std::unordered_map<void*, Scratch> scratch_;  // by stream
   std::int64_t scratch_bytes_ = 0;

@@ -111,6 +111,29 @@ TEST_CASE("a block goes back to its stream, and waits for the stream that was cu
   CHECK(source.marks == 0);
 }
 
+TEST_CASE("a large block serves what is a little smaller, and keeps its own size") {
+  FakeDevice source;
+  CachingAllocator memory(source);
+  constexpr std::size_t kMiB = 1 << 20;
+  void* const block = memory.allocate(kMiB);
+  memory.release(block, kMiB);
+  CHECK(memory.allocate(kMiB / 10 * 9) == block);
+  CHECK(memory.stats().live_bytes == static_cast<std::int64_t>(rounded_bytes(kMiB / 10 * 9)));
+  CHECK(memory.stats().cached_bytes == 0);
+  memory.release(block, kMiB / 10 * 9);
+  CHECK(memory.stats().live_bytes == 0);
+  CHECK(memory.stats().cached_bytes == kMiB);
+  CHECK(memory.allocate(kMiB) == block);  // whole again
+  memory.release(block, kMiB);
+  void* const small = memory.allocate(kMiB / 2);  // too small for it
+  CHECK(small != block);
+  memory.release(small, kMiB / 2);
+  CHECK(memory.allocate(kMiB / 2) == small);  // its own size first
+  void* const tiny = memory.allocate(50000);
+  memory.release(tiny, 50000);
+  CHECK(memory.allocate(46000) != tiny);  // not worth the search
+}
+
 TEST_CASE("a stream's memory is handed over, live blocks too when it ends") {
   FakeDevice source;
   CachingAllocator memory(source);
