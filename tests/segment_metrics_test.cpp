@@ -142,6 +142,11 @@ TEST_CASE("surface scores by hand") {
   CHECK(s.dice(1) == doctest::Approx(10.0 / 16));  // p's columns 1 and 3 are 2 and 0 away, its middle 0, 0; so for t
 }
 
+TEST_CASE("what reaches the volume's border has its surface there") {
+  CHECK(segment::surface_distances(ones({4, 4}, i64), ones({4, 4}, i64), 1).truth.size() == 12);
+  CHECK(segment::surface_distances(ones({3, 4, 4}, i64), ones({3, 4, 4}, i64), 1).truth.size() == 44);
+}
+
 TEST_CASE("empty masks have defined scores") {
   const Tensor none = zeros({4, 4}, i64),
                some = from_vector<std::int64_t>({0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}, {4, 4});

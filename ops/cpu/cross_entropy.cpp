@@ -68,8 +68,69 @@ void run(const capo::CrossEntropyArgs& a, std::int64_t begin, std::int64_t end) 
   }
 }
 
+// Rows of few classes, as those of segmentation, lie side by side, a vector for a class: alone each would fill one lane.
+// Hard labels without smoothing; the same steps as above.
+constexpr std::int64_t kNarrow = 8;
+constexpr std::int64_t kRows = 64;
+
+template <class T>
+void run_narrow(const capo::CrossEntropyArgs& a, std::int64_t begin, std::int64_t end) {
+  const std::int64_t n = a.columns;
+  T x[kNarrow][kRows], top[kRows], own[kRows], others[kRows], scale[kRows], loss[kRows];
+  std::int32_t label[kRows], leads[kRows];  // label: -1 where the row is ignored
+  for (std::int64_t r = begin; r < end; r += kRows) {
+    const std::int64_t rows = lesser(kRows, end - r);
+    const T* logits = static_cast<const T*>(a.logits) + r * n;
+    for (std::int64_t c = 0; c < n; ++c) {
+      for (std::int64_t j = 0; j < rows; ++j) x[c][j] = logits[j * n + c];
+      for (std::int64_t j = rows; j < kRows; ++j) x[c][j] = T(0);
+    }
+    for (std::int64_t j = 0; j < kRows; ++j)
+      label[j] = j < rows && a.labels[r + j] != a.ignore_index ? static_cast<std::int32_t>(a.labels[r + j]) : -1;
+
+    for (int j = 0; j < kRows; ++j) top[j] = static_cast<T>(-__builtin_inf()), own[j] = others[j] = T(0);
+    for (std::int64_t c = 0; c < n; ++c)
+      for (int j = 0; j < kRows; ++j) {
+        top[j] = greater(top[j], x[c][j]);
+        own[j] = label[j] == c ? x[c][j] : own[j];
+      }
+    for (int j = 0; j < kRows; ++j) leads[j] = label[j] >= 0 && own[j] == top[j];
+    for (std::int64_t c = 0; c < n; ++c)
+#pragma omp simd
+      for (int j = 0; j < kRows; ++j) {
+        const T e = m::exp(x[c][j] - top[j]);
+        x[c][j] = leads[j] && label[j] == c ? T(0) : e;
+        others[j] += x[c][j];
+      }
+#pragma omp simd
+    for (int j = 0; j < kRows; ++j) {
+      const T total = leads[j] ? T(1) + others[j] : others[j];
+      const T rest = leads[j] ? m::log1p(others[j]) : m::log(total);
+      scale[j] = T(1) / total;
+      loss[j] = label[j] < 0 ? T(0) : rest - (own[j] - top[j]);
+    }
+    for (std::int64_t j = 0; j < rows; ++j) static_cast<T*>(a.loss)[r + j] = loss[j];
+    if (a.counted)
+      for (std::int64_t j = 0; j < rows; ++j) static_cast<T*>(a.counted)[r + j] = label[j] < 0 ? T(0) : T(1);
+    if (!a.dlogits) continue;
+    T* d = static_cast<T*>(a.dlogits) + r * n;
+    for (std::int64_t c = 0; c < n; ++c) {
+      for (int j = 0; j < kRows; ++j) {
+        const T p = x[c][j] * scale[j], lead = (own[j] - top[j]) - others[j] * scale[j];
+        const T g = label[j] == c ? (leads[j] ? lead : p - T(1)) : p;
+        x[c][j] = label[j] < 0 ? T(0) : g;
+      }
+      for (std::int64_t j = 0; j < rows; ++j) d[j * n + c] = x[c][j];
+    }
+  }
+}
+
 }  // namespace
 
 CAPO_CPU_KERNEL(cross_entropy, capo::CrossEntropyArgs) {
-  args.dtype == capo::DType::f32 ? run<float>(args, begin, end) : run<double>(args, begin, end);
+  const bool f32 = args.dtype == capo::DType::f32;
+  if (args.labels && args.columns <= kNarrow && args.smoothing == 0)
+    f32 ? run_narrow<float>(args, begin, end) : run_narrow<double>(args, begin, end);
+  else
+    f32 ? run<float>(args, begin, end) : run<double>(args, begin, end);
 }

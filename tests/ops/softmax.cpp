@@ -47,6 +47,7 @@ OpCase case_of(const std::string& name, bool log) {
       sample("rank 1", normal({33}, "d"), 0),
       sample("rows of one element", normal({4, 1}, "e"), -1),
       sample("rows of 197", normal({61, 197}, "f", 0, 3), -1),
+      sample("short rows, many", normal({3, 70, 3}, "q", 0, 2), -1),
       sample("rows of 16, by eights", normal({9, 16}, "l", 0, 2), -1),
       sample("rows of 301", normal({3, 301}, "o", 0, 2), -1),
       sample("rows of 1,000", normal({3, 1000}, "m", 0, 2), -1),
