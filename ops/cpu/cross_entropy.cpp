@@ -68,8 +68,8 @@ void run(const capo::CrossEntropyArgs& a, std::int64_t begin, std::int64_t end) 
   }
 }
 
-// Rows of few classes, as those of segmentation, lie side by side, a vector for a class: alone each would fill one lane.
-// Hard labels without smoothing; the same steps as above.
+// Rows of few classes, as those of segmentation, lie side by side, a vector for a class: alone each would fill one
+// lane. Hard labels without smoothing; the same steps as above.
 constexpr std::int64_t kNarrow = 8;
 constexpr std::int64_t kRows = 64;
 

@@ -54,8 +54,8 @@ void backward(const capo::SoftmaxArgs& a, std::int64_t begin, std::int64_t end) 
   end_stream(streamed);
 }
 
-// Rows of few elements, as the classes of segmentation, lie side by side, a vector for an element: alone each would fill
-// one lane. Sums go from the first element to the last.
+// Rows of few elements, as the classes of segmentation, lie side by side, a vector for an element: alone each would
+// fill one lane. Sums go from the first element to the last.
 constexpr std::int64_t kNarrow = 8;
 constexpr std::int64_t kRows = 64;
 static_assert(kNarrow * kRows <= capo::kHalfRow);
