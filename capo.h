@@ -46,6 +46,7 @@
 #include <capo/engine/tensor.h>
 #include <capo/engine/threads.h>
 #include <capo/models/dependencies/covlasso.h>
+#include <capo/models/mobilenet/mobilenet.h>
 #include <capo/models/nn/attention.h>
 #include <capo/models/nn/batch_norms.h>
 #include <capo/models/nn/conv_layers.h>

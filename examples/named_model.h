@@ -1,6 +1,7 @@
 // Classifiers by name, for programs that take --model: new ones, and those of a weight file.
 #pragma once
 
+#include <capo/models/mobilenet/mobilenet.h>
 #include <capo/models/nn/model_file.h>
 #include <capo/models/resnet/resnet.h>
 #include <capo/models/train/trainer.h>
@@ -29,7 +30,7 @@ struct ModelOptions {
 
 constexpr const char* kModelNames =
     "CIFAR's resnet20, 32, 44, 56, 110; resnet18, 34, 50, 101, 152, also se.. and ..d; wide_resnet50_2, "
-    "resnext50_32x4d, ..; vit_ti/8 (ti, s, b, l, h / patch)";
+    "resnext50_32x4d, ..; mobilenet_v2; vit_ti/8 (ti, s, b, l, h / patch)";
 
 template <class M>
 NamedModel named(std::unique_ptr<M> model, std::string config, const std::string& preprocess, const std::string& classes) {
@@ -77,7 +78,19 @@ inline NamedModel open_resnet(const std::string& name, const ModelOptions& o, co
   return named(std::move(file.model), got, file.preprocess, file.classes);
 }
 
+inline NamedModel open_mobilenet(const ModelOptions& o, const nn::Build& build) {
+  if (o.weights.empty()) {
+    const mobilenet::MobilenetConfig c{.classes = o.classes, .drop = 0.2};
+    return named(std::make_unique<mobilenet::Mobilenet>(c, build), to_json(c), "", "");
+  }
+  mobilenet::LoadedMobilenet file = mobilenet::load_mobilenet(o.weights, {}, build);
+  const mobilenet::MobilenetConfig c = file.model->config;
+  check_classes(o, c.classes);
+  return named(std::move(file.model), to_json(c), file.preprocess, file.classes);
+}
+
 inline NamedModel open_model(const std::string& name, const ModelOptions& o, const nn::Build& build) {
+  if (name == "mobilenet_v2") return open_mobilenet(o, build);
   return name.starts_with("vit") ? open_vit(name, o, build) : open_resnet(name, o, build);
 }
 

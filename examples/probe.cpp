@@ -1,0 +1,115 @@
+// A linear probe: what a frozen network's outputs tell about other classes.
+//   probe --model mobilenet_v2 --weights mobilenetv2-imagenet-int8.safetensors --data flowers64 --image 160
+// The recipe: images resized (bicubic) to --image pixels and taken through the network once; each of its outputs standardised by the
+// training images' mean and deviation; multinomial logistic regression with the penalty P/2 |W|^2 on the mean loss, from zeros, by
+// full-batch gradient steps with Nesterov's momentum 0.9 and the rate 1 / (L/2 + P), L the greatest eigenvalue of the outputs'
+// correlation matrix (power iteration). The test images are looked at once.
+#include <capo/datasets/open.h>
+#include <capo/engine/backend.h>
+#include <capo/engine/threads.h>
+#include <capo/examples/command_line.h>
+#include <capo/examples/judge.h>
+#include <capo/examples/show_log.h>
+#include <capo/models/train/metrics.h>
+#include <capo/ops/binary.h>
+#include <capo/ops/cross_entropy.h>
+#include <capo/ops/matmul.h>
+#include <capo/ops/reduce.h>
+#include <capo/ops/stats.h>
+#include <capo/ops/unary.h>
+#include <capo/ops/view.h>
+
+#include <CLI/CLI.hpp>
+#include <chrono>
+#include <cstdio>
+#include <nlohmann/json.hpp>
+
+using namespace capo;
+
+namespace {
+
+struct Probe : nn::Layer<Probe> {
+  Probe(std::int64_t dim, int classes) : Layer(nn::Build{}), head(this, "head", dim, classes, nn::Init::zero()) {
+    const NoGrad off;
+    fill_(head.bias.value(), 0);
+  }
+  Tensor forward(const Tensor& x) { return head(x); }
+  nn::Head head;
+};
+
+// Of x^T x / n.
+double greatest_eigenvalue(const Tensor& x) {
+  const NoGrad off;
+  Tensor v = full({x.size(1), 1}, 1.0 / static_cast<double>(x.size(1)), f32);
+  double length = 0;
+  for (int i = 0; i < 50; ++i) {
+    v = matmul(transpose(x, 0, 1), matmul(x, v)) * (1.0 / static_cast<double>(x.size(0)));
+    length = std::sqrt(sum(square(v)).item());
+    v = v * (1 / length);
+  }
+  return length;
+}
+
+// The mean loss of the last step, before it.
+double fit(Probe& probe, const Tensor& x, const Tensor& y, double penalty, int steps) {
+  train::Sgd optimizer(probe, {.momentum = 0.9, .nesterov = true, .weight_decay = penalty, .rules = {{"head.bias", 1, 0}}});
+  const double rate = 1 / (greatest_eigenvalue(x) / 2 + penalty);
+  double last = 0;
+  for (int i = 0; i < steps; ++i) {
+    const Tensor loss = cross_entropy(probe(x), y);
+    last = loss.item();
+    backward(loss);
+    optimizer.step(rate);
+    optimizer.zero_grad();
+  }
+  return last;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) try {
+  std::string name = "mobilenet_v2", weights, data = "flowers64", preprocess_file, device_name = "cpu";
+  int image = 160, batch = 50, threads = 0, workers = 1, steps = 300;
+  double penalty = 0.01;
+  CLI::App app("A linear probe on a frozen network's outputs");
+  app.option_defaults()->always_capture_default();
+  app.add_option("--model", name, std::string("vit (any), or ") + examples::kModelNames);
+  app.add_option("--weights", weights, "safetensors")->required();
+  app.add_option("--data", data, "flowers64, cifar10, cifar100, tinyimagenet32 or an image folder");
+  app.add_option("--preprocess", preprocess_file, "a JSON file (size, mean, std, crop_pct, interpolation) in place of what the weights state");
+  app.add_option("--image", image, "images are resized to this side, whole; 0: as the preprocessing says")->check(CLI::NonNegativeNumber);
+  app.add_option("--penalty", penalty, "P")->check(CLI::NonNegativeNumber);
+  app.add_option("--steps", steps)->check(examples::at_least_one());
+  app.add_option("--batch", batch, "images at once in the network")->check(examples::at_least_one());
+  app.add_option("--device", device_name, "of the network: cpu, cuda or cuda:N");
+  app.add_option("--threads", threads, "0: all processors, or CAPO_THREADS")->check(CLI::NonNegativeNumber);
+  app.add_option("--workers", workers, "loader threads");
+  if (const int code = examples::read_command_line(app, argc, argv); code >= 0) return code;
+  examples::show_log();
+  const Device device = usable_device(device_name);
+  if (threads > 0) set_num_threads(threads);
+
+  const auto begin = std::chrono::steady_clock::now();
+  const DatasetPtr train_set = open_dataset(data, "", "train"), test_set = open_dataset(data, "", "test");
+  const examples::NamedModel model = examples::open_model(name, {.weights = weights, .image = image}, {.device = device});
+  Preprocess preprocess = examples::preprocess_of(model, weights, preprocess_file, image);
+  if (image > 0) preprocess.crop_pct = 1;
+  const LoaderOptions loading{.batch_size = batch, .workers = workers};
+  const auto [x, y] = examples::judge(model, train_set, preprocess, loading, device);
+  const auto [test_x, test_y] = examples::judge(model, test_set, preprocess, loading, device);
+
+  const Tensor centre = mean(x, {0}, true), scale = rsqrt(var(x, {0}, true, 0) + 1e-12);
+  Probe probe(x.size(1), train_set->num_classes());
+  const double loss = fit(probe, (x - centre) * scale, y, penalty, steps);
+  const NoGrad off;
+  const Tensor z = probe((test_x - centre) * scale);
+  const double top1 = train::top_k_accuracy(z, test_y, 1), top5 = train::top_k_accuracy(z, test_y, 5);
+  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  std::printf("%s on %s at %d px: %lld outputs, %lld training images, loss %.4f; test top-1 %.2f %%, top-5 %.2f %% of %lld (%.0f s)\n", name.c_str(), data.c_str(),
+              preprocess.size, static_cast<long long>(x.size(1)), static_cast<long long>(x.size(0)), loss, 100 * top1, 100 * top5, static_cast<long long>(test_set->size()), seconds);
+  const nlohmann::json line{{"example", "probe"}, {"model", name}, {"data", data}, {"image", preprocess.size}, {"penalty", penalty}, {"steps", steps}, {"top1", 100 * top1}, {"top5", 100 * top5}};
+  std::printf("RESULT %s\n", line.dump().c_str());
+} catch (const std::exception& e) {
+  std::fprintf(stderr, "probe: %s\n", e.what());
+  return 1;
+}
