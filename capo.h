@@ -83,6 +83,7 @@
 #include <capo/models/unet/pyramid.h>
 #include <capo/models/unet/resnet_unet.h>
 #include <capo/models/unet/unetr.h>
+#include <capo/models/vit/cct.h>
 #include <capo/models/vit/load.h>
 #include <capo/models/vit/vit.h>
 #include <capo/ops/activation.h>

@@ -5,6 +5,7 @@
 #include <capo/models/nn/model_file.h>
 #include <capo/models/resnet/resnet.h>
 #include <capo/models/train/trainer.h>
+#include <capo/models/vit/cct.h>
 #include <capo/models/vit/load.h>
 
 #include <memory>
@@ -30,7 +31,7 @@ struct ModelOptions {
 
 constexpr const char* kModelNames =
     "CIFAR's resnet20, 32, 44, 56, 110; resnet18, 34, 50, 101, 152, also se.. and ..d; wide_resnet50_2, "
-    "resnext50_32x4d, ..; mobilenet_v2; vit_ti/8 (ti, s, b, l, h / patch)";
+    "resnext50_32x4d, ..; mobilenet_v2; cct_7_3x1, ..; vit_ti/8 (ti, s, b, l, h / patch)";
 
 template <class M>
 NamedModel named(std::unique_ptr<M> model, std::string config, const std::string& preprocess, const std::string& classes) {
@@ -89,8 +90,25 @@ inline NamedModel open_mobilenet(const ModelOptions& o, const nn::Build& build) 
   return named(std::move(file.model), to_json(c), file.preprocess, file.classes);
 }
 
+inline NamedModel open_cct(const std::string& name, const ModelOptions& o, const nn::Build& build) {
+  vit::LoadedCct m;
+  if (o.weights.empty()) {
+    vit::CctConfig c = vit::cct_config(name, o.image, o.classes);
+    c.drop_path = o.drop_path;
+    m.model = std::make_unique<vit::Cct>(c, build);
+  } else {
+    m = vit::load_cct(o.weights, -1, build);
+    check_classes(o, m.model->config.classes);
+  }
+  const vit::CctConfig c = m.model->config;
+  NamedModel out = named(std::move(m.model), to_json(c), m.preprocess, m.classes);
+  out.image = c.image;
+  return out;
+}
+
 inline NamedModel open_model(const std::string& name, const ModelOptions& o, const nn::Build& build) {
   if (name == "mobilenet_v2") return open_mobilenet(o, build);
+  if (name.starts_with("cct")) return open_cct(name, o, build);
   return name.starts_with("vit") ? open_vit(name, o, build) : open_resnet(name, o, build);
 }
 
