@@ -30,7 +30,8 @@ examples::Recipe read_text(const std::string& text) {
 TEST_CASE("every recipe of the repository reads and names a model that there is") {
   int count = 0;
   for (const auto& entry : std::filesystem::directory_iterator(std::string(CAPO_SOURCE_DIR) + "/recipes")) {
-    if (entry.path().extension() != ".json") continue;
+    const std::string name = entry.path().filename().string();
+    if (!name.ends_with(".json") || name.ends_with("_unet.json")) continue;  // those are examples/segment's
     ++count;
     CAPTURE(entry.path().string());
     examples::Recipe r;
