@@ -121,8 +121,24 @@ void CachingAllocator::release(void* p, std::size_t bytes) {
   stats_.cached_bytes += static_cast<std::int64_t>(size);
 }
 
+// Gives blocks of other sizes back until `size` more bytes fit under the limit: a program that goes on to other shapes would
+// otherwise keep those of the first ones for good and fault its own in again at every step.
+bool CachingAllocator::make_room(std::size_t size) {
+  const std::int64_t most = 2 * stats_.peak_bytes + (64 << 20) - static_cast<std::int64_t>(size);
+  for (auto& [stream, blocks] : free_)
+    for (auto& [other, list] : blocks)
+      while (stats_.cached_bytes > most && other != size && !list.empty()) {
+        const Block block = list.back();
+        list.pop_back();
+        if (block.mark) source_.wait_and_drop(stream, block.mark);
+        source_.give_back(block.p);
+        stats_.cached_bytes -= static_cast<std::int64_t>(other);
+      }
+  return stats_.cached_bytes <= most;
+}
+
 void CachingAllocator::keep(void* home, Block block, std::size_t size) {
-  if (!open_ && stats_.cached_bytes + static_cast<std::int64_t>(size) > 2 * stats_.peak_bytes + (64 << 20)) {
+  if (!open_ && !make_room(size)) {
     if (block.mark) source_.wait_and_drop(home, block.mark);
     source_.give_back(block.p);
     return;

@@ -29,8 +29,9 @@ class MemorySource {
 };
 
 // Blocks of one rounded size are kept and reused; a block of 64 KiB or more may also be one of up to a quarter
-// more for which nobody has a use: a gradient then lies where an activation lay. A block that would bring the cache above twice the peak and 64 MiB goes
-// back to the source; when the source has no room the whole cache goes back and it is asked once more.
+// more for which nobody has a use: a gradient then lies where an activation lay. A block that would bring the cache above
+// twice the peak and 64 MiB takes the place of blocks of other sizes, which go back to the source, as it does itself when
+// there are none; when the source has no room the whole cache goes back and it is asked once more.
 //
 // A block belongs to the stream on which it was allocated, and may be handed out there again at once: kernels run in that order.
 // Released while another stream is current it carries a mark of that stream, for which the next owner's work waits
@@ -75,6 +76,7 @@ class CachingAllocator final : public Allocator {
   void* reuse_larger(Blocks& blocks, void* stream, std::size_t size);
   void* take(std::size_t bytes, std::size_t size);
   void keep(void* home, Block block, std::size_t size);
+  bool make_room(std::size_t size);
   void retire(void* stream, const Scratch& s);
   void drop_cache();
 

@@ -36,6 +36,7 @@ CAPO_KERNEL(conv_depthwise_pack, ConvPackArgs, pack_work)
 CAPO_KERNEL(conv_depthwise, ConvArgs, conv_work)
 CAPO_KERNEL(conv_weight_gradient, ConvWeightArgs, weight_work)
 CAPO_KERNEL(conv_weight_gradient_few, ConvWeightArgs, weight_work)
+CAPO_KERNEL(conv_weight_gradient_lines, ConvWeightArgs, weight_work)
 CAPO_KERNEL(conv_depthwise_weight_gradient, ConvWeightArgs, weight_work)
 CAPO_KERNEL(conv_join, ConvJoinArgs, join_work)
 CAPO_KERNEL_CUDA_ONLY(conv_direct, ConvDirectArgs, direct_work)
@@ -195,41 +196,74 @@ bool reads_windows(const Geometry& g, DType dtype) {
   return g.kernel[0] * g.kernel[1] * line * static_cast<std::int64_t>(size_of(dtype)) <= kConvWindow;
 }
 
+// How a weight gradient is cut, by shape alone: what a work item sums, and into how many planes.
+struct WeightCut {
+  std::int64_t chunks, chunk, rows, columns, blocks;  // blocks: items of a chunk
+};
+
+// Items whose part of dw stays in L2, and enough of them for many cores; planes below 8 MB, chunks of at least 256 positions.
+WeightCut cut_lines(const Geometry& g, DType dtype, std::int64_t lines) {
+  constexpr std::int64_t kItems = 16, kInL2 = 768 << 10, kPlanes = 8 << 20, kLeast = 96;
+  const auto parts = [](std::int64_t n, std::int64_t part) { return (n + part - 1) / part; };
+  const std::int64_t size = static_cast<std::int64_t>(size_of(dtype)), taps = taps_of(g), plane = g.groups * g.cout * taps * g.cin * size;
+  WeightCut c{1, 0, g.cout, g.cin, 1};
+  const auto halve_rows = [&] { c.rows = parts(parts(c.rows, 2), 6) * 6; };
+  while (c.rows * taps * c.columns * size > kInL2 && (c.columns > 64 || c.rows > kLeast)) {
+    if (c.columns > 64 && (c.columns >= c.rows || c.rows <= kLeast))
+      c.columns = parts(parts(c.columns, 2), 64) * 64;
+    else
+      halve_rows();
+  }
+  const auto blocks = [&] { return g.groups * parts(g.cin, c.columns) * parts(g.cout, c.rows); };
+  const std::int64_t most = std::min({parts(kItems, blocks()), lines * g.out[2] / 256, kPlanes / plane});
+  c.chunk = std::max<std::int64_t>(parts(lines, std::max<std::int64_t>(most, 1)), 1);
+  c.chunks = std::max<std::int64_t>(parts(lines, c.chunk), 1);
+  while (blocks() * c.chunks < kItems && c.rows > kLeast) halve_rows();
+  c.blocks = blocks();
+  return c;
+}
+
+// At least 32 items for the threads: blocks of columns, of rows, then chunks of whole depth blocks, planes below 64 MB.
+WeightCut cut_weight(const Geometry& g, bool depthwise, bool few, std::int64_t lines, std::int64_t plane) {
+  const auto parts = [](std::int64_t n, std::int64_t part) { return (n + part - 1) / part; };
+  const bool by_lines = depthwise || few;
+  const std::int64_t work = by_lines ? lines : lines * g.out[2], taps = taps_of(g);  // what is cut into chunks
+  WeightCut c{1, 0, g.cout, parts(parts(taps * g.cin, parts(taps * g.cin, kConvColumns)), 64) * 64, 1};
+  c.blocks = depthwise ? 1 : few ? g.groups : g.groups * parts(taps * g.cin, c.columns);
+  if (!by_lines) {
+    c.rows = parts(parts(g.cout, std::min(parts(32, c.blocks), parts(g.cout, 96))), 6) * 6;
+    c.blocks *= parts(g.cout, c.rows);
+  }
+  const std::int64_t unit = by_lines ? parts(128, g.out[2]) : 128;
+  std::int64_t chunks = std::min({parts(32, c.blocks), parts(work, unit), (std::int64_t{1} << 24) / (plane + 1)});
+  chunks = std::max<std::int64_t>(chunks, 1);
+  c.chunk = std::max<std::int64_t>(parts(parts(work, chunks), unit) * unit, unit);
+  c.chunks = std::max<std::int64_t>(parts(work, c.chunk), 1);
+  return c;
+}
+
 Tensor apply_weight_gradient(const Geometry& one, const Tensor& dy, const Tensor& x) {
   if (x.device().is_cuda()) return weight_gradient_there(one, dy, x);
-  const auto parts = [](std::int64_t n, std::int64_t part) { return (n + part - 1) / part; };
   const bool depthwise = is_depthwise(one);
   const std::int64_t merged = depthwise ? 1 : merged_groups(one, x.dtype());
   const Geometry g = merge(one, merged);
   const Tensor dw = empty(w_shape(one), x.dtype(), x.device());
-  const std::int64_t taps = taps_of(g), lines = g.batch * g.out[0] * g.out[1], plane = dw.numel() * merged;
-  const bool few = !depthwise && reads_windows(g, x.dtype()), by_lines = depthwise || few;
-  const std::int64_t work = by_lines ? lines : lines * g.out[2];  // what is cut into chunks
-
-  // At least 32 items for the threads: blocks of columns, of rows, then chunks of whole depth blocks, planes below 64 MB.
-  const std::int64_t columns = parts(parts(taps * g.cin, parts(taps * g.cin, kConvColumns)), 64) * 64;
-  std::int64_t blocks = depthwise ? 1 : few ? g.groups : g.groups * parts(taps * g.cin, columns), rows = g.cout;
-  if (!by_lines) {
-    rows = parts(parts(g.cout, std::min(parts(32, blocks), parts(g.cout, 96))), 6) * 6;
-    blocks *= parts(g.cout, rows);
-  }
-  const std::int64_t unit = by_lines ? parts(128, g.out[2]) : 128;
-  std::int64_t chunks = std::min({parts(32, blocks), parts(work, unit), (std::int64_t{1} << 24) / (plane + 1)});
-  chunks = std::max<std::int64_t>(chunks, 1);
-  const std::int64_t chunk = std::max<std::int64_t>(parts(parts(work, chunks), unit) * unit, unit);
-  chunks = std::max<std::int64_t>(parts(work, chunk), 1);
-  const bool as_it_is = chunks == 1 && merged == 1 && !by_lines;
-  const Tensor planes = as_it_is ? dw : empty({chunks, plane}, x.dtype(), x.device());
+  const std::int64_t lines = g.batch * g.out[0] * g.out[1], plane = dw.numel() * merged;
+  const bool few = !depthwise && reads_windows(g, x.dtype()), whole = !depthwise && !few && g.cin % 16 == 0;
+  const WeightCut cut = whole ? cut_lines(g, x.dtype(), lines) : cut_weight(g, depthwise, few, lines, plane);
+  const bool turned = depthwise || few, as_it_is = cut.chunks == 1 && merged == 1 && !turned;
+  const Tensor planes = as_it_is ? dw : empty({cut.chunks, plane}, x.dtype(), x.device());
   if (dw.device().is_meta()) return dw;
 
-  const ConvWeightArgs args{g, x.dtype(), x.data(), dy.data(), planes.data(), chunks, chunk, rows, columns};
+  const ConvWeightArgs args{g, x.dtype(), x.data(), dy.data(), planes.data(), cut.chunks, cut.chunk, cut.rows, cut.columns};
   const auto& kernel = depthwise ? kernels::conv_depthwise_weight_gradient
                        : few     ? kernels::conv_weight_gradient_few
+                       : whole   ? kernels::conv_weight_gradient_lines
                                  : kernels::conv_weight_gradient;
-  launch(kernel, x.device(), args, chunks * blocks, 1);
+  launch(kernel, x.device(), args, cut.chunks * cut.blocks, 1);
   if (!as_it_is) {
     const std::int64_t cout = depthwise ? g.groups : one.cout;
-    const ConvJoinArgs join{x.dtype(), by_lines, planes.data(), dw.data(), chunks, plane, taps, one.cin, cout, merged};
+    const ConvJoinArgs join{x.dtype(), turned, planes.data(), dw.data(), cut.chunks, plane, taps_of(g), one.cin, cout, merged};
     launch(kernels::conv_join, x.device(), join, plane, 16384);
   }
   return dw;

@@ -91,14 +91,16 @@ struct ConvPackArgs {
 //                                   of y x blocks of `columns` (tap, cin) columns
 //   conv_weight_gradient_few        planes [groups, taps, cin, cout]; items: chunk x group. For cin < kConvFew, cout a
 //                                   multiple of 16, no dilation of the last axis, lines that fit into kConvWindow
+//   conv_weight_gradient_lines      as the first, chunks of lines; `columns`: channels of x, each under every tap. For cin a
+//                                   multiple of 16
 //   conv_depthwise_weight_gradient  planes [taps, channels]; items: chunk
 struct ConvWeightArgs {
   ConvGeometry g;
   DType dtype;
   const void *x, *dy;
   void* planes;
-  std::int64_t chunks, chunk;  // positions per chunk; few and depthwise: lines of the last spatial axis
-  std::int64_t rows, columns;  // columns: a multiple of 64, at most kConvColumns
+  std::int64_t chunks, chunk;  // positions per chunk; few, lines and depthwise: lines of the last spatial axis
+  std::int64_t rows, columns;  // columns: a multiple of 64, at most kConvColumns (lines: as many as cin)
 };
 inline constexpr std::int64_t kConvColumns = 256;
 inline constexpr std::int64_t kConvFew = 48;           // channels: fewer are read from copies of the source lines

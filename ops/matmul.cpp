@@ -8,6 +8,7 @@
 #include <capo/ops/view.h>
 #include <capo/ops/work_internal.h>
 
+#include <algorithm>
 #include <atomic>
 
 namespace capo {
@@ -62,6 +63,38 @@ namespace {
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 std::int64_t round_up(std::int64_t a, std::int64_t b) { return ceil_div(a, b) * b; }
 
+// Rows of A for a few columns of B that lie side by side: vectors along k (plan's dots) need each column in one piece.
+bool wants_columns(const MatmulArgs& p) {
+  const bool in_place = p.a_k == 1 && ((!p.bf16 && !is_half(p.dtype)) || (p.dtype == bf16 && p.bf16_dot && p.k % 2 == 0));
+  return in_place && p.b_col == 1 && p.b_k != 1 && p.n > 1 && p.n < 16 && p.k >= 64 && p.m >= 64;
+}
+
+// A^T B of row-major operands whose C stays in a cache while a long k passes: the weight gradient of a layer.
+bool is_turned(const MatmulArgs& p) {
+  const bool as_is = !p.bf16 && !is_half(p.dtype);
+  return as_is && p.a_row == 1 && p.a_k != 1 && p.b_col == 1 && p.m >= 4 && p.n >= 32 && p.k >= 128 &&
+         bytes_of(p.dtype, p.m * p.n) <= (768 << 10);
+}
+// Chunks of k, each of which reads its part of A and B once; then the longer side of C.
+void cut_turned(MatmulArgs& p, std::int64_t matrices) {
+  constexpr std::int64_t kItems = 16, kMinDepth = 384, kMinWork = 1 << 18, kPartBytes = 4 << 20;
+  p.turned = true;
+  const std::int64_t work = p.m * p.n * p.k, wanted = std::min(ceil_div(kItems, matrices), work / kMinWork);
+  const std::int64_t most = std::min(p.k / kMinDepth, kPartBytes / bytes_of(p.dtype, matrices * p.m * p.n));
+  const std::int64_t chunks = std::max<std::int64_t>(std::min(wanted, most), 1);
+  p.k_chunk = round_up(ceil_div(p.k, chunks), 16);
+  p.k_chunks = ceil_div(p.k, p.k_chunk);
+  const std::int64_t sides = std::max<std::int64_t>(ceil_div(wanted, p.k_chunks), 1);
+  const bool low = p.m == 7 || p.m == 8;  // tiles of 8 x 48
+  p.row_block = p.m, p.col_block = p.n;
+  if (p.m > p.n)
+    p.row_block = round_up(ceil_div(p.m, sides), 48);
+  else
+    p.col_block = round_up(ceil_div(p.n, sides), low ? 48 : 64);
+  p.row_blocks = ceil_div(p.m, p.row_block), p.col_blocks = ceil_div(p.n, p.col_block);
+  p.parts = p.k_chunks > 1;
+}
+
 // Cuts a product into work items, by shape alone: enough for many cores, each big enough to hide its start.
 // Returns whether B is packed once for all blocks of rows.
 bool plan(MatmulArgs& p, std::int64_t matrices) {
@@ -70,16 +103,20 @@ bool plan(MatmulArgs& p, std::int64_t matrices) {
   p.a_in_place = p.a_k == 1 && (as_is || (p.dtype == bf16 && p.bf16_dot && p.k % 2 == 0));
   // A few rows that every block of columns packs again: wide blocks (of 6 x 48 or 4 x 64 columns).
   const std::int64_t grain = p.a_in_place || p.m > 16 ? 64 : p.m == 7 || p.m == 8 ? 288 : 256, columns = ceil_div(p.n, grain);
-  const bool in_place = p.b_col == 1 && p.n % 16 == 0 && p.m <= 256 && as_is;  // B is read as it lies: few rows reuse it
+  const bool in_place = p.b_col == 1 && p.n % 16 == 0 && (p.m <= 256 || p.k <= 16) && as_is;  // B is read as it lies: little reuse
   const bool whole = p.m <= 96 || (p.m <= 256 && p.a_in_place && (matrices >= kItems || matrices * columns >= 12));
   p.dots = p.a_in_place && p.b_k == 1 && (p.b_col != 1 || p.n == 1) && p.k >= 64 && (p.n < 16 || p.m <= 16);
   p.far = matrices * p.m * p.n * size_of(p.dtype) > (8 << 20);
   const bool shared = !whole && !in_place && !p.dots;
-  const std::int64_t row_blocks = whole ? 1 : ceil_div(p.m, 48);
-  p.row_block = whole ? p.m : round_up(ceil_div(p.m, row_blocks), 6);
-  p.row_blocks = ceil_div(p.m, p.row_block);
   p.col_block = p.n;
   p.k_chunk = p.k > 0 ? p.k : 1;
+  if (is_turned(p)) {
+    cut_turned(p, matrices);
+    return false;
+  }
+  const std::int64_t row_blocks = whole ? 1 : ceil_div(p.m, p.a_in_place && p.k <= 64 ? 96 : 48);
+  p.row_block = whole ? p.m : round_up(ceil_div(p.m, row_blocks), 6);
+  p.row_blocks = ceil_div(p.m, p.row_block);
   const std::int64_t work = matrices * (p.m < 8 ? 8 : p.m) * p.n * p.k;
   std::int64_t items = matrices * p.row_blocks;
   if (items * columns < kMinItems && p.k >= 1024 && work >= 4 * kMinWork) {
@@ -194,6 +231,11 @@ Tensor product_into(const Tensor& c, const Tensor& a, const Tensor& b, const Sha
   p.bf16_dot = (p.bf16 || t == bf16) && has_bf16_dot();
   p.activation = activation;
   const std::int64_t matrices = lay_out(p, a, b, batch);
+  Tensor columns;  // of b, one after the other
+  if (b.rank() == 2 && wants_columns(p)) {
+    columns = contiguous(transpose(b.detach(), 0, 1));
+    p.b_k = 1, p.b_col = p.k;
+  }
   p.packed = plan(p, matrices);
 
   const DType sums = is_half(t) ? f32 : t;
@@ -221,7 +263,7 @@ Tensor product_into(const Tensor& c, const Tensor& a, const Tensor& b, const Sha
   if (device.is_meta()) return c;
 
   p.a = a.data();
-  p.b = b.data();
+  p.b = columns.defined() ? columns.data() : b.data();
   p.c = parts.defined() ? parts.data() : c.data();
   p.bias = data_of(bias);
   p.z = z ? z->data() : nullptr;
@@ -252,7 +294,8 @@ Tensor product_into(const Tensor& c, const Tensor& a, const Tensor& b, const Sha
 bool is_narrow_gradient(const Tensor& a, const Tensor& b, const Shape& batch) {
   const auto unit = [](const Tensor& x, int axis) { return x.strides()[x.rank() - axis] == 1; };
   const std::int64_t m = a.size(-2), n = b.size(-1), k = a.size(-1);
-  return numel(batch) == 1 && n > 1 && n <= 96 && m >= 4 * n && k >= 64 && unit(a, 2) && !unit(a, 1) && unit(b, 1);
+  const bool turned = n >= 64 && a.dtype() == f32 && matmul_precision() == f32;  // is_turned's: whole panels as they are
+  return numel(batch) == 1 && n > 1 && n <= 96 && !turned && m >= 4 * n && k >= 64 && unit(a, 2) && !unit(a, 1) && unit(b, 1);
 }
 
 Tensor product(const Tensor& a, const Tensor& b, const Shape& batch, const Shape& out, const Tensor& bias = {},

@@ -61,10 +61,11 @@ struct MatmulArgs {
   bool packed;
   bool bf16;            // f32 operands are rounded to bf16
   bool bf16_dot;        // bf16 operands, stored or rounded: multiplied by the processor's bf16 dot product
-  bool a_in_place;      // A's rows are read as they lie, at most 256 a block; else packed, at most 96 a block
+  bool a_in_place;      // A's rows are read as they lie, at most 256 a block; else, unless turned, packed, at most 96 a block
   std::int64_t a_part;  // packed: so long a part of k fits; 16-bit C without parts: k_chunk at most
   bool parts;
   bool dots;            // a_in_place, b_k = 1, few rows or columns: vectors along k, nothing packed
+  bool turned;          // f32 and f64: a_row = b_col = 1, a long k: A's columns are read as they lie, nothing packed
   bool far;             // C is larger than what a cache holds
   const void* bias;     // [n] or null
   void* z;              // where A B + bias goes as well, or null

@@ -10,8 +10,8 @@
 #pragma once
 
 #include <capo/ops/args.h>
+#include <capo/ops/cpu/half.h>
 #include <capo/ops/cpu/kernel.h>
-#include <capo/ops/cpu/math.h>
 
 namespace {
 namespace gemm {
@@ -125,37 +125,6 @@ void transpose(const T* src, std::int64_t ld, std::int64_t rows, std::int64_t co
 
 // ---- Packing ----
 
-// 16-bit storage, read as f32 and rounded back (twins of engine/dtype.h's shared functions, see kernel.h).
-inline float widen(float v) { return v; }
-inline double widen(double v) { return v; }
-inline float widen(capo::BFloat16 v) { return m::from_bits(static_cast<std::int32_t>(static_cast<std::uint32_t>(v.bits) << 16)); }
-inline float widen(capo::Half v) {
-  const std::uint32_t sign = static_cast<std::uint32_t>(v.bits & 0x8000u) << 16, a = v.bits & 0x7fffu;
-  const std::uint32_t normal = a >= 0x7c00u ? 0x7f800000u | ((a & 0x3ffu) << 13) : (a << 13) + 0x38000000u;
-  const float small = static_cast<float>(a) * 0x1p-24f;
-  const std::uint32_t bits = a >= 0x400u ? normal : static_cast<std::uint32_t>(m::to_bits(small));
-  return m::from_bits(static_cast<std::int32_t>(sign | bits));
-}
-
-// To the nearest, ties to even; NaN stays NaN.
-inline void narrow(float v, float& to) { to = v; }
-inline void narrow(double v, double& to) { to = v; }
-inline void narrow(float v, capo::BFloat16& to) {
-  const std::uint32_t u = static_cast<std::uint32_t>(m::to_bits(v));
-  const std::uint32_t r = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
-  to.bits = static_cast<std::uint16_t>(v != v ? (u >> 16) | 0x40u : r);
-}
-inline void narrow(float v, capo::Half& to) {
-  const std::uint32_t u = static_cast<std::uint32_t>(m::to_bits(v)), sign = (u >> 16) & 0x8000u, a = u & 0x7fffffffu;
-  const float shifted = m::from_bits(static_cast<std::int32_t>(a)) + 0.5f;  // subnormals: the f32 adder rounds
-  const std::uint32_t small = static_cast<std::uint32_t>(m::to_bits(shifted)) - 0x3f000000u;
-  const std::uint32_t normal = (a + 0xfffu + ((a >> 13) & 1u) - 0x38000000u) >> 13;
-  std::uint32_t r = a < 0x38800000u ? small : normal;
-  r = a >= 0x477ff000u ? 0x7c00u : r;
-  r = a > 0x7f800000u ? 0x7e00u : r;
-  to.bits = static_cast<std::uint16_t>(sign | r);
-}
-
 // One block of A as rows: dst[i * ldd + p] = a[i * rs + p * ks]; ldd >= round_up(k, kWidth).
 template <class T>
 void pack_rows(const T* a, std::int64_t rs, std::int64_t ks, std::int64_t m, std::int64_t k, T* dst, std::int64_t ldd) {
@@ -191,7 +160,7 @@ void pack_panel(const T* b, std::int64_t ks, std::int64_t cs, std::int64_t k, st
     for (std::int64_t j = 0; j < width; ++j) dst[p * width + j] = j < n ? b[p * ks + j * cs] : T(0);
 }
 
-// The same two from 16-bit storage, widened on the way (S: BFloat16 or Half; at most kTurn of the strided axis at a time).
+// The same two from 16-bit storage (half.h), widened on the way (S: BFloat16 or Half; at most kTurn of the strided axis at a time).
 constexpr std::int64_t kTurn = 64;
 
 template <class S>
@@ -200,7 +169,7 @@ void widen_rows(const S* src, std::int64_t rs, std::int64_t rows, std::int64_t c
     const S* s = src + i * rs;
     float* d = dst + i * ldd;
 #pragma omp simd
-    for (std::int64_t j = 0; j < cols; ++j) d[j] = widen(s[j]);
+    for (std::int64_t j = 0; j < cols; ++j) d[j] = ::load(s[j]);
   }
 }
 
@@ -218,7 +187,7 @@ void pack_rows_half(const S* a, std::int64_t rs, std::int64_t ks, std::int64_t m
     return;
   }
   for (std::int64_t i = 0; i < m; ++i)
-    for (std::int64_t p = 0; p < k; ++p) dst[i * ldd + p] = widen(a[i * rs + p * ks]);
+    for (std::int64_t p = 0; p < k; ++p) dst[i * ldd + p] = ::load(a[i * rs + p * ks]);
 }
 
 template <class S>
@@ -238,7 +207,7 @@ void pack_panel_half(const S* b, std::int64_t ks, std::int64_t cs, std::int64_t 
     if (cs == 1) {
       widen_rows(b + p * ks, 0, 1, n, d, 0);
     } else {
-      for (std::int64_t j = 0; j < n; ++j) d[j] = widen(b[p * ks + j * cs]);
+      for (std::int64_t j = 0; j < n; ++j) d[j] = ::load(b[p * ks + j * cs]);
     }
     for (std::int64_t j = n; j < width; ++j) d[j] = 0.0f;
   }
@@ -267,41 +236,18 @@ __attribute__((noinline)) void store_part(const T* sums, int m, int width, T* c,
   }
 }
 
-// One register tile: MR rows, NV vectors of columns of which n are stored. add: C += instead of C =. bias, one element per
-// column or null, is added last. far: C is not in a cache yet.
+// The end of a tile: the first n columns of its sums, stored or added to C.
 template <class T, int MR, int NV>
-__attribute__((noinline)) void tile(std::int64_t k, const T* a, std::int64_t rs, const T* b, std::int64_t ldb, T* c,
-                                    std::int64_t ldc, std::int64_t n, bool add, const T* bias, bool far) {
+__attribute__((always_inline)) inline void store_tile(const Vector<T> (&acc)[MR][NV], T* c, std::int64_t ldc, std::int64_t n,
+                                                      bool add, const T* bias) {
   constexpr int W = kWidth<T>;
-  using V = Vector<T>;
-  if (far) {  // the lines to be stored come while the sums grow
-    for (int i = 0; i < MR; ++i)
-#pragma GCC unroll 4
-      for (int j = 0; j < NV; ++j) __builtin_prefetch(c + i * ldc + j * W, 1);
-  }
-  V acc[MR][NV];
-#pragma GCC unroll 16
-  for (int i = 0; i < MR; ++i)
-#pragma GCC unroll 4
-    for (int j = 0; j < NV; ++j) acc[i][j] = V{};
-  for (std::int64_t p = 0; p < k; ++p) {
-    V x[NV];
-#pragma GCC unroll 4
-    for (int j = 0; j < NV; ++j) x[j] = load(b + p * ldb + j * W);
-#pragma GCC unroll 16
-    for (int i = 0; i < MR; ++i) {
-      const V y = a[i * rs + p] - V{};  // broadcast
-#pragma GCC unroll 4
-      for (int j = 0; j < NV; ++j) acc[i][j] += y * x[j];
-    }
-  }
   if (n == NV * W) {
 #pragma GCC unroll 16
     for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 4
       for (int j = 0; j < NV; ++j) {
         T* d = c + i * ldc + j * W;
-        const V sum = add ? load(d) + acc[i][j] : acc[i][j];
+        const Vector<T> sum = add ? load(d) + acc[i][j] : acc[i][j];
         store(d, bias ? sum + load(bias + j * W) : sum);
       }
     return;
@@ -314,10 +260,50 @@ __attribute__((noinline)) void tile(std::int64_t k, const T* a, std::int64_t rs,
   store_part(rest, MR, NV * W, c, ldc, n, add, bias);
 }
 
+// The sums of one register tile: MR rows, NV vectors of columns.
+template <class T, int MR, int NV>
+__attribute__((always_inline)) inline void sum_tile(Vector<T> (&acc)[MR][NV], std::int64_t k, const T* a, std::int64_t rs,
+                                                    const T* b, std::int64_t ldb) {
+  using V = Vector<T>;
+#pragma GCC unroll 16
+  for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 4
+    for (int j = 0; j < NV; ++j) acc[i][j] = V{};
+  for (std::int64_t p = 0; p < k; ++p) {
+    V x[NV];
+#pragma GCC unroll 4
+    for (int j = 0; j < NV; ++j) x[j] = load(b + p * ldb + j * kWidth<T>);
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; ++i) {
+      const V y = a[i * rs + p] - V{};  // broadcast
+#pragma GCC unroll 4
+      for (int j = 0; j < NV; ++j) acc[i][j] += y * x[j];
+    }
+  }
+}
+
+// A tile of which n columns are stored. add: C += instead of C =. bias, one element per column or null, is added last. far: C is
+// not in a cache yet.
+template <class T, int MR, int NV>
+__attribute__((noinline)) void tile(std::int64_t k, const T* a, std::int64_t rs, const T* b, std::int64_t ldb, T* c,
+                                    std::int64_t ldc, std::int64_t n, bool add, const T* bias, bool far) {
+  if (far) {  // the lines to be stored come while the sums grow
+    for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 4
+      for (int j = 0; j < NV; ++j) __builtin_prefetch(c + i * ldc + j * kWidth<T>, 1);
+  }
+  Vector<T> acc[MR][NV];
+  sum_tile<T, MR, NV>(acc, k, a, rs, b, ldb);
+  store_tile<T, MR, NV>(acc, c, ldc, n, add, bias);
+}
+
+template <int NV>
+constexpr int kTileRows = NV == 4 ? 6 : NV == 3 ? 8 : kPanelVectors == 2 && NV == 2 ? 6 : 12;
+
 template <class T, int NV>
 void rows(std::int64_t m, std::int64_t k, const T* a, std::int64_t rs, const T* b, std::int64_t ldb, T* c,
           std::int64_t ldc, std::int64_t n, bool add, const T* bias, bool far) {
-  constexpr int R = NV == 4 ? 6 : NV == 3 ? 8 : kPanelVectors == 2 && NV == 2 ? 6 : 12;
+  constexpr int R = kTileRows<NV>;
   std::int64_t i = 0;
   if constexpr (R == 6) {  // tiles of nearly equal height: none is too low to hide the instructions' latency
     for (std::int64_t left = (m + 5) / 6; left > 0; --left) {
@@ -354,6 +340,118 @@ inline void panel(std::int64_t m, std::int64_t k, const T* a, std::int64_t rs, c
   if constexpr (kPanelVectors == 4) {
     if (vectors == 3) return rows<T, 3>(m, k, a, rs, b, ldb, c, ldc, n, add, bias, far);
     return rows<T, 4>(m, k, a, rs, b, ldb, c, ldc, n, add, bias, far);
+  }
+}
+
+// C[m, n] = A[m, k] B[k, n] (+ bias[n]) for a short k, where stores take as long as sums: low tiles, C from end to end. ldb: from
+// one row of B to the next, or 0 where B is packed panels; columns that are left over are a multiple of kLowRows' tile.
+constexpr int kLowRows = 4;
+
+template <class T>
+__attribute__((noinline)) void low_rows(std::int64_t m, std::int64_t k, const T* a, std::int64_t rs, const T* b,
+                                        std::int64_t ldb, T* c, std::int64_t ldc, std::int64_t n, const T* bias) {
+  constexpr std::int64_t N = 2 * kWidth<T>;
+  for (; m > 0; m -= kLowRows, a += kLowRows * rs, c += kLowRows * ldc)
+    for (std::int64_t j = 0; j < n; j += N) {
+      const std::int64_t in = j % kPanel<T>;
+      const T* here = ldb > 0 ? b + j : b + (j - in) * k + in;
+      const std::int64_t step = ldb > 0 ? ldb : panel_width<T>(j - in, n);
+      if (m >= kLowRows && n - j >= N) {
+        Vector<T> acc[kLowRows][2];
+        sum_tile<T, kLowRows, 2>(acc, k, a, rs, here, step);
+        store_tile<T, kLowRows, 2>(acc, c + j, ldc, N, false, bias ? bias + j : nullptr);
+      } else {
+        panel(lesser(std::int64_t{kLowRows}, m), k, a, rs, here, step, c + j, ldc, lesser(N, n - j), false,
+              bias ? bias + j : nullptr);
+      }
+    }
+}
+
+// ---- A transposed, read as it lies: C = A^T B of two row-major operands with a long k (weight gradients) ----
+
+// `count` neighbours along k: row i of A and column j of B at a[i] and b[j], the next ones lda and ldb further.
+template <class T>
+struct Run {
+  const T *a, *b;
+  std::int64_t count;
+};
+template <class T>
+struct Runs {
+  const Run<T>* run;
+  std::int64_t runs, lda, ldb;
+};
+
+// The part of k that is summed over all of C at a time: its rows of A stay in L2.
+template <class T>
+constexpr std::int64_t kTurnedK = 512 / static_cast<std::int64_t>(sizeof(T));
+constexpr std::int64_t kAhead = 8;  // rows fetched ahead: both operands come from afar, and each row from another page
+
+// A tile as above whose rows of A start at column i of its storage, and whose columns at column j of B's.
+template <class T, int MR, int NV>
+__attribute__((noinline)) void turned_tile(const Runs<T>& r, std::int64_t i0, std::int64_t j0, T* c, std::int64_t ldc,
+                                           std::int64_t n, bool add, const T* bias) {
+  constexpr int W = kWidth<T>;
+  using V = Vector<T>;
+  V acc[MR][NV];
+#pragma GCC unroll 16
+  for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 4
+    for (int j = 0; j < NV; ++j) acc[i][j] = V{};
+  for (std::int64_t l = 0; l < r.runs; ++l) {
+    const T *a = r.run[l].a + i0, *b = r.run[l].b + j0;
+    for (std::int64_t p = r.run[l].count; p > 0; --p, a += r.lda, b += r.ldb) {
+      __builtin_prefetch(a + kAhead * r.lda);
+      V x[NV];
+#pragma GCC unroll 4
+      for (int j = 0; j < NV; ++j) {
+        __builtin_prefetch(b + kAhead * r.ldb + j * W);
+        x[j] = load(b + j * W);
+      }
+#pragma GCC unroll 16
+      for (int i = 0; i < MR; ++i) {
+        const V y = a[i] - V{};  // broadcast
+#pragma GCC unroll 4
+        for (int j = 0; j < NV; ++j) acc[i][j] += y * x[j];
+      }
+    }
+  }
+  store_tile<T, MR, NV>(acc, c, ldc, n, add, bias);
+}
+
+template <class T, int NV>
+void turned_rows(std::int64_t m, const Runs<T>& r, std::int64_t i0, std::int64_t j0, T* c, std::int64_t ldc, std::int64_t n,
+                 bool add, const T* bias) {
+  constexpr int R = kTileRows<NV>;
+  std::int64_t i = 0;
+  const auto put = [&](auto tile, std::int64_t height) {
+    tile(r, i0 + i, j0, c + i * ldc, ldc, n, add, bias);
+    i += height;
+  };
+  if constexpr (R == 6) {  // as rows
+    for (std::int64_t left = (m + 5) / 6; left > 0; --left) {
+      const std::int64_t height = (m - i + left - 1) / left;
+      put(height == 6 ? turned_tile<T, 6, NV> : height == 5 ? turned_tile<T, 5, NV> : height == 4 ? turned_tile<T, 4, NV>
+          : height == 3 ? turned_tile<T, 3, NV> : height == 2 ? turned_tile<T, 2, NV> : turned_tile<T, 1, NV>, height);
+    }
+    return;
+  }
+  while (i + R <= m) put(turned_tile<T, R, NV>, R);
+  if (m - i >= 4) put(turned_tile<T, 4, NV>, 4);
+  if (m - i >= 4) put(turned_tile<T, 4, NV>, 4);
+  if (m - i >= 2) put(turned_tile<T, 2, NV>, 2);
+  if (m - i >= 1) put(turned_tile<T, 1, NV>, 1);
+}
+
+// C[m, n] (+)= A^T B (+ bias[n]) of rows i0 .. of A^T and columns j0 .. j0 + n <= kPanel of B, whose rows have whole vectors to read.
+template <class T>
+void turned_panel(std::int64_t m, const Runs<T>& r, std::int64_t i0, std::int64_t j0, T* c, std::int64_t ldc, std::int64_t n,
+                  bool add, const T* bias = nullptr) {
+  const std::int64_t vectors = (n + kWidth<T> - 1) / kWidth<T>;
+  if (vectors == 1) return turned_rows<T, 1>(m, r, i0, j0, c, ldc, n, add, bias);
+  if (kPanelVectors == 2 || vectors == 2) return turned_rows<T, 2>(m, r, i0, j0, c, ldc, n, add, bias);
+  if constexpr (kPanelVectors == 4) {
+    if (vectors == 3) return turned_rows<T, 3>(m, r, i0, j0, c, ldc, n, add, bias);
+    return turned_rows<T, 4>(m, r, i0, j0, c, ldc, n, add, bias);
   }
 }
 

@@ -167,7 +167,7 @@ struct Rounded {
 CAPO_BF16 inline __m512 wide(const capo::BFloat16* p, __mmask16 mask) { return _mm512_castsi512_ps(high_halves(p, mask)); }
 CAPO_BF16 inline __m256i rounded(__m512 x) { return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x)); }
 
-// The end of a tile of which n < 16 NV columns are stored.
+// Of a tile's sums, n < 16 NV columns.
 template <int MR, int NV>
 CAPO_BF16 __attribute__((always_inline)) inline void store_part(const __m512 (&acc)[MR][NV], float* c, int64_t ldc, int64_t n,
                                                                 bool add, const Rounded* out) {
@@ -188,17 +188,10 @@ CAPO_BF16 __attribute__((always_inline)) inline void store_part(const __m512 (&a
   }
 }
 
-// One register tile over `pairs` pairs of k: MR rows, NV vectors of columns of which n are stored. A's rows are bf16, rs
-// elements apart. With `out` the sums go there, and c is only read to be added.
+// The sums of one register tile over `pairs` pairs of k: MR rows, NV vectors of columns. A's rows are bf16, rs elements apart.
 template <int MR, int NV>
-CAPO_BF16 __attribute__((noinline)) void tile(int64_t pairs, const std::uint16_t* a, int64_t rs, const Pairs* b, int64_t ldb,
-                                              float* c, int64_t ldc, int64_t n, bool add, const Rounded* out) {
-  if (out && out->far) {  // the lines to be stored come while the sums grow
-    for (int i = 0; i < MR; ++i)
-#pragma GCC unroll 4
-      for (int j = 0; j < NV; j += 2) __builtin_prefetch(out->out + i * out->ld + j * 16, 1);
-  }
-  __m512 acc[MR][NV];
+CAPO_BF16 __attribute__((always_inline)) inline void sum_tile(__m512 (&acc)[MR][NV], int64_t pairs, const std::uint16_t* a,
+                                                              int64_t rs, const Pairs* b, int64_t ldb) {
 #pragma GCC unroll 16
   for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 4
@@ -217,6 +210,12 @@ CAPO_BF16 __attribute__((noinline)) void tile(int64_t pairs, const std::uint16_t
         acc[i][j] = _mm512_dpbf16_ps(acc[i][j], reinterpret_cast<__m512bh>(y), reinterpret_cast<__m512bh>(x[j]));
     }
   }
+}
+
+// The end of a tile of which n columns are stored.
+template <int MR, int NV>
+CAPO_BF16 __attribute__((always_inline)) inline void store_tile(const __m512 (&acc)[MR][NV], float* c, int64_t ldc, int64_t n,
+                                                                bool add, const Rounded* out) {
   if (n < NV * 16) return store_part<MR, NV>(acc, c, ldc, n, add, out);
 #pragma GCC unroll 4
   for (int j = 0; j < NV; ++j) {  // without masks, which cost as much as the store
@@ -233,6 +232,20 @@ CAPO_BF16 __attribute__((noinline)) void tile(int64_t pairs, const std::uint16_t
         _mm512_storeu_ps(d, sum);
     }
   }
+}
+
+// A tile. With `out` the sums go there, and c is only read to be added.
+template <int MR, int NV>
+CAPO_BF16 __attribute__((noinline)) void tile(int64_t pairs, const std::uint16_t* a, int64_t rs, const Pairs* b, int64_t ldb,
+                                              float* c, int64_t ldc, int64_t n, bool add, const Rounded* out) {
+  if (out && out->far) {  // the lines to be stored come while the sums grow
+    for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 4
+      for (int j = 0; j < NV; j += 2) __builtin_prefetch(out->out + i * out->ld + j * 16, 1);
+  }
+  __m512 acc[MR][NV];
+  sum_tile<MR, NV>(acc, pairs, a, rs, b, ldb);
+  store_tile<MR, NV>(acc, c, ldc, n, add, out);
 }
 
 template <int NV>
@@ -271,6 +284,26 @@ inline void panel(int64_t m, int64_t pairs, const std::uint16_t* a, int64_t rs, 
     case 3: return rows<3>(m, pairs, a, rs, b, ldb, c, ldc, n, add, out);
     default: return rows<4>(m, pairs, a, rs, b, ldb, c, ldc, n, add, out);
   }
+}
+
+// gemm.h's low_rows, rounded into `out`; b is packed panels.
+CAPO_BF16 __attribute__((noinline)) inline void low_rows(int64_t m, int64_t pairs, const std::uint16_t* a, int64_t rs,
+                                                         const Pairs* b, int64_t n, Rounded out) {
+  constexpr int kRows = gemm::kLowRows;
+  constexpr int64_t N = 32;
+  for (; m > 0; m -= kRows, a += kRows * rs, out.out += kRows * out.ld)
+    for (int64_t j = 0; j < n; j += N) {
+      const int64_t in = j % kPanel<float>, width = gemm::panel_width<float>(j - in, n);
+      const Pairs* here = b + (j - in) * pairs + in;
+      const Rounded to{out.out + j, out.ld, out.bias ? out.bias + j : nullptr, false};
+      if (m >= kRows && n - j >= N) {
+        __m512 acc[kRows][2];
+        sum_tile<kRows, 2>(acc, pairs, a, rs, here, width);
+        store_tile<kRows, 2>(acc, nullptr, 0, N, false, &to);
+      } else {
+        panel(lesser(int64_t{kRows}, m), pairs, a, rs, here, width, nullptr, 0, lesser(N, n - j), false, &to);
+      }
+    }
 }
 
 // gemm.h's DotTile for bf16 operands and f32 sums.

@@ -25,8 +25,10 @@ inline float load(capo::Half v) {
   return m::from_bits(static_cast<std::int32_t>(sign | bits));
 }
 template <class T>
+  requires(!requires(T v) { *v; })  // gemm.h's load takes pointers
 inline T load(T v) { return v; }
 
+// To the nearest, ties to even; NaN stays NaN.
 inline void store(capo::BFloat16& y, float v) {
   const std::uint32_t u = static_cast<std::uint32_t>(m::to_bits(v));
   const std::uint32_t r = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
@@ -42,6 +44,9 @@ inline void store(capo::Half& y, float v) {
   r = a > 0x7f800000u ? 0x7e00u : r;
   y.bits = static_cast<std::uint16_t>(sign | r);
 }
+
+inline void store(float& y, float v) { y = v; }
+inline void store(double& y, double v) { y = v; }
 
 template <class E>
 inline E round_to(float v) {

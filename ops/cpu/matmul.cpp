@@ -10,13 +10,13 @@
 namespace {
 
 using capo::Activation;
-using gemm::narrow;
-using gemm::widen;
 using std::int64_t;
 
 constexpr int64_t kPackedBytes = capo::kMatmulPackedBytes;  // of a block of A
 constexpr int64_t kSumRows = 256;                           // of an item that keeps its sums apart from c
 constexpr int64_t kInL2 = 512 << 10;                        // bytes of A that stay there while panels of B pass
+constexpr int64_t kLowDepth = 16;                           // elements or pairs of k that are few beside the stores
+constexpr int64_t kPanelsInL2 = 800 << 10;                  // bytes of B that stay there while A passes
 
 struct Identity {
   template <class T>
@@ -32,9 +32,9 @@ void finish_rows(const T* sums, int64_t lds, S* c, S* z, const S* bias, int64_t 
     S *row = c + i * ld, *keep = z + (kKeep ? i * ld : 0);
 #pragma omp simd
     for (int64_t j = 0; j < n; ++j) {
-      const T x = kBias ? from[j] + widen(bias[j]) : from[j];
-      if (kKeep) narrow(x, keep[j]);
-      narrow(F::f(x, T(0), T(0)), row[j]);
+      const T x = kBias ? from[j] + load(bias[j]) : from[j];
+      if (kKeep) store(keep[j], x);
+      store(row[j], F::f(x, T(0), T(0)));
     }
   }
 }
@@ -75,10 +75,10 @@ void add_rows(const T* sums, int64_t lds, S* c, const S* r, const S* bias, int64
   for (int64_t i = 0; i < m; ++i, sums += lds, c += ld, r += ld) {
     if (bias) {
 #pragma omp simd
-      for (int64_t j = 0; j < n; ++j) narrow(widen(r[j]) + (sums[j] + widen(bias[j])), c[j]);
+      for (int64_t j = 0; j < n; ++j) store(c[j], load(r[j]) + (sums[j] + load(bias[j])));
     } else {
 #pragma omp simd
-      for (int64_t j = 0; j < n; ++j) narrow(widen(r[j]) + sums[j], c[j]);
+      for (int64_t j = 0; j < n; ++j) store(c[j], load(r[j]) + sums[j]);
     }
   }
 }
@@ -113,7 +113,7 @@ inline void round_if(bool, double*, int64_t) {}  // only f32 is rounded
 template <class S>
 struct Plain {
   using Storage = S;
-  using Sum = decltype(widen(S()));
+  using Sum = decltype(load(S()));
   using Row = Sum;
   using Packed = Sum;
   static int64_t step(int64_t k) { return gemm::k_block<Sum>(k); }
@@ -142,6 +142,10 @@ struct Plain {
       gemm::panel(m, k, a, rs, b, ldb, c, ldc, n, add);
     else
       gemm::panel(m, k, a, rs, b, ldb, c, ldc, n, add, bias, far);
+  }
+  static void low_rows(int64_t m, int64_t k, const Row* a, int64_t rs, const Packed* b, int64_t ldb, S* c, int64_t ldc, int64_t n,
+                       const S* bias) {
+    if constexpr (!kHalf<S>) gemm::low_rows(m, k, a, rs, b, ldb, c, ldc, n, bias);
   }
   using DotTile = gemm::DotTile<Sum>;
   static constexpr bool kFinishes = !kHalf<S>;  // the tiles can add a bias and store what c holds
@@ -173,6 +177,10 @@ struct Dot {
     } else {
       gemm_bf16::panel(m, depth(k), a, rs, b, ldb, c, ldc, n, add, nullptr);
     }
+  }
+  static void low_rows(int64_t m, int64_t k, const Row* a, int64_t rs, const Packed* b, int64_t, S* c, int64_t ldc, int64_t n,
+                       const S* bias) {
+    if constexpr (kFinishes) gemm_bf16::low_rows(m, depth(k), a, rs, b, n, {c, ldc, bias, false});
   }
   using DotTile = gemm_bf16::DotTile;
   static constexpr bool kFinishes = kHalf<S>;
@@ -249,8 +257,37 @@ void multiply_dots(const capo::MatmulArgs& p, const Item<typename P::Storage>& t
     }
 }
 
+// A as it lies transposed: a part of k at a time over all panels, B's rows as they lie where they are whole vectors.
+template <class T>
+void multiply_turned(const capo::MatmulArgs& p, const Item<T>& t) {
+  constexpr int64_t kColumns = gemm::kPanel<T>, kMost = gemm::kTurnedK<T>;
+  alignas(64) T b_panel[kMost * kColumns];
+  const bool direct = p.b_col == 1 && p.n % gemm::kWidth<T> == 0;
+  const bool finishes = !p.parts && (p.activation != Activation::none || p.z || p.residual);
+  // One tile of eight rows by three vectors, where a panel has four.
+  const int64_t columns = gemm::kPanelVectors == 4 && direct && (t.m == 7 || t.m == 8) ? kColumns / 4 * 3 : kColumns;
+  T* c = static_cast<T*>(p.c) + t.at;
+  for (int64_t kb = 0; kb < t.k_total; kb += kMost) {
+    const int64_t k = lesser(kMost, t.k_total - kb);
+    const bool last = kb + k >= t.k_total;
+    const T* b = t.b + (t.k0 + kb) * p.b_k;
+    for (int64_t j = t.c0; j < t.c1; j += columns) {
+      const int64_t n = lesser(columns, t.c1 - j);
+      gemm::Run<T> run{t.a + kb * p.a_k, b + j, k};
+      int64_t ldb = p.b_k;
+      if (!direct) {
+        gemm::pack_panel(b + j * p.b_col, p.b_k, p.b_col, k, n, b_panel);
+        run.b = b_panel, ldb = gemm::panel_width<T>(0, n);
+      }
+      const T* bias = last && !p.parts && !finishes && p.bias ? static_cast<const T*>(p.bias) + j : nullptr;
+      gemm::turned_panel(t.m, gemm::Runs<T>{&run, 1, p.a_k, ldb}, 0, 0, c + j, p.c_row, n, kb > 0, bias);
+      if (last && finishes) finish_panel<Plain<T>>(p, t, c + j, p.c_row, j, n);
+    }
+  }
+}
+
 // A panel of B at a time, over all of k; when A is packed and too long for that, a part of k at a time over all panels. Sums of
-// 16-bit products lie apart from c until they are whole.
+// 16-bit products lie apart from c until they are whole. With `across`, a few rows of A at a time over all panels.
 template <class P>
 void multiply(const capo::MatmulArgs& p, int64_t item) {
   using S = typename P::Storage;
@@ -266,13 +303,13 @@ void multiply(const capo::MatmulArgs& p, int64_t item) {
   const Item<S> t = locate<S>(p, item);
   if constexpr (std::is_same_v<S, Sum> ? std::is_same_v<S, Packed> : P::kFinishes)
     if (p.dots) return multiply_dots<P>(p, t);
+  if constexpr (std::is_same_v<S, Packed>)
+    if (p.turned) return multiply_turned(p, t);
   const int64_t m = t.m, padded = gemm::round_up(p.n, gemm::kWidth<Sum>), step = P::step(t.k_total);
   const Packed* packed = static_cast<const Packed*>(p.b) + (t.packed_matrix * P::depth(p.k) + P::depth(t.k0)) * padded;
   // B as it lies: whole vectors in each row, and too few rows of A to pay for packing.
   const bool direct =
       std::is_same_v<S, Packed> && !p.packed && p.b_col == 1 && p.n % gemm::kWidth<Sum> == 0 && m <= 128 && !p.bf16;
-  // One tile of eight rows by three vectors, where a panel has four.
-  const int64_t columns = gemm::kPanelVectors == 4 && direct && (m == 7 || m == 8) ? kColumns / 4 * 3 : kColumns;
   const bool plain = P::kFinishes && !p.parts && p.activation == Activation::none && !p.z && !p.residual;  // the tiles finish
 
   int64_t part = t.k_total;
@@ -281,6 +318,17 @@ void multiply(const capo::MatmulArgs& p, int64_t item) {
   else if (!apart && m * t.k_total * static_cast<int64_t>(sizeof(S)) > kInL2)
     part = step;
   const int64_t lda = P::row_length(lesser(part, t.k_total));
+
+  // Panels that stay in L2 pass by a strip of C, which is then written from end to end. Down the panels its lines come and go
+  // in columns, and the fetchers of two cores pull at each other's: 6 times slower at k = 8.
+  const int64_t panels = P::depth(t.k_total) * (t.c1 - t.c0) * static_cast<int64_t>(sizeof(Packed));
+  const bool across = (p.packed || direct) && part == t.k_total && t.k_total <= step && t.k_total > 0 && m > 16 &&
+                      panels <= kPanelsInL2;
+  const int64_t strip = across ? 12 : m;
+  // One tile of eight rows by three vectors, where a panel has four.
+  const bool eight = gemm::kPanelVectors == 4 && direct && !across && (m == 7 || m == 8);
+  const int64_t columns = eight ? kColumns / 4 * 3 : kColumns;
+  Item<S> here = t;
   int64_t kp = 0;
   do {  // once when k = 0: stores zeros
     const int64_t end = lesser(kp + part, t.k_total);
@@ -290,30 +338,40 @@ void multiply(const capo::MatmulArgs& p, int64_t item) {
       rows = P::in_place(t.a + kp), rs = p.a_row;
     else if (end > kp)
       P::pack_rows(p.bf16, t.a + kp * p.a_k, p.a_row, p.a_k, m, end - kp, a_rows, lda);
-    for (int64_t j = t.c0; j < t.c1; j += columns) {
-      const int64_t n = lesser(columns, t.c1 - j);
-      S* final = static_cast<S*>(p.c) + t.at + j;
-      Sum* c = apart ? sums : static_cast<Sum*>(p.c) + t.at + j;
-      const int64_t ldc = apart ? kColumns : p.c_row;
-      int64_t kb = kp;
-      do {
-        const int64_t k = lesser(step, end - kb);
-        const Packed* b;
-        int64_t ldb = gemm::panel_width<Sum>(0, n);
-        if (p.packed) {
-          b = packed + P::depth(kb) * padded + j * P::depth(k);
-        } else if (direct) {
-          b = reinterpret_cast<const Packed*>(t.b + (t.k0 + kb) * p.b_k + j), ldb = p.b_k;
-        } else {
-          P::pack_panel(p.bf16, t.b + (t.k0 + kb) * p.b_k + j * p.b_col, p.b_k, p.b_col, k, n, b_panel);
-          b = b_panel;
-        }
-        const bool finishes = plain && kb + k >= t.k_total;
-        const S* bias = finishes && p.bias ? static_cast<const S*>(p.bias) + j : nullptr;
-        P::panel(m, k, rows + (kb - kp), rs, b, ldb, c, ldc, n, kb > 0, bias, finishes ? final : nullptr, p.c_row, p.far);
-        kb += step;
-      } while (kb < end);
-      if (end >= t.k_total && !p.parts && !plain) finish_panel<P>(p, t, c, ldc, j, n);
+    if (across && plain && P::depth(end) <= kLowDepth && t.c0 == 0 && t.c1 == p.n) {
+      const Packed* b = p.packed ? packed : reinterpret_cast<const Packed*>(t.b + t.k0 * p.b_k);
+      return P::low_rows(m, end, rows, rs, b, direct ? p.b_k : 0, static_cast<S*>(p.c) + t.at, p.c_row, p.n,
+                         static_cast<const S*>(p.bias));
+    }
+    int64_t i = 0;
+    for (int64_t left = (m + strip - 1) / strip; left > 0; --left, i += here.m) {  // strips of nearly equal height
+      here.m = (m - i + left - 1) / left, here.at = t.at + i * p.c_row;
+      for (int64_t j = t.c0; j < t.c1; j += columns) {
+        const int64_t n = lesser(columns, t.c1 - j);
+        S* final = static_cast<S*>(p.c) + here.at + j;
+        Sum* c = apart ? sums : static_cast<Sum*>(p.c) + here.at + j;
+        const int64_t ldc = apart ? kColumns : p.c_row;
+        int64_t kb = kp;
+        do {
+          const int64_t k = lesser(step, end - kb);
+          const Packed* b;
+          int64_t ldb = gemm::panel_width<Sum>(0, n);
+          if (p.packed) {
+            b = packed + P::depth(kb) * padded + j * P::depth(k);
+          } else if (direct) {
+            b = reinterpret_cast<const Packed*>(t.b + (t.k0 + kb) * p.b_k + j), ldb = p.b_k;
+          } else {
+            P::pack_panel(p.bf16, t.b + (t.k0 + kb) * p.b_k + j * p.b_col, p.b_k, p.b_col, k, n, b_panel);
+            b = b_panel;
+          }
+          const bool finishes = plain && kb + k >= t.k_total;
+          const S* bias = finishes && p.bias ? static_cast<const S*>(p.bias) + j : nullptr;
+          P::panel(here.m, k, rows + i * rs + (kb - kp), rs, b, ldb, c, ldc, n, kb > 0, bias, finishes ? final : nullptr, p.c_row,
+                   p.far || across);
+          kb += step;
+        } while (kb < end);
+        if (end >= t.k_total && !p.parts && !plain) finish_panel<P>(p, here, c, ldc, j, n);
+      }
     }
     kp += part;
   } while (kp < t.k_total);
@@ -351,7 +409,7 @@ void pack(const capo::MatmulPackArgs& p, int64_t item) {
 // Parts of S's sums, joined and finished.
 template <class S>
 void join(const capo::MatmulSumArgs& p, int64_t begin, int64_t end) {
-  using Sum = decltype(widen(S()));
+  using Sum = decltype(load(S()));
   const Sum* parts = static_cast<const Sum*>(p.parts);
   S *c = static_cast<S*>(p.c), *z = static_cast<S*>(p.z);
   const S* r = static_cast<const S*>(p.residual);
