@@ -343,19 +343,19 @@ inline void panel(std::int64_t m, std::int64_t k, const T* a, std::int64_t rs, c
   }
 }
 
-// C[m, n] = A[m, k] B[k, n] (+ bias[n]) for a short k, where stores take as long as sums: low tiles, C from end to end. ldb: from
-// one row of B to the next, or 0 where B is packed panels; columns that are left over are a multiple of kLowRows' tile.
+// C[m, n] = A[m, k] B[k, n] (+ bias[n]) for a short k, where stores take as long as sums: low tiles, C from end to end. B: packed
+// panels, or, with whole vectors in its rows, as it lies, ldb from one to the next.
 constexpr int kLowRows = 4;
 
 template <class T>
 __attribute__((noinline)) void low_rows(std::int64_t m, std::int64_t k, const T* a, std::int64_t rs, const T* b,
-                                        std::int64_t ldb, T* c, std::int64_t ldc, std::int64_t n, const T* bias) {
+                                        bool panels, std::int64_t ldb, T* c, std::int64_t ldc, std::int64_t n, const T* bias) {
   constexpr std::int64_t N = 2 * kWidth<T>;
   for (; m > 0; m -= kLowRows, a += kLowRows * rs, c += kLowRows * ldc)
     for (std::int64_t j = 0; j < n; j += N) {
       const std::int64_t in = j % kPanel<T>;
-      const T* here = ldb > 0 ? b + j : b + (j - in) * k + in;
-      const std::int64_t step = ldb > 0 ? ldb : panel_width<T>(j - in, n);
+      const T* here = panels ? b + (j - in) * k + in : b + j;
+      const std::int64_t step = panels ? panel_width<T>(j - in, n) : ldb;
       if (m >= kLowRows && n - j >= N) {
         Vector<T> acc[kLowRows][2];
         sum_tile<T, kLowRows, 2>(acc, k, a, rs, here, step);

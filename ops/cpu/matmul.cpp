@@ -143,9 +143,9 @@ struct Plain {
     else
       gemm::panel(m, k, a, rs, b, ldb, c, ldc, n, add, bias, far);
   }
-  static void low_rows(int64_t m, int64_t k, const Row* a, int64_t rs, const Packed* b, int64_t ldb, S* c, int64_t ldc, int64_t n,
-                       const S* bias) {
-    if constexpr (!kHalf<S>) gemm::low_rows(m, k, a, rs, b, ldb, c, ldc, n, bias);
+  static void low_rows(int64_t m, int64_t k, const Row* a, int64_t rs, const Packed* b, bool panels, int64_t ldb, S* c,
+                       int64_t ldc, int64_t n, const S* bias) {
+    if constexpr (!kHalf<S>) gemm::low_rows(m, k, a, rs, b, panels, ldb, c, ldc, n, bias);
   }
   using DotTile = gemm::DotTile<Sum>;
   static constexpr bool kFinishes = !kHalf<S>;  // the tiles can add a bias and store what c holds
@@ -178,8 +178,8 @@ struct Dot {
       gemm_bf16::panel(m, depth(k), a, rs, b, ldb, c, ldc, n, add, nullptr);
     }
   }
-  static void low_rows(int64_t m, int64_t k, const Row* a, int64_t rs, const Packed* b, int64_t, S* c, int64_t ldc, int64_t n,
-                       const S* bias) {
+  static void low_rows(int64_t m, int64_t k, const Row* a, int64_t rs, const Packed* b, bool, int64_t, S* c, int64_t ldc,
+                       int64_t n, const S* bias) {
     if constexpr (kFinishes) gemm_bf16::low_rows(m, depth(k), a, rs, b, n, {c, ldc, bias, false});
   }
   using DotTile = gemm_bf16::DotTile;
@@ -340,7 +340,7 @@ void multiply(const capo::MatmulArgs& p, int64_t item) {
       P::pack_rows(p.bf16, t.a + kp * p.a_k, p.a_row, p.a_k, m, end - kp, a_rows, lda);
     if (across && plain && P::depth(end) <= kLowDepth && t.c0 == 0 && t.c1 == p.n) {
       const Packed* b = p.packed ? packed : reinterpret_cast<const Packed*>(t.b + t.k0 * p.b_k);
-      return P::low_rows(m, end, rows, rs, b, direct ? p.b_k : 0, static_cast<S*>(p.c) + t.at, p.c_row, p.n,
+      return P::low_rows(m, end, rows, rs, b, p.packed, p.b_k, static_cast<S*>(p.c) + t.at, p.c_row, p.n,
                          static_cast<const S*>(p.bias));
     }
     int64_t i = 0;

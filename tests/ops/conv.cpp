@@ -171,6 +171,14 @@ std::vector<OpCase> op_cases() {
   c.samples.push_back(make_large("3x2, inputs summed in pieces", {1, 3, 4, 601}, {9, 3, 2, 601}, {.pad_before = {1}}));
   c.samples.push_back(make_large("depthwise, 5x5", {2, 7, 9, 37}, {37, 5, 5, 1}, {.pad_before = {2}, .groups = 37}));
   c.samples.push_back(make_large("depthwise, 3d", {1, 5, 4, 6, 35}, {35, 3, 3, 3, 1}, {.stride = {1, 1, 2}, .pad_before = {1}, .groups = 35}));
+  c.samples.push_back(make_large("inputs in sixteens", {4, 12, 13, 48}, {70, 3, 3, 48}, {.pad_before = {1}}));
+  c.samples.push_back(make_large("inputs in sixteens, stride 2, dilation 2, wide padding", {2, 7, 9, 80}, {20, 3, 3, 80},
+                                 {.stride = {2}, .pad_before = {5}, .dilation = {2}}));
+  c.samples.push_back(make_large("inputs in sixteens, 1x1", {2, 16, 17, 64}, {130, 1, 1, 64}, {}));
+  c.samples.push_back(make_large("inputs in sixteens, groups", {2, 6, 7, 64}, {36, 3, 3, 32}, {.pad_before = {1}, .groups = 2}));
+  c.samples.push_back(make_large("inputs in sixteens, 3d", {1, 3, 4, 6, 16}, {10, 2, 3, 2, 16}, {.stride = {1, 2, 1}, .pad_before = {1, 1, 0}}));
+  c.samples.push_back(make_large("inputs in sixteens, wide dw", {1, 5, 6, 208}, {226, 3, 3, 208}, {.pad_before = {1}}));
+  c.samples.push_back(make({"inputs in sixteens, no images", {0, 4, 4, 16}, {2, 3, 3, 16}, true, {.pad_before = {1}}}, false));
   // Few positions and long sums, which CUDA cuts; the data gradients too.
   c.samples.push_back(make_large("long sums", {1, 4, 5, 72}, {72, 3, 5, 72}, {.pad_before = {1, 2}}));
   c.samples.push_back(make_large("long sums, odd, groups", {1, 3, 4, 118}, {66, 3, 6, 59}, {.pad_before = {1, 3}, .groups = 2}));

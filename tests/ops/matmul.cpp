@@ -119,6 +119,28 @@ OpCase matmul_case() {
   narrow.reference = [](const Tensors& in) -> Tensors { return {loops(transpose(in[0], 0, 1), in[1])}; };
   narrow.second_order = false;
   s.push_back(narrow);
+  // Weight gradients, whose first operand lies transposed and is read so: rows, columns and k with remainders, chunks of k.
+  const auto turned = [&](const std::string& label, const Shape& a, const Shape& b) {
+    Sample t = product(label, normal(a, label + " a", 0.2), normal(b, label + " b"));
+    t.run = [](const Tensors& in) -> Tensors { return {matmul(transpose(in[0], -2, -1), in[1])}; };
+    t.reference = [](const Tensors& in) -> Tensors { return {loops(transpose(in[0], -2, -1), in[1])}; };
+    t.second_order = false;
+    s.push_back(t);
+  };
+  turned("a turned", {300, 29}, {300, 112});
+  turned("a turned, long", {1900, 70}, {1900, 64});
+  turned("a turned, odd columns", {390, 4}, {390, 75});
+  turned("a turned, eight rows", {420, 8}, {420, 128});
+  turned("a turned, more rows than columns", {910, 150}, {910, 48});
+  turned("a turned, batch", {3, 130, 13}, {3, 130, 32});
+  // A short k: C is written from end to end.
+  for (const std::int64_t k : {1, 7, 8, 16, 70}) {
+    s.push_back(product(cat("k = ", k, " across"), normal({131, k}, "a"), normal({k, 96}, "b")));
+    s.push_back(product(cat("k = ", k, " across, odd columns"), normal({290, k}, "a"), transpose(normal({77, k}, "b"), 0, 1)));
+    s[s.size() - 2].second_order = s.back().second_order = false;
+  }
+  s.push_back(product("few columns of b side by side", normal({70, 66}, "a"), normal({66, 9}, "b")));
+  s.back().second_order = false;
   c.errors = {
       {"rank 1", [] { matmul(normal({3}, "a"), normal({3, 2}, "b")); }, "rank 2 or more"},
       {"inner sizes", [] { matmul(normal({2, 3}, "a"), normal({4, 2}, "b")); }, "columns of a must equal rows of b"},
@@ -137,6 +159,10 @@ OpCase linear_case() {
   s.push_back(layer("no bias", normal({2, 3, 7}, "x", 2), normal({17, 7}, "w"), {}, A::none));
   s.push_back(layer("one row", normal({9}, "x"), normal({4, 9}, "w"), normal({4}, "b", 1), A::gelu));
   s.push_back(layer("gelu", normal({3, 17, 6}, "x"), normal({65, 6}, "w"), normal({65}, "b"), A::gelu));
+  s.push_back(layer("gelu across", normal({140, 9}, "x"), normal({83, 9}, "w"), normal({83}, "b"), A::gelu));
+  s.back().second_order = false;
+  s.push_back(layer("bias across", normal({140, 8}, "x"), normal({83, 8}, "w"), normal({83}, "b"), A::none));
+  s.back().second_order = false;
   s.push_back(layer("gelu_tanh", normal({5, 6}, "x"), normal({9, 6}, "w"), normal({9}, "b"), A::gelu_tanh));
   s.push_back(layer("quick_gelu", normal({5, 6}, "x"), normal({9, 6}, "w"), {}, A::quick_gelu));
   s.push_back(layer("silu", normal({2, 3, 6}, "x"), normal({63, 6}, "w"), normal({63}, "b"), A::silu));
