@@ -3,7 +3,7 @@
 // The scheme (Goto and van de Geijn 2008, sizes measured on AVX-512 machines):
 //   - B goes through panels of kPanel columns (four AVX-512 vectors), k rows each, zero-padded to whole vectors.
 //   - A is read in place: rows of unit stride along k, any row stride, one broadcast per element. A with another stride
-//     along k is first copied to rows (pack_rows), which is where transposition happens.
+//     along k is first copied to rows (pack_rows: transposition happens here), or read by turned_tile as it lies.
 //   - A tile of C (6 x 4 vectors for AVX-512) is summed in registers from zero, then stored or added to C.
 //   - k is cut into blocks of at most kMaxK, which keeps a panel in L2 and the f32 error that of a blocked sum.
 // The order of the additions to one element depends on the shape only, never on who computes it.
