@@ -353,6 +353,33 @@ TEST_CASE("the cpu allocator counts, reuses and gives back") {
   CHECK(a.stats().peak_bytes == start.live_bytes);
 }
 
+TEST_CASE("a full cache gives back blocks of other sizes before the one just released") {
+  struct Source final : MemorySource {
+    int given_back = 0;
+    const char* name() const override { return "here"; }
+    void* take(std::size_t bytes) override { return std::malloc(bytes); }
+    void give_back(void* p) override {
+      ++given_back;
+      std::free(p);
+    }
+  } source;
+  CachingAllocator a(source);
+  const auto use = [&](std::size_t mib) {
+    void* p = a.allocate(mib << 20);
+    a.release(p, mib << 20);
+    return p;
+  };
+  for (const std::size_t mib : {32, 36, 40, 44}) use(mib);
+  CHECK(source.given_back == 0);
+  void* last = use(48);  // 152 MiB were kept, and 2 x 48 + 64 may be
+  CHECK(source.given_back >= 1);
+  CHECK(use(48) == last);
+  CHECK(a.stats().cache_hits == 1);
+  CHECK(a.stats().cached_bytes <= std::int64_t{160} << 20);
+  a.release_all();
+  CHECK(a.stats().cached_bytes == 0);
+}
+
 TEST_CASE("the plain allocator asks for each block's exact size and keeps none") {
   struct Source final : MemorySource {
     std::vector<std::size_t> asked;
