@@ -41,20 +41,20 @@ void finish_rows(const T* sums, int64_t lds, S* c, S* z, const S* bias, int64_t 
 // The same with GELU from f32 sums, which works on rows.
 template <bool kKeep, class S>
 void finish_gelu(const float* sums, int64_t lds, S* c, S* z, const S* bias, int64_t ld, int64_t m, int64_t n) {
-  constexpr int64_t kPiece = 256;
-  alignas(64) float x[kPiece];
+  constexpr int64_t kWide = 256;
+  alignas(64) float x[kWide];
   for (int64_t i = 0; i < m; ++i)
-    for (int64_t from = 0; from < n; from += kPiece) {
-      const int64_t width = lesser(kPiece, n - from), at = i * ld + from;
+    for (int64_t from = 0; from < n; from += kWide) {
+      const int64_t width = lesser(kWide, n - from), at = i * ld + from;
       const float* sum = sums + i * lds + from;
 #pragma omp simd
       for (int64_t j = 0; j < width; ++j) {
-        x[j] = bias ? sum[j] + widen(bias[from + j]) : sum[j];
-        if (kKeep) narrow(x[j], z[at + j]);
+        x[j] = bias ? sum[j] + load(bias[from + j]) : sum[j];
+        if (kKeep) store(z[at + j], x[j]);
       }
       m::gelu_row(x, x, width);
 #pragma omp simd
-      for (int64_t j = 0; j < width; ++j) narrow(x[j], c[at + j]);
+      for (int64_t j = 0; j < width; ++j) store(c[at + j], x[j]);
     }
 }
 template <class F, class T, class S>
