@@ -2,6 +2,7 @@
 #pragma once
 
 #include <capo/engine/error.h>
+#include <capo/models/mobilenet/mobilenet.h>
 #include <capo/models/resnet/resnet.h>
 #include <capo/models/vit/load.h>
 
@@ -35,12 +36,23 @@ struct Backbone<resnet::Resnet> {
   static resnet::ResnetConfig config_from_json(std::string_view text, const std::string& source) { return resnet::config_from_json(text, source); }
 };
 
+template <>
+struct Backbone<mobilenet::Mobilenet> {
+  static constexpr const char* kFamily = "mobilenet";
+  static mobilenet::LoadedMobilenet open(const std::string& weights, int classes, int, const nn::Build& build) {
+    return mobilenet::load_mobilenet(weights, {.classes = classes}, build);
+  }
+  static int side(const mobilenet::Mobilenet&) { return 0; }  // any
+  static mobilenet::MobilenetConfig config_from_json(std::string_view text, const std::string& source) { return mobilenet::config_from_json(text, source); }
+};
+
 // f.template operator()<M>() for the family's model class.
 template <class F>
 auto with_family(const std::string& family, F&& f) {
   if (family == Backbone<vit::Vit>::kFamily) return f.template operator()<vit::Vit>();
-  CAPO_CHECK(family == Backbone<resnet::Resnet>::kFamily, "--family: must be vit or resnet, got ", family);
-  return f.template operator()<resnet::Resnet>();
+  if (family == Backbone<resnet::Resnet>::kFamily) return f.template operator()<resnet::Resnet>();
+  CAPO_CHECK(family == Backbone<mobilenet::Mobilenet>::kFamily, "--family: must be vit, resnet or mobilenet, got ", family);
+  return f.template operator()<mobilenet::Mobilenet>();
 }
 
 // Where logits come from, the topmost modules of kind head.

@@ -25,7 +25,7 @@ int main(int argc, char** argv) try {
   app.option_defaults()->always_capture_default();
   app.add_option("--dataset", o.dataset, "cifar10, cifar100, flowers64, fashion-mnist, ...");
   app.add_option("--data", o.data, "an image folder: FOLDER/train/<class>/*.jpg and FOLDER/test/...");
-  app.add_option("--family", o.family, "what the weights are of: vit or resnet");
+  app.add_option("--family", o.family, "what the weights are of: vit, resnet or mobilenet");
   app.add_option("--weights", o.weights, "safetensors: ours, timm's, torchvision's");
   app.add_option("--preprocess", o.preprocess, "a JSON file (size, mean, std, crop_pct, interpolation), for weights that do not state theirs");
   app.add_option("--method", o.method, "a named method (tuners/presets.h) or a spec (tuners/spec.h)");

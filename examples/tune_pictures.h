@@ -7,6 +7,7 @@
 #include <capo/datasets/plot.h>
 #include <capo/datasets/png.h>
 #include <capo/datasets/subset.h>
+#include <capo/models/mobilenet/mobilenet.h>
 #include <capo/models/resnet/resnet.h>
 #include <capo/models/vit/load.h>
 #include <capo/ops/binary.h>
@@ -90,17 +91,38 @@ inline void where_picture(vit::Vit& model, const ImageDataset& set, const Prepro
   overlay_sheet(images, reshape(slice(rows, 1, prefix, rows.size(1)), {n, grid, grid}), path);
 }
 
-// Of a ResNet: what each place of the last map adds to the logit of the class it answers (class activation maps, Zhou et
-// al. 2016).
+// What each place of the last map [n, h, w, C] adds to the logit of the class that is answered (class activation maps,
+// Zhou et al. 2016).
+inline Tensor activation_maps(const Tensor& last, const Tensor& head, const Tensor& logits) {
+  const Tensor each = linear(last, head);  // [n, h, w, classes]
+  const auto answers = to_vector<std::int64_t>(argmax(logits, -1, false));
+  std::vector<Tensor> maps;
+  for (std::size_t i = 0; i < answers.size(); ++i) maps.push_back(select(select(each, 0, static_cast<std::int64_t>(i)), -1, answers[i]));
+  return stack(maps, 0);
+}
+
 inline void where_picture(resnet::Resnet& model, const ImageDataset& set, const Preprocess& p, const std::string& path) {
   const NoGrad off;
   const auto [images, x] = model_inputs(model, set, p, std::min<std::int64_t>(8, set.size()));
-  const Tensor last = model.maps(x).back();
-  const Tensor each = linear(last, model.head->weight);  // [n, h, w, classes]
-  std::vector<Tensor> maps;
-  const auto answers = to_vector<std::int64_t>(argmax(model(x), -1, false));
-  for (std::size_t i = 0; i < answers.size(); ++i) maps.push_back(select(select(each, 0, static_cast<std::int64_t>(i)), -1, answers[i]));
-  overlay_sheet(images, stack(maps, 0), path);
+  overlay_sheet(images, activation_maps(model.maps(x).back(), model.head->weight, model(x)), path);
+}
+
+// Keeps what a module made.
+class OutputObserver : public nn::Tap {
+ public:
+  Tensor apply(const nn::Site& site) override { return seen = site.y; }
+  using Tap::apply;
+  Tensor seen;
+};
+
+inline void where_picture(mobilenet::Mobilenet& model, const ImageDataset& set, const Preprocess& p, const std::string& path) {
+  const NoGrad off;
+  const auto [images, x] = model_inputs(model, set, p, std::min<std::int64_t>(8, set.size()));
+  OutputObserver observer;
+  model.last->attach_observer(&observer);
+  const Tensor logits = model(x);
+  model.last->detach_observers();
+  overlay_sheet(images, activation_maps(observer.seen, model.head->weight, logits), path);
 }
 
 }  // namespace capo::examples

@@ -34,6 +34,8 @@ class ConvNorm : public nn::Layer<ConvNorm> {
   ConvNorm(nn::Module* up, std::string_view name, const MobilenetConfig& c, std::int64_t in, std::int64_t out,
            std::int64_t kernel, int stride, int groups);
   Tensor forward(const Tensor& x);
+  std::int64_t width() const override { return conv.width(); }
+  std::int64_t input_width() const override { return conv.input_width(); }
   nn::Conv conv;
   std::unique_ptr<nn::BatchNorm> norm;
 };
@@ -45,6 +47,8 @@ class Block : public nn::Layer<Block> {
   Block(nn::Module* up, std::string_view name, const MobilenetConfig& c, std::int64_t in, std::int64_t out, int stride,
         int expansion);
   Tensor forward(const Tensor& x);
+  std::int64_t width() const override { return project.width(); }
+  std::int64_t input_width() const override { return expand ? expand->conv.input_width() : depthwise.conv.input_width(); }
   const bool residual;
   nn::Module conv;  // container
   std::unique_ptr<ConvNorm> expand;

@@ -70,6 +70,8 @@ class Block : public nn::Layer<Block> {
  public:
   Block(nn::Module* up, std::string_view name, const ResnetConfig& c, std::int64_t in, std::int64_t width, int stride);
   Tensor forward(const Tensor& x);
+  std::int64_t width() const override { return out; }
+  std::int64_t input_width() const override { return in; }
   const int stride;
   const std::int64_t in, out;
   nn::Conv conv1;
