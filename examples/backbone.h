@@ -8,7 +8,6 @@
 
 #include <string>
 #include <string_view>
-#include <vector>
 
 namespace capo::examples {
 
@@ -53,14 +52,6 @@ auto with_family(const std::string& family, F&& f) {
   if (family == Backbone<resnet::Resnet>::kFamily) return f.template operator()<resnet::Resnet>();
   CAPO_CHECK(family == Backbone<mobilenet::Mobilenet>::kFamily, "--family: must be vit, resnet or mobilenet, got ", family);
   return f.template operator()<mobilenet::Mobilenet>();
-}
-
-// Where logits come from, the topmost modules of kind head.
-inline std::vector<nn::Module*> heads_of(nn::Module& model) {
-  std::vector<nn::Module*> found;
-  for (nn::Module* m : model.modules())
-    if (m->kind() == nn::Kind::head && m->parent()->kind() != nn::Kind::head) found.push_back(m);
-  return found;
 }
 
 }  // namespace capo::examples

@@ -12,6 +12,7 @@
 #include <capo/models/train/to_device.h>
 #include <capo/tuners/artifact.h>
 #include <capo/tuners/presets.h>
+#include <capo/tuners/select.h>
 
 #include <algorithm>
 #include <chrono>
@@ -131,7 +132,7 @@ TuneResult tune_with(const TuneOptions& o, const std::string& name, const TuneDa
   const Preprocess preprocess = preprocess_of(o, loaded.preprocess, Backbone<M>::side(model));
   const std::string base = nn::base_hash(model);
   tuners::apply_spec(model, spec);
-  for (nn::Module* head : heads_of(model))
+  for (nn::Module* head : tuners::select(model, "@head"))
     for (const nn::Parameter* p : head->parameters())
       CAPO_CHECK(p->trainable(), "--method ", name, ": must train ", p->path(), ", which starts at random");
   bool heads_alone = true;

@@ -187,6 +187,18 @@ std::string names(const std::vector<nn::Module*>& modules) {
 }
 }  // namespace
 
+TEST_CASE("every norm layer is a norm") {
+  struct Norms : nn::Layer<Norms> {
+    Norms() : Layer(nn::Build{}) {}
+    Tensor forward(const Tensor& x) { return instance(group(batch(layer(x)))); }
+    nn::LayerNorm layer{this, "layer", 4};
+    nn::BatchNorm batch{this, "batch", 4};
+    nn::GroupNorm group{this, "group", 2, 4};
+    nn::InstanceNorm instance{this, "instance", 4};
+  } m;
+  CHECK(names(tuners::select(m, "@norm")) == "layer batch group instance ");
+}
+
 TEST_CASE("layers by kind") {
   Mixed m;
   CHECK(names(tuners::select(m, "@conv")) == "conv ");

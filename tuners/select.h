@@ -5,9 +5,9 @@
 //   layer4.**@conv     those whose path matches
 //
 // kinds  head          the classifier
-//        norm          LayerNorm, RmsNorm, BatchNorm, GroupNorm
+//        norm          LayerNorm, RmsNorm, BatchNorm, GroupNorm, InstanceNorm
 //        linear        Linear
-//        conv          Conv of one group
+//        conv          Conv of one group (no ConvTranspose)
 //        grouped_conv  Conv of more (depthwise too)
 #pragma once
 
