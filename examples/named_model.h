@@ -25,6 +25,7 @@ struct NamedModel {
 struct ModelOptions {
   std::string weights = "";  // a file to start from; "": initial values
   int classes = -1;          // -1: the file's, which must have as many otherwise
+  bool new_head = false;     // one of `classes`, at random, in place of the file's
   int image = 0;             // 0: the file's
   double drop_path = 0, patch_drop = 0;  // a ViT's, in training
 };
@@ -38,6 +39,9 @@ NamedModel named(std::unique_ptr<M> model, std::string config, const std::string
   auto classifier = std::make_unique<train::ClassifierOf<M>>(*model);
   return {std::move(model), std::move(classifier), {std::move(config), preprocess, classes, {}}};
 }
+
+// What to ask a loader for.
+inline int head_of(const ModelOptions& o) { return o.new_head ? o.classes : -1; }
 
 inline void check_classes(const ModelOptions& o, int classes) {
   CAPO_CHECK(o.classes < 0 || classes == o.classes, o.weights, ": must have ", o.classes, " classes, got ", classes);
@@ -55,7 +59,7 @@ inline NamedModel open_vit(const std::string& name, const ModelOptions& o, const
     c.drop_path = o.drop_path, c.patch_drop = o.patch_drop;
     m = named(std::make_unique<vit::Vit>(c, build), to_json(c), "", "");
   } else {
-    vit::LoadedVit file = vit::load_vit(o.weights, {.image = o.image, .patch = patch, .drop_path = o.drop_path, .patch_drop = o.patch_drop}, build);
+    vit::LoadedVit file = vit::load_vit(o.weights, {.classes = head_of(o), .image = o.image, .patch = patch, .drop_path = o.drop_path, .patch_drop = o.patch_drop}, build);
     c = file.model->config;
     const vit::VitConfig wanted = name == "vit" ? c : vit::config(name.substr(0, slash), c.image, c.patch, c.classes);
     CAPO_CHECK(c.dim == wanted.dim && c.depth == wanted.depth, "--model ", name, ": ", o.weights, " holds a ViT of width ", c.dim, " and ", c.depth, " blocks");
@@ -72,7 +76,7 @@ inline NamedModel open_resnet(const std::string& name, const ModelOptions& o, co
     const resnet::ResnetConfig c = resnet::config(name, o.classes);
     return named(std::make_unique<resnet::Resnet>(c, build), to_json(c), "", "");
   }
-  resnet::LoadedResnet file = resnet::load_resnet(o.weights, {}, build);
+  resnet::LoadedResnet file = resnet::load_resnet(o.weights, {.classes = head_of(o)}, build);
   const std::string wanted = to_json(resnet::config(name, file.model->config.classes)), got = to_json(file.model->config);
   CAPO_CHECK(wanted == got, "--model ", name, ": ", o.weights, " holds another model: ", got);
   check_classes(o, file.model->config.classes);
@@ -84,7 +88,7 @@ inline NamedModel open_mobilenet(const ModelOptions& o, const nn::Build& build) 
     const mobilenet::MobilenetConfig c{.classes = o.classes, .drop = 0.2};
     return named(std::make_unique<mobilenet::Mobilenet>(c, build), to_json(c), "", "");
   }
-  mobilenet::LoadedMobilenet file = mobilenet::load_mobilenet(o.weights, {}, build);
+  mobilenet::LoadedMobilenet file = mobilenet::load_mobilenet(o.weights, {.classes = head_of(o)}, build);
   const mobilenet::MobilenetConfig c = file.model->config;
   check_classes(o, c.classes);
   return named(std::move(file.model), to_json(c), file.preprocess, file.classes);
@@ -97,7 +101,7 @@ inline NamedModel open_cct(const std::string& name, const ModelOptions& o, const
     c.drop_path = o.drop_path;
     m.model = std::make_unique<vit::Cct>(c, build);
   } else {
-    m = vit::load_cct(o.weights, -1, build);
+    m = vit::load_cct(o.weights, head_of(o), build);
     check_classes(o, m.model->config.classes);
   }
   const vit::CctConfig c = m.model->config;

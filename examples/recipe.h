@@ -18,7 +18,7 @@
 namespace capo::examples {
 
 struct Recipe {
-  std::string model = "vit_ti/8", dataset = "tinyimagenet32", optimizer = "adamw", decay = "cosine", precision = "f32";
+  std::string model = "vit_ti/8", dataset = "tinyimagenet32", optimizer = "adamw", decay = "cosine", precision = "f32", train_only;
   int image = 32, epochs = 30, batch = 128, pad = -1, rand_ops = 0;
   double lr = 1e-3, min_lr = 0.01, warmup = 1, momentum = 0.9, weight_decay = -1, clip_norm = 1, label_smoothing = 0.1;
   bool nesterov = false;
@@ -54,6 +54,7 @@ struct Recipe {
     v("mixup", mixup, 0, 100, "alpha (0: off)");
     v("cutmix", cutmix, 0, 100, "alpha (0: off)");
     v("precision", precision, "of the matrix products: f32, or bf16 (operands rounded, sums f32)");
+    v("train_only", train_only, "a pattern of parameters or modules (tuners/spec.h), as @norm: all else keeps its initial values");
     v("seed", seed, 0, std::int64_t{1} << 53, "");
   }
 };

@@ -17,6 +17,7 @@
 #include <capo/examples/step_profile.h>
 #include <capo/models/train/to_device.h>
 #include <capo/ops/matmul.h>
+#include <capo/tuners/spec.h>
 
 #include <cstdio>
 #include <filesystem>
@@ -27,12 +28,13 @@ int main(int argc, char** argv) try {
   examples::Recipe recipe;
   std::string out = "out/train", weights, device_name = "cpu", profile_file;
   int threads = 0, workers = 1, stop_after = 0;
-  bool graph = false;
+  bool graph = false, new_head = false;
   CLI::App app("Trains a classifier");
   app.option_defaults()->always_capture_default();
   examples::add_recipe(app, recipe, argc, argv);
   app.get_option("--model")->description(examples::kModelNames);
-  app.add_option("--weights", weights, "start from this file, which has the same model and classes; a ViT's patch and image size may differ");
+  app.add_option("--weights", weights, "start from this file, which has the same model and, without --new-head, the same classes; a ViT's patch and image size may differ");
+  app.add_flag("--new-head", new_head, "with --weights: a new head for this data set's classes");
   app.add_option("--stop-after", stop_after, "end the run cleanly after this many optimiser steps in all (0: never)")->check(CLI::NonNegativeNumber);
   app.add_option("--device", device_name, "cpu, cuda or cuda:N");
   app.add_flag("--graph", graph, "with --device cuda: replay each step as one CUDA graph, the same bits");
@@ -57,10 +59,12 @@ int main(int argc, char** argv) try {
   CAPO_CHECK(train_set->class_names() == test_set->class_names(), recipe.dataset, ": train and test must have the same classes");
   examples::NamedModel model = examples::open_model(
       recipe.model,
-      {.weights = weights, .classes = train_set->num_classes(), .image = recipe.image, .drop_path = recipe.drop_path, .patch_drop = recipe.patch_drop},
+      {.weights = weights, .classes = train_set->num_classes(), .new_head = new_head, .image = recipe.image, .drop_path = recipe.drop_path, .patch_drop = recipe.patch_drop},
       {.seed = options.seed, .device = device});
-  std::printf("%s at %d px on %s: %lld parameters, %lld images, %d classes\n", recipe.model.c_str(), recipe.image, train_set->name().c_str(),
-              static_cast<long long>(nn::parameter_count(*model.module)), static_cast<long long>(train_set->size()), train_set->num_classes());
+  if (!recipe.train_only.empty()) tuners::apply_spec(*model.module, recipe.train_only + ": train");
+  std::printf("%s at %d px on %s: %lld parameters, of which %lld are trained, %lld images, %d classes\n", recipe.model.c_str(), recipe.image,
+              train_set->name().c_str(), static_cast<long long>(nn::parameter_count(*model.module)),
+              static_cast<long long>(nn::parameter_count(*model.module, true)), static_cast<long long>(train_set->size()), train_set->num_classes());
 
   Preprocess preprocess = model.texts.preprocess.empty() ? measure_preprocess(*train_set, recipe.image)
                                                          : preprocess_from_json(model.texts.preprocess, weights);

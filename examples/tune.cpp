@@ -76,7 +76,7 @@ int main(int argc, char** argv) try {
                 100.0 * static_cast<double>(r.trainable) / static_cast<double>(r.total), static_cast<double>(r.peak_bytes) / 1048576.0, r.images_per_s, r.seconds);
     std::fflush(stdout);
     if (name != "linear" || methods.size() == 1) curves.push_back({.name = r.method, .x = r.epoch, .y = r.curve, .markers = true});
-    results[r.method] = {{"accuracy", r.accuracy},         {"trainable_parameters", r.trainable}, {"peak_bytes", r.peak_bytes},
+    results[r.method] = {{"accuracy", r.accuracy},         {"trainable_parameters", r.trainable}, {"planned_bytes", r.planned_bytes}, {"peak_bytes", r.peak_bytes},
                          {"images_per_s", r.images_per_s}, {"seconds", r.seconds},               {"precision", o.precision}};
   }
   write_png(o.out + "/accuracy.png", plot(curves, {.title = "accuracy on held-out training images", .x_label = "epoch", .y_label = "%"}));

@@ -38,7 +38,7 @@ struct TuneData {
 struct TuneResult {
   std::string method;
   double accuracy = 0, seconds = 0, images_per_s = 0;
-  std::int64_t trainable = 0, total = 0, peak_bytes = 0;
+  std::int64_t trainable = 0, total = 0, planned_bytes = 0, peak_bytes = 0;
   std::vector<double> epoch = {}, curve = {};  // held-out accuracy, %
 };
 
@@ -194,6 +194,7 @@ TuneResult tune_with(const TuneOptions& o, const std::string& name, const TuneDa
   }
   r.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   r.accuracy = tested.top1;
+  r.planned_bytes = plan.peak;
   r.peak_bytes = allocator(o.device).stats().peak_bytes;
   double epoch_seconds = 0;
   for (const auto& e : trained.epochs) {

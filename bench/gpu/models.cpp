@@ -1,5 +1,6 @@
 #include <capo/autograd/autograd.h>
 #include <capo/bench/gpu/models.h>
+#include <capo/models/mobilenet/mobilenet.h>
 #include <capo/models/resnet/resnet.h>
 #include <capo/models/unet/plain.h>
 #include <capo/models/vit/vit.h>
@@ -91,6 +92,8 @@ Built build(const Row& row, bool tiny, const nn::Build& how) {
   };
   if (name.starts_with("vit")) return built(std::make_unique<vit::Vit>(vit_config(row, tiny), how), {side, side, 3});
   if (name.starts_with("resnet")) return built(std::make_unique<resnet::Resnet>(resnet_config(row, tiny), how), {side, side, 3});
+  if (name == "mobilenet_v2")
+    return built(std::make_unique<mobilenet::Mobilenet>(mobilenet::MobilenetConfig{.width = tiny ? 0.25 : 1, .classes = row.classes}, how), {side, side, 3});
   return built(std::make_unique<unet::PlainUnet>(unet_config(row, tiny), how), name == "unet3d" ? Shape{side, side, side, 1} : Shape{side, side, 1});
 }
 

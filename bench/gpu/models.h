@@ -13,7 +13,7 @@
 namespace capo::bench {
 
 struct Row {
-  const char *name, *model;  // vit_b/16; resnet50; unet2d, unet3d: nnU-Net's topology for a patch of `image`, base width 32
+  const char *name, *model;  // vit_b/16; resnet50; mobilenet_v2; unet2d, unet3d: nnU-Net's topology for a patch of `image`, base width 32
   int image, classes, batch;
   const char* spec;  // tuners/spec.h
   double checkpoint = 0;  // share of the blocks
@@ -28,6 +28,7 @@ inline constexpr Row kRows[] = {
     {"u_tuning_b16_partly_checkpointed", "vit_b/16", 224, 100, 256, kUTuning, 0.6},
     {"resnet18_32", "resnet18", 32, 100, 1024, "full"},  // CIFAR's stem: one 3x3, no pooling
     {"resnet50", "resnet50", 224, 1000, 256, "full"},
+    {"mobilenet_v2", "mobilenet_v2", 224, 1000, 256, "full"},
     {"unet2d", "unet2d", 256, 2, 32, "full"},
     {"unet3d", "unet3d", 64, 3, 8, "full"},
 };

@@ -42,6 +42,7 @@ ROWS = {  # size, image, patch, classes, batch, tuned, checkpointed
 CONVOLUTIONAL = {  # image, classes, batch
     "resnet18_32": (32, 100, 1024),
     "resnet50": (224, 1000, 256),
+    "mobilenet_v2": (224, 1000, 256),
     "unet2d": (256, 2, 32),
     "unet3d": (64, 3, 8),
 }
@@ -144,7 +145,7 @@ def build_convolutional(row, tiny):
     if row.startswith("unet"):
         axes = 3 if row == "unet3d" else 2
         return PlainUnet(axes, image, classes, 4 if tiny else 32), [1] + [image] * axes, classes, batch
-    model = timm.create_model(row.split("_")[0], num_classes=classes)
+    model = timm.create_model("mobilenetv2_100" if row == "mobilenet_v2" else row.split("_")[0], num_classes=classes)
     if small:
         model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()
     return model, [3, image, image], classes, batch
