@@ -60,7 +60,7 @@ __device__ inline void values_or(const void* p, DType dtype, std::int64_t at, fl
 }
 
 // The activation of a kernel: None, a functor of unary_functors.h, or Any, which asks at run time (one column per thread, and
-// the rare leaky relu).
+// the rare leaky relu). p, q: the functor's, relu's slope below zero and its ceiling.
 struct None {};
 struct Any {};
 template <class F>
@@ -70,20 +70,22 @@ constexpr bool kActs<None> = false;
 
 // act(z)
 template <class F>
-__device__ inline float value_of(F, float z, Activation, float below_zero) { return F::f(z, below_zero, 0.0f); }
-__device__ inline float value_of(None, float z, Activation, float) { return z; }
-__device__ inline float value_of(Any, float z, Activation activation, float below_zero) {
+__device__ inline float value_of(F, float z, Activation, float p, float q) { return F::f(z, p, q); }
+__device__ inline float value_of(None, float z, Activation, float, float) { return z; }
+__device__ inline float value_of(Any, float z, Activation activation, float p, float q) {
   if (activation == Activation::none) return z;
   if (activation == Activation::silu) return Silu::f(z, 0.0f, 0.0f);
-  return below_zero == 0 ? Relu::f(z, 0.0f, 0.0f) : LeakyRelu::f(z, below_zero, 0.0f);
+  if (q > 0) return Clamp::f(z, p, q);
+  return p == 0 ? Relu::f(z, 0.0f, 0.0f) : LeakyRelu::f(z, p, 0.0f);
 }
 // act'(z); relu's y may stand for z.
 template <class F>
-__device__ inline float slope_of(F, float z, Activation, float below_zero) { return F::df(z, z, below_zero, 0.0f); }
-__device__ inline float slope_of(Any, float z, Activation activation, float below_zero) {
+__device__ inline float slope_of(F, float z, Activation, float p, float q) { return F::df(z, z, p, q); }
+__device__ inline float slope_of(Any, float z, Activation activation, float p, float q) {
   if (activation == Activation::none) return 1.0f;
   if (activation == Activation::silu) return Silu::df(z, z, 0.0f, 0.0f);
-  return below_zero == 0 ? Relu::df(z, z, 0.0f, 0.0f) : LeakyRelu::df(z, z, below_zero, 0.0f);
+  if (q > 0) return Clamp::df(z, z, p, q);
+  return p == 0 ? Relu::df(z, z, 0.0f, 0.0f) : LeakyRelu::df(z, z, p, 0.0f);
 }
 
 // Rows of a chunk that a lane has.
@@ -177,13 +179,13 @@ __global__ void __launch_bounds__(kThreads) apply(ChannelNormArgs a, Layout l) {
   values_or<N>(a.weight, a.weight_dtype, p.column, 1.0f, w);
   values_or<N>(a.bias, a.weight_dtype, p.column, 0.0f, b);
   for (int j = 0; j < N; ++j) w[j] *= rstd[j];
-  const float below_zero = static_cast<float>(a.below_zero);
+  const float act_p = static_cast<float>(a.below_zero), act_q = static_cast<float>(a.ceiling);
   const std::int64_t at = p.row * a.columns + p.column;
 #pragma unroll 4
   for (std::int64_t r = p.lane; r < p.count; r += p.lanes) {
     gpu::load_many<N>(static_cast<const T*>(a.x) + at + r * a.columns, v);
     if (a.residual) gpu::load_many<N>(static_cast<const T*>(a.residual) + at + r * a.columns, added);
-    for (int j = 0; j < N; ++j) v[j] = value_of(F{}, (v[j] - mean[j]) * w[j] + b[j] + added[j], a.activation, below_zero);
+    for (int j = 0; j < N; ++j) v[j] = value_of(F{}, (v[j] - mean[j]) * w[j] + b[j] + added[j], a.activation, act_p, act_q);
     gpu::store_many<N>(static_cast<T*>(a.y) + at + r * a.columns, v);
   }
 }
@@ -200,11 +202,11 @@ struct Slope {
   float mean[N] = {}, scale[N] = {}, bias[N] = {};  // z = (x - mean) scale + bias + residual
   float x[N] = {}, beside[N] = {};                  // the row's x, and its residual or y
   const T* other;
-  float below_zero;
+  float act_p, act_q;
 
   // with_mean, with_scale: the caller needs them too.
   __device__ Slope(const ChannelNormBackwardArgs& a, const Place& p, bool with_mean, bool with_scale)
-      : other(static_cast<const T*>(a.y ? a.y : a.residual)), below_zero(static_cast<float>(a.below_zero)) {
+      : other(static_cast<const T*>(a.y ? a.y : a.residual)), act_p(static_cast<float>(a.below_zero)), act_q(static_cast<float>(a.ceiling)) {
     const bool remakes = remakes_z<F>(a);
     if (remakes || with_mean) of_columns<N>(a, a.mean, p, mean);
     if (remakes) values_or<N>(a.bias, a.weight_dtype, p.column, 0.0f, bias);
@@ -222,7 +224,7 @@ struct Slope {
       if (other) gpu::load_many<N>(other + i, beside);
       for (int j = 0; j < N; ++j) {
         const float z = a.y ? beside[j] : (x[j] - mean[j]) * scale[j] + bias[j] + beside[j];
-        dz[j] *= slope_of(F{}, z, a.activation, below_zero);
+        dz[j] *= slope_of(F{}, z, a.activation, act_p, act_q);
       }
       if (a.dz) gpu::store_many<N>(static_cast<T*>(a.dz) + i, dz);
     }
@@ -361,6 +363,7 @@ void for_each_form(const Args& a, const F& f) {
   gpu::for_floating("group_norm", a.dtype, [&](auto t) {
     if (a.activation == Activation::none) return f(t, None{});
     if (a.activation == Activation::silu) return f(t, Silu{});
+    if (a.ceiling > 0) return f(t, Clamp{});
     a.below_zero == 0 ? f(t, Relu{}) : f(t, Any{});
   });
 }

@@ -26,6 +26,7 @@ struct ModelOptions {
   std::string weights = "";  // a file to start from; "": initial values
   int classes = -1;          // -1: the file's, which must have as many otherwise
   bool new_head = false;     // one of `classes`, at random, in place of the file's
+  int width = 0;             // of a new ResNet's first stage; 0: its own
   int image = 0;             // 0: the file's
   double drop_path = 0, patch_drop = 0;  // a ViT's, in training
 };
@@ -73,12 +74,15 @@ inline NamedModel open_vit(const std::string& name, const ModelOptions& o, const
 
 inline NamedModel open_resnet(const std::string& name, const ModelOptions& o, const nn::Build& build) {
   if (o.weights.empty()) {
-    const resnet::ResnetConfig c = resnet::config(name, o.classes);
+    resnet::ResnetConfig c = resnet::config(name, o.classes);
+    if (o.width > 0) c.width = o.width;
     return named(std::make_unique<resnet::Resnet>(c, build), to_json(c), "", "");
   }
   resnet::LoadedResnet file = resnet::load_resnet(o.weights, {.classes = head_of(o)}, build);
-  const std::string wanted = to_json(resnet::config(name, file.model->config.classes)), got = to_json(file.model->config);
-  CAPO_CHECK(wanted == got, "--model ", name, ": ", o.weights, " holds another model: ", got);
+  resnet::ResnetConfig wanted = resnet::config(name, file.model->config.classes);
+  wanted.width = file.model->config.width;
+  const std::string got = to_json(file.model->config);
+  CAPO_CHECK(to_json(wanted) == got, "--model ", name, ": ", o.weights, " holds another model: ", got);
   check_classes(o, file.model->config.classes);
   return named(std::move(file.model), got, file.preprocess, file.classes);
 }

@@ -19,7 +19,7 @@ namespace capo::examples {
 
 struct Recipe {
   std::string model = "vit_ti/8", dataset = "tinyimagenet32", optimizer = "adamw", decay = "cosine", precision = "f32", train_only;
-  int image = 32, epochs = 30, batch = 128, pad = -1, rand_ops = 0;
+  int width = 0, image = 32, epochs = 30, batch = 128, pad = -1, rand_ops = 0;
   double lr = 1e-3, min_lr = 0.01, warmup = 1, momentum = 0.9, weight_decay = -1, clip_norm = 1, label_smoothing = 0.1;
   bool nesterov = false;
   double drop_path = 0, patch_drop = 0, ema = 0, flip = 0.5, rand_strength = 0.3, erase = 0, mixup = 0, cutmix = 0;
@@ -29,6 +29,7 @@ struct Recipe {
   template <class Visitor>
   void fields(Visitor&& v) {
     v("model", model, "see --help");
+    v("width", width, 0, 4096, "channels of a ResNet's first stage; 0: its own");
     v("dataset", dataset, "cifar10, cifar100, tinyimagenet32, flowers64, fashion-mnist or an image folder");
     v("image", image, 1, 4096, "input size in pixels");
     v("epochs", epochs, 1, 1'000'000, "");

@@ -59,7 +59,8 @@ int main(int argc, char** argv) try {
   CAPO_CHECK(train_set->class_names() == test_set->class_names(), recipe.dataset, ": train and test must have the same classes");
   examples::NamedModel model = examples::open_model(
       recipe.model,
-      {.weights = weights, .classes = train_set->num_classes(), .new_head = new_head, .image = recipe.image, .drop_path = recipe.drop_path, .patch_drop = recipe.patch_drop},
+      {.weights = weights, .classes = train_set->num_classes(), .new_head = new_head, .width = recipe.width,
+       .image = recipe.image, .drop_path = recipe.drop_path, .patch_drop = recipe.patch_drop},
       {.seed = options.seed, .device = device});
   if (!recipe.train_only.empty()) tuners::apply_spec(*model.module, recipe.train_only + ": train");
   std::printf("%s at %d px on %s: %lld parameters, of which %lld are trained, %lld images, %d classes\n", recipe.model.c_str(), recipe.image,

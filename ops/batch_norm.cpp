@@ -48,7 +48,7 @@ void move_running(const Tensor& mean, const Tensor& var, const detail::ChannelMo
 
 Tensor batch_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& running_mean,
                   const Tensor& running_var, bool training, double momentum, double eps, bool update_running,
-                  Activation activation, const Tensor& residual, double slope) {
+                  Activation activation, const Tensor& residual, double slope, double ceiling) {
   CAPO_CHECK(is_floating(x.dtype()), kOp, ": x must be floating, got ", describe(x));
   CAPO_CHECK(x.rank() >= 2 && x.size(-1) >= 1, kOp, ": x must be [..., C] of rank >= 2 with C >= 1, got ", x.shape());
   CAPO_CHECK(eps > 0, kOp, ": eps must be > 0, got ", eps);
@@ -62,11 +62,11 @@ Tensor batch_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, con
   CAPO_CHECK(running_mean.defined() == running_var.defined(), kOp, ": running_mean and running_var must come together");
   CAPO_CHECK(training || running_mean.defined(), kOp, ": needs running_mean and running_var when not training");
   CAPO_CHECK(!needs_of({running_mean, running_var}).any(), kOp, ": running statistics must not require a gradient");
-  detail::check_epilogue(kOp, x, {activation, slope, residual});
+  const detail::NormEpilogue epilogue{activation, slope, ceiling, residual};
+  detail::check_epilogue(kOp, x, epilogue);
   const std::int64_t columns = x.size(-1), rows = x.numel() / columns;
   CAPO_CHECK(!training || rows != 1, kOp, ": training needs more than one value per channel, got x ", x.shape());
   const DType acc = accumulator(x.dtype());
-  const detail::NormEpilogue epilogue{activation, slope, residual};
   if (!training) {
     // Copies, because a later training step may write into the buffers before this call's backward pass.
     const Tensor mean = clone(cast(running_mean, acc)), rstd = rsqrt(cast(running_var, acc) + eps);

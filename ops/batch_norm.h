@@ -12,14 +12,15 @@
 // running_mean, running_var   [C], x's dtype (beside bf16 and f16 also f32), not trainable. Both or none in training;
 //          needed otherwise. Written in place (version bumped).
 // momentum in [0, 1]; eps > 0
-// act      none, relu or silu; slope: relu's below zero
+// act      none, relu or silu; slope: relu's below zero; ceiling: its greatest value where that is not 0 (relu6: 6)
 // residual x's shape and dtype, any strides; or undefined (zeros)
 // dtypes   f32, f64; bf16 and f16 with weights of the same type or f32, computed in f32. Statistics are f32 (f64
 //          for f64), by chunks of rows as in group_norm.
 // bits     on the CPU in f32 and f64 those of norm, sum and activation one after the other, forward and backward. 16-bit
 //          values are rounded once, after the activation.
 // grad     x, weight, bias, residual. Training keeps x, mean, rstd, and weight if x needs a gradient; with running statistics
-//          x is kept for weight only. What an activation saw is made again from these, the bias and the residual; but relu
+//          x is kept for weight only. What an activation saw is made again from these, the bias and the residual, and without
+//          a residual so is y for who saves it (group_norm.h); but relu without a ceiling
 //          reads its slope from y where there is a residual, or where x would be kept for relu alone: y is mostly the next
 //          convolution's input, which that one keeps anyway, while nobody else keeps a downsampling branch's output.
 //          Second order through the composite.
@@ -37,7 +38,7 @@ namespace capo {
 Tensor batch_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& running_mean,
                   const Tensor& running_var, bool training, double momentum = 0.1, double eps = 1e-5,
                   bool update_running = true, Activation activation = Activation::none, const Tensor& residual = {},
-                  double slope = 0);
+                  double slope = 0, double ceiling = 0);
 
 // batch_norm_running, one launch: running = keep running + weight batch for both, the batch's variance times unbias,
 // every product and sum rounded by itself. An item is one channel.

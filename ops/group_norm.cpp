@@ -110,8 +110,11 @@ struct Form {
   double eps;
   bool fixed;  // the statistics are constants
   Activation activation;
-  double below_zero;
+  double below_zero, ceiling;
 };
+Form form_of(std::int64_t outer, std::int64_t groups, DType weight_dtype, double eps, bool fixed, const detail::NormEpilogue& e) {
+  return {outer, groups, weight_dtype, eps, fixed, e.activation, e.slope, e.ceiling};
+}
 // What the gradient keeps, each undefined when no needed gradient reads it: the inputs, the statistics, and y where relu's
 // slope is read from it.
 enum Kept : int { kX, kWeight, kBias, kResidual, kMean, kRstd, kY };
@@ -122,7 +125,7 @@ void launch_apply(const Tensor& x, const Tensor& w, const Tensor& b, const Tenso
                   const Tensor& mean, const Tensor& rstd, const Extent& e, const Form& f) {
   const ChannelNormArgs args{x.dtype(), f.weight_dtype, data_or_null(x), data_or_null(w), data_or_null(b),
                              data_or_null(residual), data_or_null(y), nullptr, nullptr, data_or_null(mean), nullptr,
-                             data_or_null(rstd), e.outer, e.rows, e.columns, e.groups, 0, e.chunk, f.activation, f.below_zero};
+                             data_or_null(rstd), e.outer, e.rows, e.columns, e.groups, 0, e.chunk, f.activation, f.below_zero, f.ceiling};
   launch(kernels::group_norm_apply, x.device(), args, e.outer * e.chunks(), e.chunk_grain());
 }
 
@@ -147,7 +150,7 @@ Grads fused_backward(const Saved& saved, const Tensor& dy0, const Form& f, Needs
   ChannelNormBackwardArgs args{dy.dtype(), f.weight_dtype, data_or_null(x), data_or_null(dy), data_or_null(w),
                                data_or_null(saved[kMean]), data_or_null(saved[kRstd]), nullptr, nullptr, data_or_null(shift),
                                data_or_null(slope), data_or_null(dweight), data_or_null(dbias), data_or_null(out[0]),
-                               e.outer, e.rows, e.columns, e.groups, e.chunk, f.activation, f.below_zero, data_or_null(b),
+                               e.outer, e.rows, e.columns, e.groups, e.chunk, f.activation, f.below_zero, f.ceiling, data_or_null(b),
                                data_or_null(residual), data_or_null(y), writes_dz ? data_or_null(out[3]) : nullptr};
   bool done = false;
   if (products || need[2]) {
@@ -203,8 +206,8 @@ Grads composite_backward(const Saved& saved, const Tensor& dy0, const Form& f, N
     if (w.defined()) z = z * w;
     if (b.defined()) z = z + b;
     if (residual.defined()) z = z + residual;
-    const UnaryKind relu = f.below_zero == 0 ? UnaryKind::relu : UnaryKind::leaky_relu;
-    dz = unary_gradient(f.activation == Activation::silu ? UnaryKind::silu : relu, dz, z, f.below_zero);
+    const UnaryKind relu = f.ceiling > 0 ? UnaryKind::clamp : f.below_zero == 0 ? UnaryKind::relu : UnaryKind::leaky_relu;
+    dz = unary_gradient(f.activation == Activation::silu ? UnaryKind::silu : relu, dz, z, f.below_zero, f.ceiling);
   }
   Grads out(4);
   if (need[3]) out[3] = cast(reshape(dz, shape), t);
@@ -222,20 +225,35 @@ Grads composite_backward(const Saved& saved, const Tensor& dy0, const Form& f, N
   return out;
 }
 
+// y once more, of what the gradient keeps.
+struct RemakesNormal {
+  Form form;
+  bool possible;
+  bool operator()(int) const { return possible; }
+  Tensor operator()(const Saved& s, int) const {
+    const Tensor x = contiguous(s[kX]), y = empty(x.shape(), x.dtype(), x.device());
+    launch_apply(x, s[kWeight], s[kBias], {}, y, s[kMean], s[kRstd], extent_of(x, form.outer, form.groups), form);
+    return y;
+  }
+};
+
 Tensor recorded(const char* op, const Tensor& y, const Tensor& x, const Tensor& w, const Tensor& b, const Tensor& residual,
                 const Tensor& mean, const Tensor& rstd, const Form& f) {
   const Needs need = needs_of({x, w, b, residual});
   const bool by_norm = need[1] || (need[0] && !f.fixed);  // the norm's own gradient reads x
   // relu's slope is the sign of z or of y: z costs nothing where x is kept and nothing was added to it; else y costs the
   // least, for the next op mostly keeps it anyway.
-  const bool slope = activates(f) && need.any(), plain_relu = f.activation == Activation::relu && f.below_zero == 0;
+  const bool slope = activates(f) && need.any();
+  const bool plain_relu = f.activation == Activation::relu && f.below_zero == 0 && f.ceiling == 0;
   const bool by_y = slope && plain_relu && (!by_norm || residual.defined()), by_z = slope && !by_y;
+  const bool keeps_x = by_norm || by_z, remakes = keeps_x && !residual.defined();
   return record(op, y, {x, w, b, residual},
-                Saved({keep_if(by_norm || by_z, x), keep_if(need[0] || by_z, w), keep_if(by_z, b), keep_if(by_z, residual)},
-                      {keep_if(by_norm || by_z, mean), keep_if(need[0] || need[1] || by_z, rstd), keep_if(by_y, y)}),
+                Saved({keep_if(keeps_x, x), keep_if(need[0] || by_z || remakes, w), keep_if(by_z || remakes, b), keep_if(by_z, residual)},
+                      {keep_if(keeps_x, mean), keep_if(keeps_x || need[0] || need[1], rstd), keep_if(by_y, y)}),
                 [f](const Saved& s, const Tensor& dy, Needs n) -> Grads {
                   return grad_enabled() ? composite_backward(s, dy, f, n) : fused_backward(s, dy, f, n);
-                });
+                },
+                RemakesNormal{f, remakes});
 }
 
 }  // namespace
@@ -247,6 +265,8 @@ void check_epilogue(const char* op, const Tensor& x, const NormEpilogue& epilogu
   CAPO_CHECK(a == Activation::none || a == Activation::relu || a == Activation::silu, op,
              ": activation must be none, relu or silu, got ", name_of(a));
   CAPO_CHECK(epilogue.slope == 0 || a == Activation::relu, op, ": slope belongs to relu, got ", epilogue.slope, " with ", name_of(a));
+  CAPO_CHECK(epilogue.ceiling == 0 || (epilogue.ceiling > 0 && a == Activation::relu && epilogue.slope == 0), op,
+             ": ceiling must be >= 0 and belongs to relu without a slope, got ", epilogue.ceiling, " with ", name_of(a), " and slope ", epilogue.slope);
   const Tensor& r = epilogue.residual;
   CAPO_CHECK(!r.defined() || (r.shape() == x.shape() && r.dtype() == x.dtype() && r.device() == x.device()), op,
              ": residual must be ", describe(x), " as x, got ", describe(r));
@@ -259,7 +279,7 @@ Tensor channel_norm(const char* op, const Tensor& x0, const Tensor& w0, const Te
   const Device device = x.device();
   const DType acc = accumulator(x.dtype());
   const Extent e = extent_of(x, outer, groups);
-  const Form f{outer, groups, dtype_of_weights(w, b, acc), eps, false, epilogue.activation, epilogue.slope};
+  const Form f = form_of(outer, groups, dtype_of_weights(w, b, acc), eps, false, epilogue);
   const bool whole_samples = by_samples(x, e);
   const Tensor y = empty(x.shape(), x.dtype(), device);
   const Tensor mean = empty({outer, groups}, acc, device), var = empty_like(mean), rstd = empty_like(mean);
@@ -268,10 +288,10 @@ Tensor channel_norm(const char* op, const Tensor& x0, const Tensor& w0, const Te
     const Tensor part_mean = empty(parts, device.is_cuda() ? f64 : acc, device), part_m2 = empty(parts, acc, device);
     ChannelNormArgs args{x.dtype(), f.weight_dtype, data_or_null(x), nullptr, nullptr, nullptr, nullptr,
                          data_or_null(part_mean), data_or_null(part_m2), data_or_null(mean), data_or_null(var),
-                         data_or_null(rstd), e.outer, e.rows, e.columns, e.groups, eps, e.chunk, Activation::none, 0};
+                         data_or_null(rstd), e.outer, e.rows, e.columns, e.groups, eps, e.chunk, Activation::none, 0, 0};
     if (whole_samples) {
       args.weight = data_or_null(w), args.bias = data_or_null(b), args.residual = data_or_null(residual);
-      args.y = data_or_null(y), args.activation = f.activation, args.below_zero = f.below_zero;
+      args.y = data_or_null(y), args.activation = f.activation, args.below_zero = f.below_zero, args.ceiling = f.ceiling;
       launch(kernels::group_norm_sample, device, args, e.outer, 1);
     } else {
       launch(kernels::group_norm_partial, device, args, e.outer * e.chunks(), e.chunk_grain());
@@ -289,7 +309,7 @@ Tensor channel_affine(const char* op, const Tensor& x0, const Tensor& w0, const 
   const Tensor residual = contiguous_or_undefined(epilogue.residual);
   const Tensor y = empty(x.shape(), x.dtype(), x.device());
   const std::int64_t columns = x.size(-1);
-  const Form f{1, columns, dtype_of_weights(w, b, accumulator(x.dtype())), 0, true, epilogue.activation, epilogue.slope};
+  const Form f = form_of(1, columns, dtype_of_weights(w, b, accumulator(x.dtype())), 0, true, epilogue);
   launch_apply(x, w, b, residual, y, mean, rstd, extent_of(x, 1, columns), f);
   return recorded(op, y, x, w, b, residual, mean, rstd, f);
 }

@@ -10,15 +10,17 @@
 // groups   >= 1, divides C: group g holds channels [g C/groups, (g + 1) C/groups)
 // eps      > 0; the variance is the biased one
 // act      none, relu or silu; slope: relu's below zero, so that relu with slope 0.01 is the usual leaky_relu
+// Of batch_norm also ceiling: relu's greatest value where it is not 0; relu6 is relu with ceiling 6, whose slope is clamp's.
 // dtypes   f32, f64; bf16 and f16 with weights of the same type or f32, computed in f32. Statistics are f32 (f64
 //          for f64): two passes over chunks of rows, joined with Chan's formula, so that a large mean costs no digits.
 // bits     on the CPU in f32 and f64 those of the norm followed by the activation, forward and backward. 16-bit values are
 //          rounded once, after the activation.
 // grad     x, weight, bias. Keeps x, one mean and one rstd per group, and weight if x needs a gradient; nothing for a bias alone.
-//          What an activation saw is made again from these and the bias. For a bias alone silu keeps them too; relu keeps
+//          What an activation saw is made again from these and the bias, and so is y where x is kept: who saves y for its own
+//          gradient keeps nothing (set_recompute, autograd.h). For a bias alone silu keeps them too; relu keeps
 //          y, which the next op mostly keeps anyway. Second order through the composite.
 // throws   on a weight or bias that is not [C], groups that do not divide C, mixed dtypes or devices, eps <= 0, another
-//          activation, a slope without relu; instance_norm on one spatial position per channel (nothing is left after
+//          activation, a slope or ceiling without relu or both; instance_norm on one spatial position per channel (nothing is left after
 //          subtracting the mean), as PyTorch.
 //
 //   Tensor h = group_norm(x, 32, weight, bias, 1e-5, Activation::silu);              // a U-Net's block
@@ -41,6 +43,7 @@ namespace detail {
 struct NormEpilogue {
   Activation activation = Activation::none;  // none, relu, silu
   double slope = 0;                          // relu's below zero
+  double ceiling = 0;                        // relu's greatest value; 0: none
   Tensor residual = {};                      // x's shape, dtype and device; or undefined
 };
 void check_epilogue(const char* op, const Tensor& x, const NormEpilogue& epilogue);
@@ -72,7 +75,7 @@ struct ChannelNormArgs {
   double eps;
   std::int64_t chunk;              // rows per chunk
   Activation activation;           // none, relu, silu
-  double below_zero;               // relu's slope there
+  double below_zero, ceiling;      // relu's slope there; its greatest value or 0
 };
 // group_norm_partial: x -> part_*          item: one chunk (outer * chunks)
 // group_norm_moments: part_* -> mean, ...  item: one group (outer * groups)
@@ -92,7 +95,7 @@ struct ChannelNormBackwardArgs {
   std::int64_t outer, rows, columns, groups;
   std::int64_t chunk;                 // rows per chunk
   Activation activation;              // none, relu, silu
-  double below_zero;                  // relu's slope there
+  double below_zero, ceiling;         // as above
   const void *bias, *residual, *y;    // what z is made of, or in its place y; each or null, residual or y alone
   void* dz;                           // where dz goes as well (the residual's gradient), or null
 };

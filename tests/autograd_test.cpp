@@ -3,8 +3,10 @@
 #include <capo/engine/caching_allocator.h>
 #include <capo/engine/rng.h>
 #include <capo/engine/threads.h>
+#include <capo/ops/batch_norm.h>
 #include <capo/ops/binary.h>
 #include <capo/ops/copy.h>
+#include <capo/ops/group_norm.h>
 #include <capo/ops/layer_norm.h>
 #include <capo/ops/matmul.h>
 #include <capo/ops/reduce.h>
@@ -16,6 +18,7 @@
 #include <doctest/doctest.h>
 
 #include <atomic>
+#include <functional>
 #include <thread>
 
 using namespace capo;
@@ -722,6 +725,42 @@ TEST_CASE("recompute: activations and norms' outputs are made again, to the same
   CHECK(gradients[0] == gradients[1]);
   // Without: the norm's output [6, 8], gelu's [6, 32]. The argument z [6, 32] and the norm's statistics stay.
   CHECK(kept[0] - kept[1] == static_cast<std::int64_t>(rounded_bytes(6 * 8 * 8) + rounded_bytes(6 * 32 * 8)));
+}
+
+TEST_CASE("recompute: outputs of norms over channels, with what follows them") {
+  Generator rng(5);
+  const auto random = [&](const Shape& shape) { return leaf(cast(rand_normal(shape, rng), f64)); };
+  const Tensor x = random({3, 10, 8}), gamma = random({8}), beta = random({8}), w = random({4, 8}), residual = random({3, 10, 8});
+  const std::vector<Tensor> leaves{x, gamma, beta, w};
+  struct Form {
+    std::function<Tensor()> y;
+    std::int64_t not_kept;  // tensors of x's size
+  };
+  const auto batch = [&](Activation act, const Tensor& r = {}, double ceiling = 0) {
+    return batch_norm(x, gamma, beta, {}, {}, true, 0.1, 1e-5, true, act, r, 0, ceiling);
+  };
+  const std::vector<Form> forms{{[&] { return batch(Activation::none); }, 1},
+                                {[&] { return batch(Activation::relu); }, 1},
+                                {[&] { return batch(Activation::relu, {}, 0.5); }, 1},
+                                {[&] { return clamp(batch(Activation::none), 0, 0.5); }, 2},
+                                {[&] { return batch(Activation::silu); }, 1},
+                                {[&] { return batch(Activation::relu, residual); }, 0},
+                                {[&] { return group_norm(x, 2, gamma, beta, 1e-5, Activation::silu); }, 1},
+                                {[&] { return instance_norm(x, gamma, beta, 1e-5, Activation::relu, 0.01); }, 1}};
+  for (std::size_t i = 0; i < forms.size(); ++i) {
+    CAPTURE(i);
+    std::vector<std::vector<double>> gradients[2];
+    std::int64_t kept[2];
+    for (const bool on : {false, true}) {
+      const Recompute scope(on);
+      const SavedBytes saved(leaves);
+      const Tensor loss = sum(square(linear(forms[i].y(), w)));
+      kept[on] = saved.total();
+      for (const Tensor& g : grad({loss}, leaves)) gradients[on].push_back(list(g));
+    }
+    CHECK(gradients[0] == gradients[1]);
+    CHECK(kept[0] - kept[1] == forms[i].not_kept * static_cast<std::int64_t>(rounded_bytes(3 * 10 * 8 * 8)));
+  }
 }
 
 TEST_CASE("recompute: second derivatives pass through what was made again") {

@@ -3,6 +3,7 @@
 
 #include <capo/models/vit/cct.h>
 #include <capo/ops/copy.h>
+#include <capo/tests/every_tap.h>
 #include <capo/tests/op_test.h>
 #include <capo/tests/temp_folder.h>
 #include <capo/tuners/spec.h>
@@ -49,22 +50,7 @@ TEST_CASE("files, tuners by ViT's patterns, taps") {
   nn::save_tensors(path, nn::state_dict(model));
   CHECK(contains(error_of([&] { vit::load_cct(path); }), "states no configuration"));
 
-  struct Count : nn::Tap {
-    Tensor apply(const nn::Site& s) override { return ++calls, s.y; }
-    AttentionOut apply(const nn::CoreSite& s) override { return ++calls, s.out; }
-    int calls = 0;
-  };
-  const Tensor bare = model(x);
-  std::vector<nn::Module*> modules;
-  for (nn::Module* m : model.modules())
-    if (m->runs_taps()) modules.push_back(m);
-  std::vector<Count> counts(modules.size());
-  for (std::size_t i = 0; i < modules.size(); ++i) modules[i]->attach_observer(&counts[i]);
-  CHECK(close(model(x), bare, 1e-5));
-  for (std::size_t i = 0; i < modules.size(); ++i) {
-    CHECK_MESSAGE(counts[i].calls > 0, modules[i]->path());
-    modules[i]->detach_observers();
-  }
+  check_every_tap(model, x, 1e-5, 2);
   CHECK(tuners::apply_spec(model, "blocks.*.attn: u_prefix(length=3); head: train").size() == 2);
   CHECK(model(x).shape() == Shape{2, 4});
 }

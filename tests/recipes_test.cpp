@@ -3,6 +3,8 @@
 
 #include <capo/examples/named_model.h>
 #include <capo/examples/recipe.h>
+#include <capo/ops/copy.h>
+#include <capo/tests/op_test.h>
 #include <capo/tests/temp_folder.h>
 
 #include <filesystem>
@@ -58,6 +60,24 @@ TEST_CASE("recipes are strict, and survive the round trip") {
   CHECK(error(R"({"model": 18})") == "model must be a text, got 18");
   CHECK(error(R"({"lr": 1, "lr": 2})") == "duplicate key, got \"lr\" twice");
   CHECK(error_of([] { examples::train_options(read_text(R"({"decay": "step"})")); }) == "--decay: must be cosine, linear or constant, got step");
+}
+
+TEST_CASE("a weight file serves another number of classes with a new head alone") {
+  const TempFolder folder;
+  const std::string path = folder.path() + "/model.safetensors";
+  for (const std::string name : {"resnet20", "mobilenet_v2", "cct_2_3x2", "vit_ti/8"}) {
+    CAPTURE(name);
+    const examples::NamedModel ten = examples::open_model(name, {.classes = 10, .image = 32}, {.seed = 1});
+    nn::save_model(*ten.module, path, f32, ten.texts);
+    CHECK(contains(error_of([&] { examples::open_model(name, {.weights = path, .classes = 7}, {}); }), "must have 7 classes, got 10"));
+    const examples::NamedModel seven = examples::open_model(name, {.weights = path, .classes = 7, .new_head = true}, {.seed = 2});
+    const auto before = nn::state_dict(*ten.module), after = nn::state_dict(*seven.module);
+    REQUIRE(before.size() == after.size());
+    int changed = 0;
+    for (std::size_t i = 0; i < before.size(); ++i) changed += before[i].value.shape() != after[i].value.shape() || !test::same_bits(before[i].value, after[i].value);
+    CHECK(changed == 2);  // the head's weight and bias
+    CHECK(seven.classifier->forward(zeros({2, 32, 32, 3})).shape() == Shape{2, 7});
+  }
 }
 
 TEST_CASE("the command line goes before the file") {

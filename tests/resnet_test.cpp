@@ -8,6 +8,7 @@
 #include <capo/models/train/precise_norms.h>
 #include <capo/ops/binary.h>
 #include <capo/ops/copy.h>
+#include <capo/tests/every_tap.h>
 #include <capo/tests/golden_rule.h>
 #include <capo/tests/op_test.h>
 #include <capo/tests/temp_folder.h>
@@ -164,26 +165,10 @@ TEST_CASE("files: strict but for batch counters and a new head") {
 }
 
 TEST_CASE("taps fire on every module, with the same result") {
-  struct Count : nn::Tap {
-    Tensor apply(const nn::Site& s) override { return ++calls, s.y; }
-    using Tap::apply;
-    int calls = 0;
-  };
   for (const auto& c : kinds()) {
     resnet::Resnet model(c, {.seed = 2, .dtype = f64});
     move_statistics(model);
-    const NoGrad off;
-    const Tensor x = normal({2, 16, 16, 3}, "x"), bare = model(x);
-    std::vector<nn::Module*> modules;
-    for (nn::Module* m : model.modules())
-      if (m->runs_taps()) modules.push_back(m);
-    std::vector<Count> counts(modules.size());
-    for (std::size_t i = 0; i < modules.size(); ++i) modules[i]->attach_observer(&counts[i]);
-    CHECK(close(model(x), bare, 1e-13));
-    for (std::size_t i = 0; i < modules.size(); ++i) {
-      CHECK_MESSAGE(counts[i].calls == 1, modules[i]->path());
-      modules[i]->detach_observers();
-    }
+    check_every_tap(model, normal({2, 16, 16, 3}, "x"), 1e-13);
   }
 }
 

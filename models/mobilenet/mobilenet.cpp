@@ -43,8 +43,6 @@ std::unique_ptr<nn::BatchNorm> norm_of(nn::Module* up, const char* name, const M
   return norm;
 }
 
-Tensor relu6(const Tensor& x) { return clamp(x, 0, 6); }
-
 struct Stage {
   int expansion, channels, blocks, stride;
 };
@@ -59,7 +57,9 @@ ConvNorm::ConvNorm(nn::Module* up, std::string_view name, const MobilenetConfig&
       conv(this, "0", in, out, {kernel, kernel}, options(c, kernel, stride, groups), !c.norms, conv_init(out, kernel)),
       norm(norm_of(this, "1", c, conv)) {}
 
-Tensor ConvNorm::forward(const Tensor& x) { return relu6(norm ? (*norm)(conv(x)) : conv(x)); }
+Tensor ConvNorm::forward(const Tensor& x) {  // relu6 is relu with ceiling 6
+  return norm ? norm->with_activation(conv(x), Activation::relu, {}, 6) : clamp(conv(x), 0, 6);
+}
 
 Block::Block(nn::Module* up, std::string_view name, const MobilenetConfig& c, std::int64_t in, std::int64_t out, int stride,
              int expansion)

@@ -51,24 +51,25 @@ BatchNorm::BatchNorm(Module* up, std::string_view name, std::int64_t dim, double
       eps(e),
       momentum(m) {}
 namespace {
-Tensor activated(const Tensor& x, Activation act, const Tensor& residual) {
+Tensor activated(const Tensor& x, Activation act, const Tensor& residual, double ceiling) {
   CAPO_CHECK(act == Activation::none || act == Activation::relu || act == Activation::silu,
              "batch_norm: the activation must be none, relu or silu, got ", name_of(act));
   const Tensor y = residual.defined() ? x + residual : x;
-  return act == Activation::relu ? relu(y) : act == Activation::silu ? silu(y) : y;
+  if (act == Activation::relu) return ceiling > 0 ? clamp(y, 0, ceiling) : relu(y);
+  return act == Activation::silu ? silu(y) : y;
 }
 }  // namespace
 
-Tensor BatchNorm::normalized(const Tensor& x, Activation act, const Tensor& residual) {
+Tensor BatchNorm::normalized(const Tensor& x, Activation act, const Tensor& residual, double ceiling) {
   if (!folded_)
-    return batch_norm(x, weight, bias, running_mean, running_var, training() && trained(), momentum, eps, !replaying(), act, residual);
+    return batch_norm(x, weight, bias, running_mean, running_var, training() && trained(), momentum, eps, !replaying(), act, residual, 0, ceiling);
   CAPO_CHECK(!training(), path(), ": is folded into its convolution, for inference alone; it cannot train");
-  return activated(x, act, residual);
+  return activated(x, act, residual, ceiling);
 }
-Tensor BatchNorm::with_activation(const Tensor& x, Activation act, const Tensor& residual) {
-  if (tapped()) return activated((*this)(x), act, residual);
+Tensor BatchNorm::with_activation(const Tensor& x, Activation act, const Tensor& residual, double ceiling) {
+  if (tapped()) return activated((*this)(x), act, residual, ceiling);
   const ModuleScope scope(&path());
-  return normalized(x, act, residual);
+  return normalized(x, act, residual, ceiling);
 }
 
 GroupNorm::GroupNorm(Module* up, std::string_view name, int g, std::int64_t dim, double e)

@@ -41,9 +41,10 @@ class ConvTranspose : public Layer<ConvTranspose> {
 class BatchNorm : public Layer<BatchNorm> {
  public:
   BatchNorm(Module* up, std::string_view name, std::int64_t dim, double eps = 1e-5, double momentum = 0.1);
-  Tensor forward(const Tensor& x) { return normalized(x, Activation::none, {}); }
-  // act(this(x) + residual), fused while nothing is attached. act: none, relu or silu; residual: x's shape, or undefined.
-  Tensor with_activation(const Tensor& x, Activation act, const Tensor& residual = {});
+  Tensor forward(const Tensor& x) { return normalized(x, Activation::none, {}, 0); }
+  // act(this(x) + residual), fused while nothing is attached. act: none, relu or silu; residual: x's shape, or undefined;
+  // ceiling: relu's greatest value (relu6: 6), 0: none.
+  Tensor with_activation(const Tensor& x, Activation act, const Tensor& residual = {}, double ceiling = 0);
   // The convolution whose output alone this layer reads, if the model says so; fold_batch_norms (batch_norms.h) works
   // the layer into it, and from then on the layer passes its input on.
   void set_source(Conv* conv) { source_ = conv; }
@@ -57,7 +58,7 @@ class BatchNorm : public Layer<BatchNorm> {
 
  private:
   friend void fold_batch_norm(BatchNorm& norm);
-  Tensor normalized(const Tensor& x, Activation act, const Tensor& residual);
+  Tensor normalized(const Tensor& x, Activation act, const Tensor& residual, double ceiling);
   Conv* source_ = nullptr;
   bool folded_ = false;
 };

@@ -141,9 +141,9 @@ struct Same {  // no activation
 
 // Calls run with the functor of an activation; the op lets no other one pass.
 template <class Run>
-inline void with_activation(Activation activation, double below_zero, const Run& run) {
+inline void with_activation(Activation activation, double below_zero, double ceiling, const Run& run) {
   switch (activation) {
-    case Activation::relu: return below_zero == 0 ? run(Relu{}) : run(LeakyRelu{});
+    case Activation::relu: return ceiling > 0 ? run(Clamp{}) : below_zero == 0 ? run(Relu{}) : run(LeakyRelu{});
     case Activation::silu: return run(Silu{});
     default: return run(Same{});
   }
@@ -165,7 +165,7 @@ inline void affine_tables(const Args& a, std::int64_t outer, std::int64_t c, std
 template <class T, class F>
 void apply(const ChannelNormArgs& a, std::int64_t item) {
   const Chunk k = chunk_of(a, item);
-  const T p = static_cast<T>(a.below_zero);
+  const T p = static_cast<T>(a.below_zero), q = static_cast<T>(a.ceiling);
   const bool streamed = streams(a.dtype, a.outer * a.rows * a.columns);
   for (std::int64_t c = 0; c < a.columns; c += kWidth) {
     const std::int64_t n = lesser(kWidth, a.columns - c);
@@ -179,10 +179,10 @@ void apply(const ChannelNormArgs& a, std::int64_t item) {
         if (s) {
 #pragma omp simd
           for (std::int64_t j = from; j < to; ++j)
-            y[j - from] = F::f((x[j] - mean[j]) * scale[j] + shift[j] + s[j], p, T(0));
+            y[j - from] = F::f((x[j] - mean[j]) * scale[j] + shift[j] + s[j], p, q);
         } else {
 #pragma omp simd
-          for (std::int64_t j = from; j < to; ++j) y[j - from] = F::f((x[j] - mean[j]) * scale[j] + shift[j], p, T(0));
+          for (std::int64_t j = from; j < to; ++j) y[j - from] = F::f((x[j] - mean[j]) * scale[j] + shift[j], p, q);
         }
       });
     }
@@ -199,14 +199,14 @@ inline const T* dz_row(Same, const ChannelNormBackwardArgs& a, std::int64_t at, 
 template <class T, class F>
 inline const T* dz_row(F, const ChannelNormBackwardArgs& a, std::int64_t at, std::int64_t n, const T* mean, const T* scale,
                        const T* shift, T* buffer) {
-  const T p = static_cast<T>(a.below_zero);
+  const T p = static_cast<T>(a.below_zero), q = static_cast<T>(a.ceiling);
   T other[2][kWidth];
   const T* dy = read_row(a.dy, a.dtype, at, n, buffer);
   T* dz = a.dz ? open_row(a.dz, a.dtype, at, buffer) : buffer;
   if (a.y) {
     const T* y = read_row(a.y, a.dtype, at, n, other[0]);
 #pragma omp simd
-    for (std::int64_t j = 0; j < n; ++j) dz[j] = dy[j] * F::df(y[j], y[j], p, T(0));
+    for (std::int64_t j = 0; j < n; ++j) dz[j] = dy[j] * F::df(y[j], y[j], p, q);
     if (a.dz) close_row(a.dz, a.dtype, at, n, dz);
     return dz;
   }
@@ -216,13 +216,13 @@ inline const T* dz_row(F, const ChannelNormBackwardArgs& a, std::int64_t at, std
 #pragma omp simd
     for (std::int64_t j = 0; j < n; ++j) {
       const T z = (x[j] - mean[j]) * scale[j] + shift[j] + s[j];
-      dz[j] = dy[j] * F::df(z, z, p, T(0));
+      dz[j] = dy[j] * F::df(z, z, p, q);
     }
   } else {
 #pragma omp simd
     for (std::int64_t j = 0; j < n; ++j) {
       const T z = (x[j] - mean[j]) * scale[j] + shift[j];
-      dz[j] = dy[j] * F::df(z, z, p, T(0));
+      dz[j] = dy[j] * F::df(z, z, p, q);
     }
   }
   if (a.dz) close_row(a.dz, a.dtype, at, n, dz);
@@ -349,7 +349,7 @@ void dx_rows(const ChannelNormBackwardArgs& a, std::int64_t item) {
 // Calls run(functor, T(), item) for items [begin, end) of a kernel whose loops hold the activation.
 template <class Args, class Run>
 inline void each(const Args& a, std::int64_t begin, std::int64_t end, const Run& run) {
-  with_activation(a.activation, a.below_zero, [&](auto f) {
+  with_activation(a.activation, a.below_zero, a.ceiling, [&](auto f) {
     for (std::int64_t i = begin; i < end; ++i) a.dtype == capo::DType::f64 ? run(f, 0.0, i) : run(f, 0.0f, i);
   });
 }

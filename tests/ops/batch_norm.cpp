@@ -16,7 +16,7 @@ struct Settings {
   double momentum = 0.1;
   bool update_running = true;
   Activation activation = Activation::none;
-  double slope = 0;
+  double slope = 0, ceiling = 0;
 };
 
 // y and the running statistics after the call.
@@ -38,7 +38,7 @@ Tensors by_ops(const Tensors& in, const Settings& o) {
   if (b.defined()) y = y + b;
   if (in.size() > 5) y = y + in[5];
   if (o.activation == Activation::silu) y = silu(y);
-  if (o.activation == Activation::relu) y = o.slope == 0 ? relu(y) : leaky_relu(y, o.slope);
+  if (o.activation == Activation::relu) y = o.ceiling > 0 ? clamp(y, 0, o.ceiling) : o.slope == 0 ? relu(y) : leaky_relu(y, o.slope);
   return {y, running_mean, running_var};
 }
 
@@ -50,7 +50,7 @@ Sample sample(const std::string& label, const Tensors& inputs, const Settings& o
   s.run = [o](const Tensors& in) -> Tensors {
     const Tensor m = in[3].defined() ? clone(in[3]) : in[3], v = in[4].defined() ? clone(in[4]) : in[4];
     return {batch_norm(in[0], in[1], in[2], m, v, o.training, o.momentum, kEps, o.update_running, o.activation,
-                       in.size() > 5 ? in[5] : Tensor(), o.slope), m, v};
+                       in.size() > 5 ? in[5] : Tensor(), o.slope, o.ceiling), m, v};
   };
   s.reference = [o](const Tensors& in) { return by_ops(in, o); };
   s.wanted = {true, inputs[1].defined(), inputs[2].defined(), false, false};
@@ -78,6 +78,7 @@ Tensors without(Tensors inputs, std::initializer_list<int> which) {
 std::vector<OpCase> op_cases() {
   const Settings evaluation{.training = false}, with_relu{.activation = Activation::relu};
   const Settings relu_evaluation{.training = false, .activation = Activation::relu};
+  const Settings with_ceiling{.activation = Activation::relu, .ceiling = 0.5};
   OpCase c{"batch_norm", {}, {}};
   c.samples = {
       sample("training", inputs_of({2, 3, 5, 4})),
@@ -103,6 +104,11 @@ std::vector<OpCase> op_cases() {
       sample("training, residual, relu, more columns than a block", with_residual(inputs_of({5, 1030})), with_relu),
       sample("training, residual, leaky relu", with_residual(inputs_of({2, 3, 5, 4})),
              {.activation = Activation::relu, .slope = 0.1}),
+      sample("training, relu to a ceiling", inputs_of({2, 3, 5, 4}), with_ceiling),
+      sample("training, relu to a ceiling, several chunks, odd", inputs_of({3, 11, 13, 67}), with_ceiling),
+      sample("training, relu to a ceiling, whole packs, several chunks", inputs_of({3, 11, 13, 72}), with_ceiling),
+      sample("training, residual, relu to a ceiling", with_residual(inputs_of({2, 3, 5, 8})), with_ceiling),
+      sample("evaluation, relu to a ceiling", inputs_of({9, 3}), {.training = false, .activation = Activation::relu, .ceiling = 0.5}),
       sample("training, silu", inputs_of({3, 7, 8}), {.activation = Activation::silu}),
       sample("training, residual, silu", with_residual(inputs_of({3, 7, 8})), {.activation = Activation::silu}),
       sample("training, residual, relu, empty batch", with_residual(inputs_of({0, 3, 4})), with_relu),
@@ -148,6 +154,12 @@ std::vector<OpCase> op_cases() {
                                           normal({1, 3}, "r")); }, "residual must be"},
       {"residual dtype", [=] { batch_norm(in[0], in[1], in[2], in[3], in[4], true, 0.1, 1e-5, true, Activation::relu,
                                           cast(in[0], f32)); }, "residual must be"},
+      {"ceiling without relu", [=] { batch_norm(in[0], in[1], in[2], in[3], in[4], true, 0.1, 1e-5, true, Activation::silu, {}, 0, 6); },
+       "ceiling must be >= 0 and belongs to relu without a slope, got 6 with silu"},
+      {"ceiling and slope", [=] { batch_norm(in[0], in[1], in[2], in[3], in[4], true, 0.1, 1e-5, true, Activation::relu, {}, 0.1, 6); },
+       "got 6 with relu and slope 0.1"},
+      {"ceiling below 0", [=] { batch_norm(in[0], in[1], in[2], in[3], in[4], true, 0.1, 1e-5, true, Activation::relu, {}, 0, -1); },
+       "ceiling must be >= 0"},
       {"mixed devices", [=] { run(with(0, empty({4, 3}, f64, kMeta))); }, "is on"},
   };
   return {c};
