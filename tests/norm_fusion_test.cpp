@@ -130,8 +130,12 @@ TEST_CASE("a fused norm keeps no more than the norm alone; with a residual relu 
   const auto group = [&](Activation a) { return [&in, a] { return group_norm(in.x, 1, in.weight, in.bias, 1e-5, a); }; };
   CHECK(bytes_kept(in, group(Activation::silu)) == bytes_kept(in, group(Activation::none)));
   CHECK(bytes_kept(in, group(Activation::relu)) == bytes_kept(in, group(Activation::none)));
-  CHECK(bytes_kept(in, [&] { return silu(group_norm(in.x, 1, in.weight, in.bias)); }) ==
-        bytes_kept(in, group(Activation::none)) + image);
+  const auto apart = [&] { return silu(group_norm(in.x, 1, in.weight, in.bias)); };
+  CHECK(bytes_kept(in, apart) == bytes_kept(in, group(Activation::none)));  // silu's argument is made again
+  set_recompute(false);
+  const std::int64_t not_made_again = bytes_kept(in, apart);
+  set_recompute(true);
+  CHECK(not_made_again == bytes_kept(in, group(Activation::none)) + image);
 
   const auto batch = [&](bool training, Activation a, const Tensor& residual) {
     return [&in, training, a, residual] {
