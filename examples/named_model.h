@@ -26,7 +26,7 @@ struct ModelOptions {
   std::string weights = "";  // a file to start from; "": initial values
   int classes = -1;          // -1: the file's, which must have as many otherwise
   bool new_head = false;     // one of `classes`, at random, in place of the file's
-  int width = 0;             // of a new ResNet's first stage; 0: its own
+  int width = 0;             // of a ResNet's first stage; 0: its own
   int image = 0;             // 0: the file's
   double drop_path = 0, patch_drop = 0;  // a ViT's, in training
 };
@@ -81,6 +81,7 @@ inline NamedModel open_resnet(const std::string& name, const ModelOptions& o, co
   resnet::LoadedResnet file = resnet::load_resnet(o.weights, {.classes = head_of(o)}, build);
   resnet::ResnetConfig wanted = resnet::config(name, file.model->config.classes);
   wanted.width = file.model->config.width;
+  CAPO_CHECK(o.width == 0 || o.width == wanted.width, o.weights, ": must have width ", o.width, ", got ", wanted.width);
   const std::string got = to_json(file.model->config);
   CAPO_CHECK(to_json(wanted) == got, "--model ", name, ": ", o.weights, " holds another model: ", got);
   check_classes(o, file.model->config.classes);
@@ -115,9 +116,12 @@ inline NamedModel open_cct(const std::string& name, const ModelOptions& o, const
 }
 
 inline NamedModel open_model(const std::string& name, const ModelOptions& o, const nn::Build& build) {
-  if (name == "mobilenet_v2") return open_mobilenet(o, build);
-  if (name.starts_with("cct")) return open_cct(name, o, build);
-  return name.starts_with("vit") ? open_vit(name, o, build) : open_resnet(name, o, build);
+  const bool vit = name.starts_with("vit"), cct = name.starts_with("cct"), mobilenet = name == "mobilenet_v2";
+  CAPO_CHECK(o.width == 0 || !(vit || cct || mobilenet), "--width: belongs to ResNets, got ", o.width, " with --model ", name);
+  CAPO_CHECK(!o.new_head || !o.weights.empty(), "--new-head: needs --weights; a new model's head is new");
+  if (mobilenet) return open_mobilenet(o, build);
+  if (cct) return open_cct(name, o, build);
+  return vit ? open_vit(name, o, build) : open_resnet(name, o, build);
 }
 
 }  // namespace capo::examples

@@ -80,6 +80,19 @@ TEST_CASE("a weight file serves another number of classes with a new head alone"
   }
 }
 
+TEST_CASE("a ResNet's width: new, kept in the file, refused elsewhere") {
+  const TempFolder folder;
+  const std::string path = folder.path() + "/model.safetensors";
+  const examples::NamedModel thin = examples::open_model("resnet20", {.classes = 10, .width = 6}, {.seed = 1});
+  CHECK(nn::parameter_count(*thin.module) < nn::parameter_count(*examples::open_model("resnet20", {.classes = 10}, {}).module) / 6);
+  nn::save_model(*thin.module, path, f32, thin.texts);
+  CHECK(nn::parameter_count(*examples::open_model("resnet20", {.weights = path}, {}).module) == nn::parameter_count(*thin.module));
+  CHECK(contains(error_of([&] { examples::open_model("resnet20", {.weights = path, .width = 8}, {}); }), "must have width 8, got 6"));
+  CHECK(contains(error_of([&] { examples::open_model("resnet32", {.weights = path}, {}); }), "holds another model"));
+  CHECK(contains(error_of([] { examples::open_model("vit_ti/8", {.classes = 10, .width = 8, .image = 32}, {}); }), "--width: belongs to ResNets"));
+  CHECK(contains(error_of([] { examples::open_model("resnet20", {.classes = 10, .new_head = true}, {}); }), "--new-head: needs --weights"));
+}
+
 TEST_CASE("the command line goes before the file") {
   const std::string file = std::string(CAPO_SOURCE_DIR) + "/recipes/resnet20_cifar10_short.json";
   std::vector<std::string> words{"train", "--recipe", file, "--model", "resnet56", "--no-nesterov", "--weight-decay", "0.25"};
