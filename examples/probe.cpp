@@ -33,10 +33,8 @@ namespace {
 constexpr double kPenalties[] = {0.3, 0.1, 0.03, 0.01, 0.003};
 
 struct Probe : nn::Layer<Probe> {
-  Probe(std::int64_t dim, int classes) : Layer(nn::Build{}), head(this, "head", dim, classes, nn::Init::zero()) {
-    const NoGrad off;
-    fill_(head.bias.value(), 0);
-  }
+  Probe(std::int64_t dim, int classes)
+      : Layer(nn::Build{}), head(this, "head", dim, classes, nn::Init::zero(), nn::Init::zero()) {}
   Tensor forward(const Tensor& x) { return head(x); }
   nn::Head head;
 };

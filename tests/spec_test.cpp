@@ -64,7 +64,7 @@ TEST_CASE("grammar") {
     two.distilled = true;
     vit::Vit distilled(two);
     tuners::apply_spec(distilled, m.spec);
-    for (const vit::Head* head : {model.head.get(), distilled.head.get(), distilled.head_dist.get()})
+    for (const nn::Head* head : {model.head.get(), distilled.head.get(), distilled.head_dist.get()})
       CHECK_MESSAGE((head->weight.trainable() && head->bias.trainable()), m.name << " " << head->path());
   }
   CHECK(tuners::find_method("nothing") == nullptr);

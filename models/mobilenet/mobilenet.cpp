@@ -94,7 +94,9 @@ Mobilenet::Mobilenet(const MobilenetConfig& c, const nn::Build& build)
     }
   const std::int64_t wide = rounded(1280 * std::max(1.0, c.width));
   last = std::make_unique<ConvNorm>(&body, std::to_string(blocks.size() + 1), c, dim, wide, 1, 1, 1);
-  if (c.classes > 0) head = std::make_unique<nn::Head>(&classifier, "1", wide, c.classes, nn::Init::normal(0.01));
+  if (c.classes > 0)
+    head = std::make_unique<nn::Head>(&classifier, "1", wide, c.classes, nn::Init::normal(0.01),
+                                      nn::Init::uniform(1 / std::sqrt(static_cast<double>(wide))));
 }
 
 Tensor Mobilenet::features(const Tensor& image) {

@@ -5,12 +5,11 @@
 
 namespace capo::nn {
 
-// y = x w^T + b; weight [classes, dim], bias [classes]. Of kind head, so that a tuner file can carry it and another task
-// can replace it.
+// y = x w^T + b; x [.., dim], weight [classes, dim], bias [classes]. Of kind head, so that a tuner file can carry it and
+// another task can replace it.
 class Head : public Layer<Head> {
  public:
-  // Initial values: weight by `init`, bias uniform within +-1 / sqrt(dim), as PyTorch's Linear.
-  Head(Module* up, std::string_view name, std::int64_t dim, int classes, Init init);
+  Head(Module* up, std::string_view name, std::int64_t dim, int classes, Init weight, Init bias);
   Tensor forward(const Tensor& x);
   Parameter weight, bias;
 };

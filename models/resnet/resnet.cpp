@@ -174,9 +174,10 @@ void Resnet::add_stages() {
       dim = stages[i]->add(c, dim, c.width << i, i > 0 && k == 0 ? 2 : 1).out;
   }
   if (c.classes == 0) return;
-  const double bound = 1 / std::sqrt(static_cast<double>(dim));
-  head = c.stem == Stem::cifar ? std::make_unique<nn::Head>(this, "linear", dim, c.classes, kaiming_normal(dim, 1))
-                               : std::make_unique<nn::Head>(this, "fc", dim, c.classes, nn::Init::uniform(bound));
+  const nn::Init linear = nn::Init::uniform(1 / std::sqrt(static_cast<double>(dim)));  // of PyTorch's Linear
+  head = c.stem == Stem::cifar
+             ? std::make_unique<nn::Head>(this, "linear", dim, c.classes, kaiming_normal(dim, 1), linear)
+             : std::make_unique<nn::Head>(this, "fc", dim, c.classes, linear, linear);
 }
 
 Tensor Resnet::stem(const Tensor& image) {

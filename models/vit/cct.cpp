@@ -116,7 +116,8 @@ Cct::Cct(const CctConfig& c, const nn::Build& build)
       norm(this, "norm", c.dim, c.norm_eps),
       attention_pool(this, "attention_pool", c.dim, 1) {
   for (int i = 0; i < c.depth; ++i) blocks.add(blocks_config(c), c.depth > 1 ? c.drop_path * i / (c.depth - 1) : 0.0);
-  if (c.classes > 0) head = std::make_unique<Head>(this, "head", c.dim, c.classes);
+  if (c.classes > 0)
+    head = std::make_unique<nn::Head>(this, "head", c.dim, c.classes, nn::Init::trunc_normal(0.02), nn::Init::zero());
 }
 
 Tensor Cct::tokens(const Tensor& image) {

@@ -67,7 +67,7 @@ class Cct : public nn::Layer<Cct> {
   nn::List<Block> blocks;
   nn::LayerNorm norm;
   nn::Linear attention_pool;  // dim -> 1
-  std::unique_ptr<Head> head;
+  std::unique_ptr<nn::Head> head;
 };
 
 struct LoadedCct {

@@ -66,10 +66,6 @@ Stream Block::step(Stream in) {
   return {std::move(at.sum), drop_path2(f)};
 }
 
-Head::Head(nn::Module* up, std::string_view name, std::int64_t dim, int classes)
-    : Layer(up, name, nn::Kind::head), weight(this, "weight", {classes, dim}, nn::Init::trunc_normal(0.02)),
-      bias(this, "bias", {classes}, nn::Init::zero()) {}
-
 Vit::Vit(const VitConfig& c, const nn::Build& build)
     : Layer(build),
       config(checked(c)),
@@ -86,8 +82,11 @@ Vit::Vit(const VitConfig& c, const nn::Build& build)
   for (int i = 0; i < c.depth; ++i) blocks.add(c, c.depth > 1 ? c.drop_path * i / (c.depth - 1) : 0.0);
   (c.pool == Pool::mean ? fc_norm : norm) =
       std::make_unique<nn::LayerNorm>(this, c.pool == Pool::mean ? "fc_norm" : "norm", c.dim, c.norm_eps);
-  if (c.classes > 0) head = std::make_unique<Head>(this, "head", c.dim, c.classes);
-  if (c.classes > 0 && c.distilled) head_dist = std::make_unique<Head>(this, "head_dist", c.dim, c.classes);
+  const auto classifier = [&](const char* name) {
+    return std::make_unique<nn::Head>(this, name, c.dim, c.classes, nn::Init::trunc_normal(0.02), nn::Init::zero());
+  };
+  if (c.classes > 0) head = classifier("head");
+  if (c.classes > 0 && c.distilled) head_dist = classifier("head_dist");
 }
 
 Tensor Vit::embedded(const Tensor& image) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <capo/models/nn/attention.h>
+#include <capo/models/nn/head.h>
 
 namespace capo::vit {
 
@@ -79,14 +80,6 @@ class Block : public nn::Layer<Block> {
   nn::DropPath drop_path2;
 };
 
-// The classifier; its kind is head, so a tuner file can carry it.
-class Head : public nn::Layer<Head> {
- public:
-  Head(nn::Module* up, std::string_view name, std::int64_t dim, int classes);
-  Tensor forward(const Tensor& x) { return linear(x, weight, bias); }
-  nn::Parameter weight, bias;
-};
-
 class Vit : public nn::Layer<Vit> {
  public:
   explicit Vit(const VitConfig& config, const nn::Build& build = {});
@@ -113,7 +106,7 @@ class Vit : public nn::Layer<Vit> {
   std::unique_ptr<nn::PatchDrop> patch_drop;
   nn::List<Block> blocks;
   std::unique_ptr<nn::LayerNorm> norm, fc_norm;
-  std::unique_ptr<Head> head, head_dist;
+  std::unique_ptr<nn::Head> head, head_dist;
 
  private:
   Tensor embedded(const Tensor& image);  // before the first block
