@@ -494,6 +494,10 @@ TEST_CASE("bad configurations and inputs") {
     CHECK_MESSAGE(starts_with(error_of([&] { vit::config_from_json(text, "file"); }), "file: "), std::string(text));
   CHECK(error_of([] { vit::config_from_json("{\"image\": 32, \"image\": 32}", "file"); }) ==
         "file: the model configuration: duplicate key, got \"image\" twice");
+  CHECK(error_of([] { vit::config_from_json("{\"pool\": \"max\"}", "file"); }) ==
+        "file: the model configuration: pool must be one of token, mean, got \"max\"");
+  CHECK(error_of([] { vit::config_from_json("{\"size\": 3}", "file"); }) ==
+        "file: the model configuration: unknown key \"size\"");
   CHECK(error_of([] { vit::config_from_json("3", "file"); }) ==
         "file: the model configuration: must be a JSON object, got number");
   CHECK(contains(error_of([] {

@@ -56,45 +56,26 @@ std::string to_json(const VitConfig& c) {
 }
 
 VitConfig config_from_json(std::string_view text, const std::string& source) {
-  check_json_object(text, source + ": the model configuration", 2);
-  const nlohmann::json j = nlohmann::json::parse(text);
+  JsonFields f(text, source + ": the model configuration");
   VitConfig c;
-  const auto number = [&](const nlohmann::json& v, const std::string& key, double low, double high) {
-    CAPO_CHECK(v.is_number() && v.get<double>() >= low && v.get<double>() <= high, source, ": ", key,
-               " must be a number in [", low, ", ", high, "], got ", v.dump());
-    return v.get<double>();
-  };
-  const auto whole = [&](const nlohmann::json& v, const std::string& key, double low, double high) {
-    CAPO_CHECK(v.is_number_integer(), source, ": ", key, " must be a whole number, got ", v.dump());
-    return static_cast<int>(number(v, key, low, high));
-  };
-  const auto flag = [&](const nlohmann::json& v, const std::string& key) {
-    CAPO_CHECK(v.is_boolean(), source, ": ", key, " must be true or false, got ", v.dump());
-    return v.get<bool>();
-  };
-  for (const auto& [key, v] : j.items()) {
-    if (key == "image") c.image = whole(v, key, 1, 4096);
-    else if (key == "patch") c.patch = whole(v, key, 1, 256);
-    else if (key == "channels") c.channels = whole(v, key, 1, 64);
-    else if (key == "dim") c.dim = whole(v, key, 1, 65536);
-    else if (key == "depth") c.depth = whole(v, key, 0, 1000);
-    else if (key == "heads") c.heads = whole(v, key, 1, 1024);
-    else if (key == "mlp_ratio") c.mlp_ratio = number(v, key, 0.01, 64);
-    else if (key == "classes") c.classes = whole(v, key, 0, 10'000'000);
-    else if (key == "pool") {
-      CAPO_CHECK(v == "mean" || v == "token", source, ": pool must be \"mean\" or \"token\", got ", v.dump());
-      c.pool = v == "mean" ? Pool::mean : Pool::token;
-    }
-    else if (key == "class_token") c.class_token = flag(v, key);
-    else if (key == "distilled") c.distilled = flag(v, key);
-    else if (key == "registers") c.registers = whole(v, key, 0, 64);
-    else if (key == "no_embed_class") c.no_embed_class = flag(v, key);
-    else if (key == "qkv_bias") c.qkv_bias = flag(v, key);
-    else if (key == "qk_norm") c.qk_norm = flag(v, key);
-    else if (key == "layer_scale") c.layer_scale = number(v, key, 0, 100);
-    else if (key == "norm_eps") c.norm_eps = number(v, key, 1e-20, 1);
-    else detail::fail(source, ": unknown key \"", key, "\" in the model configuration");
-  }
+  f.take("image", c.image, 1, 4096);
+  f.take("patch", c.patch, 1, 256);
+  f.take("channels", c.channels, 1, 64);
+  f.take("dim", c.dim, 1, 65536);
+  f.take("depth", c.depth, 0, 1000);
+  f.take("heads", c.heads, 1, 1024);
+  f.take("mlp_ratio", c.mlp_ratio, 0.01, 64);
+  f.take("classes", c.classes, 0, 10'000'000);
+  f.choose("pool", c.pool, {"token", "mean"});  // Pool's order
+  f.take("class_token", c.class_token);
+  f.take("distilled", c.distilled);
+  f.take("registers", c.registers, 0, 64);
+  f.take("no_embed_class", c.no_embed_class);
+  f.take("qkv_bias", c.qkv_bias);
+  f.take("qk_norm", c.qk_norm);
+  f.take("layer_scale", c.layer_scale, 0, 100);
+  f.take("norm_eps", c.norm_eps, 1e-20, 1);
+  f.finish();
   return c;
 }
 
