@@ -187,6 +187,23 @@ TEST_CASE("kill: a damaged last falls back to previous, another run's checkpoint
   s.model.fc1.set_trainable(true);
   CHECK(checkpoints.load(s.state) == checkpoints.last());
   CHECK(s.all_are(2));
+
+  // Another model's run in the same folder: the error stays short.
+  struct Other : nn::Layer<Other> {
+    explicit Other(const nn::Build& build) : Layer(build), parts(this, "parts"), head(this, "head", 16, 3) {
+      for (int i = 0; i < 3; ++i) parts.add(16, 16);
+    }
+    nn::List<nn::Linear> parts;
+    nn::Linear head;
+  } another({});
+  train::TrainState theirs{&another, nullptr, nullptr, 0, {}, {}, "other settings"};
+  CHECK(error_of([&] { checkpoints.load(theirs); }) ==
+        checkpoints.last() + ": was made by another recipe or model: names, shapes and dtypes must agree; "
+        "6 missing: model/parts.0.weight, model/parts.0.bias, model/parts.1.weight, model/parts.1.bias, "
+        "model/parts.2.weight, ..; "
+        "16 unexpected: optimizer/step, ema/updates, model/fc1.weight, model/fc1.bias, optimizer/m/fc1.weight, ..; "
+        "2 misfitting: model/head.weight must be f32 [3, 16], got f32 [4, 16], "
+        "model/head.bias must be f32 [3], got f32 [4]");
 }
 
 TEST_CASE("kill: frozen parameters are not stored, but checked" * doctest::skip(std::getenv(kChild) != nullptr)) {

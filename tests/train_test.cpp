@@ -430,7 +430,7 @@ TEST_CASE("optim: state round trip is strict") {
   wrong[2].value = zeros({2, 2});
   wrong[3].name = "m/none";
   const std::string text = error_of([&] { y.load_state(wrong); });
-  CHECK(starts_with(text, "adamw: names, shapes and dtypes must agree; missing: "));
+  CHECK(starts_with(text, "adamw: names, shapes and dtypes must agree; 1 missing: "));
   CHECK(contains(text, "unexpected: m/none"));
   CHECK(contains(text, "misfitting: "));
   CHECK((bytes_of(y.state()) == bytes_of(state)));

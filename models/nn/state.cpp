@@ -1,4 +1,5 @@
 #include <capo/engine/sha256.h>
+#include <capo/models/nn/misfits_internal.h>
 #include <capo/models/nn/state.h>
 #include <capo/ops/copy.h>
 #include <capo/ops/view.h>
@@ -48,8 +49,7 @@ Matched match(Module& m, const StateDict& dict, const LoadOptions& options) {
     CAPO_CHECK(given.emplace(t.name, &t.value).second, "load_state: the dict has ", t.name, " twice");
   Matched matched;
   auto& [pairs, left_out] = matched;
-  std::string missing, unexpected, misshapen;
-  const auto list = [](std::string& text, const std::string& item) { text += cat(text.empty() ? "" : ", ", item); };
+  Misfits misfits;
   for (Parameter* p : m.parameters(true)) {
     if (!belongs(*p, options.part)) continue;
     const std::string path = p->path();
@@ -58,7 +58,7 @@ Matched match(Module& m, const StateDict& dict, const LoadOptions& options) {
       if (skipped(options, path))
         left_out.push_back(path);
       else
-        list(missing, path);
+        misfits.missing.push_back(path);
       continue;
     }
     const Shape wanted = file_shape(p->value().shape(), p->layout());
@@ -67,8 +67,8 @@ Matched match(Module& m, const StateDict& dict, const LoadOptions& options) {
     else if (skipped(options, path))
       left_out.push_back(path);
     else
-      list(misshapen, cat(path, " must be ", p->value().dtype(), " ", wanted, ", got ", it->second->dtype(),
-                          " ", it->second->shape()));
+      misfits.misfitting.push_back(cat(path, " must be ", p->value().dtype(), " ", wanted, ", got ", it->second->dtype(),
+                                       " ", it->second->shape()));
     given.erase(it);
   }
   for (const auto& t : dict) {
@@ -76,11 +76,9 @@ Matched match(Module& m, const StateDict& dict, const LoadOptions& options) {
     if (skipped(options, t.name))
       left_out.push_back(t.name);
     else
-      list(unexpected, t.name);
+      misfits.unexpected.push_back(t.name);
   }
-  CAPO_CHECK(missing.empty() && unexpected.empty() && misshapen.empty(), "load_state: names and shapes must agree;",
-             missing.empty() ? "" : " missing: ", missing, unexpected.empty() ? "" : " unexpected: ", unexpected,
-             misshapen.empty() ? "" : " misshapen: ", misshapen);
+  misfits.refuse("load_state");
   return matched;
 }
 

@@ -32,8 +32,8 @@ struct LoadOptions {
   // in matches(). Everything else must agree exactly.
   std::vector<std::string> skip = {};
 };
-// Copies values in, cast to each parameter's dtype (f16/bf16 files into f32 models) and brought to its device. Throws once, listing every
-// missing, unexpected and misshapen name; then nothing was changed. Returns the skipped names.
+// Copies values in, cast to each parameter's dtype (f16 files into f32 models), on its device. Throws once, with number
+// and first of the missing, unexpected and misfitting names; then nothing was changed. Returns the skipped names.
 std::vector<std::string> load_state(Module& m, const StateDict& dict, const LoadOptions& options = {});
 // Throws where load_state would and changes nothing; the module may be on the meta device.
 void check_state(Module& m, const StateDict& dict, const LoadOptions& options = {});

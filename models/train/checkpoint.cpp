@@ -231,7 +231,7 @@ std::string Checkpointer::load(TrainState& state) {
   try {
     const Json& info = file.info;
     CAPO_CHECK(info.at("format") == kFormat, path, ": format must be ", kFormat, ", got ", info.at("format").dump());
-    check_names(path, list, file.dict);
+    check_names(cat(path, ": was made by another recipe or model"), list, file.dict);
     CAPO_CHECK(info.at("seed").get<std::uint64_t>() == state.seed, path, ": was made with seed ", info.at("seed").dump(),
                ", this run has ", state.seed);
     const Json schedule = json_of(state.schedule);

@@ -1,3 +1,4 @@
+#include <capo/models/nn/misfits_internal.h>
 #include <capo/models/train/named.h>
 #include <capo/ops/copy.h>
 
@@ -22,27 +23,25 @@ nn::StateDict copy_out(const StateList& list) {
 
 void check_names(const std::string& who, const StateList& list, const nn::StateDict& dict) {
   std::unordered_map<std::string, const Tensor*> given;
-  std::string missing, unexpected, misfits;
-  const auto add = [](std::string& text, const std::string& item) { text += cat(text.empty() ? "" : ", ", item); };
+  nn::Misfits misfits;
   for (const auto& t : dict)
     CAPO_CHECK(given.emplace(t.name, &t.value).second, who, ": names must be unique, got ", t.name, " twice");
   for (const auto& s : list) {
     const auto it = given.find(s.name);
     if (it == given.end()) {
-      add(missing, s.name);
+      misfits.missing.push_back(s.name);
       continue;
     }
     const Tensor& t = *it->second;
     const Shape wanted = nn::file_shape(s.value.shape(), s.layout);
     if (t.shape() != wanted || t.dtype() != s.value.dtype())
-      add(misfits, cat(s.name, " must be ", s.value.dtype(), " ", wanted, ", got ", t.dtype(), " ", t.shape()));
+      misfits.misfitting.push_back(
+          cat(s.name, " must be ", s.value.dtype(), " ", wanted, ", got ", t.dtype(), " ", t.shape()));
     given.erase(it);
   }
   for (const auto& t : dict)
-    if (given.count(t.name)) add(unexpected, t.name);
-  CAPO_CHECK(missing.empty() && unexpected.empty() && misfits.empty(), who, ": names, shapes and dtypes must agree;",
-             missing.empty() ? "" : " missing: ", missing, unexpected.empty() ? "" : " unexpected: ", unexpected,
-             misfits.empty() ? "" : " misfitting: ", misfits);
+    if (given.count(t.name)) misfits.unexpected.push_back(t.name);
+  misfits.refuse(who);
 }
 
 void copy_in(const std::string& who, const StateList& list, const nn::StateDict& dict) {

@@ -18,8 +18,8 @@ using StateList = std::vector<NamedState>;
 
 // Copies on the host, contiguous, file layout.
 nn::StateDict copy_out(const StateList& list);
-// Throws "<who>: ..." once, listing every missing, unexpected and misfitting (shape or dtype) name; an empty text in
-// `who` is not allowed.
+// Throws "<who>: ..." once, with the number and the first of the missing, unexpected and misfitting (shape or dtype)
+// names; an empty text in `who` is not allowed.
 void check_names(const std::string& who, const StateList& list, const nn::StateDict& dict);
 // check_names, then copies every value in.
 void copy_in(const std::string& who, const StateList& list, const nn::StateDict& dict);
