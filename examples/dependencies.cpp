@@ -22,9 +22,8 @@ using namespace capo;
 
 namespace {
 
-examples::Table table_of(const DatasetPtr& set, const examples::NamedModel& a, const Preprocess& of_a, const examples::NamedModel& b, const Preprocess& of_b) {
-  const LoaderOptions batches{.batch_size = 250};
-  const examples::Judged left = examples::judge(a, set, of_a, batches, kCpu), right = examples::judge(b, set, of_b, batches, kCpu);
+examples::Table table_of(const DatasetPtr& set, const examples::Judge& a, const examples::Judge& b) {
+  const examples::Judged left = a(set), right = b(set);
   return {to_vector<float>(concat({left.logits, right.logits}, 1)), to_vector<std::int64_t>(left.labels), set->num_classes()};
 }
 
@@ -47,10 +46,9 @@ int main(int argc, char** argv) try {
   if (const int code = examples::read_command_line(app, argc, argv); code >= 0) return code;
   examples::show_log();
   std::filesystem::create_directories(out);
-  const examples::NamedModel a = examples::open_model(name, {.weights = weights}, {}), b = examples::open_model(other, {.weights = other_weights}, {});
-  const Preprocess of_a = examples::preprocess_of(a, weights, "", 0), of_b = examples::preprocess_of(b, other_weights, "", 0);
+  const examples::Judge a({.model = name, .weights = weights, .workers = 2}), b({.model = other, .weights = other_weights, .workers = 2});
   const DatasetPtr test_set = open_dataset(data, "", "test");
-  const examples::Table fit = table_of(balanced_subset(open_dataset(data, "", "train"), fit_images, 0), a, of_a, b, of_b), test = table_of(test_set, a, of_a, b, of_b);
+  const examples::Table fit = table_of(balanced_subset(open_dataset(data, "", "train"), fit_images, 0), a, b), test = table_of(test_set, a, b);
   const int k = test.categories;
   dependencies::Moments moments(2 * k);
   moments.add(fit.z.data(), static_cast<std::int64_t>(fit.label.size()));

@@ -3,13 +3,10 @@
 //   evaluate --model vit --weights weights/vit_ti_p8_32.safetensors --data tinyimagenet32
 // Prints top-1, top-5, log loss, calibration and what is mistaken for what.
 #include <capo/datasets/open.h>
-#include <capo/engine/backend.h>
 #include <capo/engine/threads.h>
-#include <capo/examples/command_line.h>
 #include <capo/examples/judge.h>
 #include <capo/examples/show_log.h>
 #include <capo/models/train/metrics.h>
-#include <capo/ops/copy.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
@@ -48,40 +45,34 @@ void print_confusion(const Tensor& matrix, const std::vector<std::string>& names
 }  // namespace
 
 int main(int argc, char** argv) try {
-  std::string name = "resnet20", weights, data = "cifar10", split = "test", preprocess_file, device_name = "cpu";
-  int image = 0, batch = 250, threads = 0, workers = 1;
+  examples::JudgeOptions o{.model = "resnet20"};
+  std::string data = "cifar10", split = "test";
+  int threads = 0;
   CLI::App app("Judges a classifier on test images");
   app.option_defaults()->always_capture_default();
-  app.add_option("--model", name, std::string("vit (any), or ") + examples::kModelNames);
-  app.add_option("--weights", weights, "safetensors: ours, torchvision's, timm's or akamaster's names")->required();
+  examples::add_options(app, o);
   app.add_option("--data", data, "cifar10, cifar100, tinyimagenet32, flowers64, fashion-mnist or an image folder");
   app.add_option("--split", split, "test or train");
-  app.add_option("--preprocess", preprocess_file, "a JSON file (size, mean, std, crop_pct, interpolation) in place of what the weights state");
-  app.add_option("--image", image, "input size in pixels; 0: the weights' own, else 32")->check(CLI::NonNegativeNumber);
-  app.add_option("--batch", batch)->check(examples::at_least_one());
-  app.add_option("--device", device_name, "cpu, cuda or cuda:N");
   app.add_option("--threads", threads, "0: all processors, or CAPO_THREADS")->check(CLI::NonNegativeNumber);
-  app.add_option("--workers", workers, "loader threads");
   if (const int code = examples::read_command_line(app, argc, argv); code >= 0) return code;
   examples::show_log();
-  const Device device = usable_device(device_name);
   if (threads > 0) set_num_threads(threads);
 
   const DatasetPtr set = open_dataset(data, "", split);
-  const examples::NamedModel model = examples::open_model(name, {.weights = weights, .image = image}, {.device = device});
-  const Preprocess preprocess = examples::preprocess_of(model, weights, preprocess_file, image);
-  const auto [z, y] = examples::judge(model, set, preprocess, {.batch_size = batch, .workers = workers}, device);
-  CAPO_CHECK(z.size(1) == set->num_classes(), weights, ": gives ", z.size(1), " classes, ", set->name(), " has ", set->num_classes());
+  const examples::Judge judge(o);
+  const auto [z, y] = judge(set);
+  CAPO_CHECK(z.size(1) == set->num_classes(), o.weights, ": gives ", z.size(1), " classes, ", set->name(), " has ",
+             set->num_classes());
   const double top1 = train::top_k_accuracy(z, y, 1), top5 = train::top_k_accuracy(z, y, 5), loss = train::mean_log_loss(z, y);
   const train::Calibration calibrated = train::calibration(z, y);
-  std::printf("%s on %s: %lld images, top-1 %.2f %%, top-5 %.2f %%, log loss %.4f\n", name.c_str(), set->name().c_str(),
+  std::printf("%s on %s: %lld images, top-1 %.2f %%, top-5 %.2f %%, log loss %.4f\n", o.model.c_str(), set->name().c_str(),
               static_cast<long long>(set->size()), 100 * top1, 100 * top5, loss);
   print_calibration(calibrated);
   print_confusion(train::confusion_matrix(z, y), set->class_names());
   // Shares of ten thousand images are whole hundredths: printed as such.
   const auto percent = [](double share) { return std::round(share * 1e6) / 1e4; };
-  const nlohmann::json line{{"example", "evaluate"}, {"model", name}, {"data", data}, {"images", set->size()}, {"top1", percent(top1)},
-                            {"top5", percent(top5)}, {"log_loss", loss}, {"ece", percent(calibrated.ece)}, {"device", to_string(device)}};
+  const nlohmann::json line{{"example", "evaluate"}, {"model", o.model}, {"data", data}, {"images", set->size()}, {"top1", percent(top1)},
+                            {"top5", percent(top5)}, {"log_loss", loss}, {"ece", percent(calibrated.ece)}, {"device", to_string(judge.device)}};
   std::printf("RESULT %s\n", line.dump().c_str());
 } catch (const std::exception& e) {
   std::fprintf(stderr, "evaluate: %s\n", e.what());

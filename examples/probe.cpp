@@ -7,9 +7,7 @@
 // other four fifths. The test images are looked at once.
 #include <capo/datasets/open.h>
 #include <capo/datasets/subset.h>
-#include <capo/engine/backend.h>
 #include <capo/engine/threads.h>
-#include <capo/examples/command_line.h>
 #include <capo/examples/judge.h>
 #include <capo/examples/show_log.h>
 #include <capo/models/train/metrics.h>
@@ -99,35 +97,28 @@ double best_penalty(const Outputs& seen, const Outputs& held_out, int classes, i
 }  // namespace
 
 int main(int argc, char** argv) try {
-  std::string name = "mobilenet_v2", weights, data = "flowers64", preprocess_file, device_name = "cpu";
-  int image = 160, batch = 50, threads = 0, workers = 1, steps = 300;
+  examples::JudgeOptions o{.model = "mobilenet_v2", .image = 160, .batch = 50};
+  std::string data = "flowers64";
+  int threads = 0, steps = 300;
   double penalty = 0;
   CLI::App app("A linear probe on a frozen network's outputs");
   app.option_defaults()->always_capture_default();
-  app.add_option("--model", name, std::string("vit (any), or ") + examples::kModelNames);
-  app.add_option("--weights", weights, "safetensors")->required();
+  examples::add_options(app, o);
+  app.get_option("--image")->description("images are resized to this side, whole; 0: as the preprocessing says");
   app.add_option("--data", data, "flowers64, cifar10, cifar100, tinyimagenet32 or an image folder");
-  app.add_option("--preprocess", preprocess_file, "a JSON file (size, mean, std, crop_pct, interpolation) in place of what the weights state");
-  app.add_option("--image", image, "images are resized to this side, whole; 0: as the preprocessing says")->check(CLI::NonNegativeNumber);
   app.add_option("--penalty", penalty, "P; 0: chosen on held-out training images")->check(CLI::NonNegativeNumber);
   app.add_option("--steps", steps)->check(examples::at_least_one());
-  app.add_option("--batch", batch, "images at once in the network")->check(examples::at_least_one());
-  app.add_option("--device", device_name, "of the network: cpu, cuda or cuda:N");
   app.add_option("--threads", threads, "0: all processors, or CAPO_THREADS")->check(CLI::NonNegativeNumber);
-  app.add_option("--workers", workers, "loader threads");
   if (const int code = examples::read_command_line(app, argc, argv); code >= 0) return code;
   examples::show_log();
-  const Device device = usable_device(device_name);
   if (threads > 0) set_num_threads(threads);
 
   const auto begin = std::chrono::steady_clock::now();
   const DatasetPtr train_set = open_dataset(data, "", "train"), test_set = open_dataset(data, "", "test");
-  const examples::NamedModel model = examples::open_model(name, {.weights = weights, .image = image}, {.device = device});
-  Preprocess preprocess = examples::preprocess_of(model, weights, preprocess_file, image);
-  if (image > 0) preprocess.crop_pct = 1;
-  const LoaderOptions loading{.batch_size = batch, .workers = workers};
+  examples::Judge judge(o);
+  if (o.image > 0) judge.preprocess.crop_pct = 1;
   const auto outputs = [&](const DatasetPtr& set) {
-    const examples::Judged judged = examples::judge(model, set, preprocess, loading, device);
+    const examples::Judged judged = judge(set);
     return Outputs{judged.logits, judged.labels};
   };
   const auto [most, rest] = split_dataset(train_set, 0.2, 1);
@@ -137,9 +128,9 @@ int main(int argc, char** argv) try {
   const Outputs all{concat({of_most.x, of_rest.x}, 0), concat({of_most.y, of_rest.y}, 0)};
   const auto [top1, top5, loss] = probe_accuracy(all, test, classes, penalty, steps);
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-  std::printf("%s on %s at %d px: %lld outputs, %lld training images, loss %.4f; test top-1 %.2f %%, top-5 %.2f %% of %lld (%.0f s)\n", name.c_str(), data.c_str(),
-              preprocess.size, static_cast<long long>(all.x.size(1)), static_cast<long long>(all.x.size(0)), loss, top1, top5, static_cast<long long>(test_set->size()), seconds);
-  const nlohmann::json line{{"example", "probe"}, {"model", name}, {"data", data}, {"image", preprocess.size}, {"penalty", penalty}, {"steps", steps}, {"top1", top1}, {"top5", top5}};
+  std::printf("%s on %s at %d px: %lld outputs, %lld training images, loss %.4f; test top-1 %.2f %%, top-5 %.2f %% of %lld (%.0f s)\n", o.model.c_str(), data.c_str(),
+              judge.preprocess.size, static_cast<long long>(all.x.size(1)), static_cast<long long>(all.x.size(0)), loss, top1, top5, static_cast<long long>(test_set->size()), seconds);
+  const nlohmann::json line{{"example", "probe"}, {"model", o.model}, {"data", data}, {"image", judge.preprocess.size}, {"penalty", penalty}, {"steps", steps}, {"top1", top1}, {"top5", top5}};
   std::printf("RESULT %s\n", line.dump().c_str());
 } catch (const std::exception& e) {
   std::fprintf(stderr, "probe: %s\n", e.what());
