@@ -116,7 +116,7 @@ class CudaMemory final : public MemorySource {
     check_cuda(error, "cuda: allocating memory");
     return p;
   }
-  void give_back(void* p) override {
+  void give_back(void* p, std::size_t) override {
     const UseDevice use(index_);
     cudaFree(p);  // waits for the device; at process exit the driver may be gone already: nothing to do about it
   }
@@ -125,6 +125,12 @@ class CudaMemory final : public MemorySource {
     std::size_t free = 0, total = 0;
     if (cudaMemGetInfo(&free, &total) != cudaSuccess) return "";
     return cat("; ", free >> 20, " of the device's ", total >> 20, " MiB are free");
+  }
+  std::size_t alignment() const override { return 256; }  // cudaMalloc's, which cuBLASLt's heuristics count on
+  // cudaMalloc is slow and a freed segment waits for the whole device: few, and shared by what is small.
+  std::size_t segment(std::size_t bytes) const override {
+    constexpr std::size_t kMiB = 1 << 20;
+    return bytes <= kMiB ? 2 * kMiB : bytes < 10 * kMiB ? 20 * kMiB : (bytes + 2 * kMiB - 1) / (2 * kMiB) * (2 * kMiB);
   }
   void* stream() override { return chosen[static_cast<std::size_t>(index_)]; }
   // Called while memory is released, where nothing may throw: a stream that cannot be marked is waited for.
@@ -166,7 +172,7 @@ class PinnedMemory final : public MemorySource {
     check_cuda(error, "cuda: allocating pinned memory");
     return p;
   }
-  void give_back(void* p) override { cudaFreeHost(p); }
+  void give_back(void* p, std::size_t) override { cudaFreeHost(p); }
 };
 
 // CAPO_CACHE=0 in the environment: every tensor is a cudaMalloc of its own, for compute-sanitizer.

@@ -1,29 +1,18 @@
 #include <capo/engine/backend.h>
-#include <capo/engine/caching_allocator.h>
+#include <capo/engine/cpu_memory.h>
 #include <capo/engine/error.h>
 
 #include <atomic>
-#include <bit>
 #include <cstdlib>
 #include <cstring>
 
 namespace capo {
 
 std::size_t rounded_bytes(std::size_t bytes) {
-  if (bytes == 0) return 64;
-  if (bytes <= 1024) return (bytes + 63) & ~std::size_t{63};
-  const std::size_t step = std::bit_floor(bytes) / 8;
-  return (bytes + step - 1) / step * step;
+  return bytes == 0 ? 64 : (bytes + 63) & ~std::size_t{63};
 }
 
 namespace {
-
-class CpuMemory final : public MemorySource {
- public:
-  const char* name() const override { return "cpu"; }
-  void* take(std::size_t bytes) override { return std::aligned_alloc(64, (bytes + 63) & ~std::size_t{63}); }
-  void give_back(void* p) override { std::free(p); }
-};
 
 class MetaAllocator final : public Allocator {
  public:
@@ -51,10 +40,6 @@ class MetaAllocator final : public Allocator {
 };
 
 // Immortal: tensors in static storage may outlive any destructor order.
-CpuMemory& cpu_memory() {
-  static auto* m = new CpuMemory;
-  return *m;
-}
 CachingAllocator& cached_cpu() {
   static auto* a = new CachingAllocator(cpu_memory());
   return *a;
@@ -116,7 +101,7 @@ DebugAllocator& DebugAllocator::instance() {
 void* DebugAllocator::allocate(std::size_t bytes) {
   auto& s = debug_state();
   std::lock_guard lock(s.mutex);
-  auto* raw = static_cast<unsigned char*>(cpu_memory().take(bytes + 2 * kGuard));
+  auto* raw = static_cast<unsigned char*>(std::aligned_alloc(64, rounded_bytes(bytes) + 2 * kGuard));  // a sanitizer guards it too
   if (!raw) fail_no_room(cpu_memory(), bytes, s.stats);
   std::memset(raw, kGuardByte, kGuard);
   std::memset(raw + kGuard, 0xFF, bytes);  // NaN in every float format

@@ -1,7 +1,7 @@
 // Memory: who hands it out and who counts it.
 //
-// Sizes are counted after rounding (64-byte steps up to 1 KiB, then eighths of a power of two), the same on every
-// device, so that a plan made on the meta device is the plan of the real run.
+// Sizes are counted in steps of 64 bytes, the same on every device, so that a plan made on the meta device is the plan of the
+// real run.
 #pragma once
 
 #include <capo/engine/device.h>

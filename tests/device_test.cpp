@@ -1,14 +1,14 @@
-// Devices: names and refusals, the caching allocator's streams, and, on the shim, several devices, callers' streams, uploads
+// Devices: names and refusals, and, on the shim, several devices, callers' streams, uploads
 // ahead of their use, running out of memory and giving everything back.
 #include <capo/autograd/autograd.h>
 #include <capo/engine/backend.h>
-#include <capo/engine/caching_allocator.h>
 #include <capo/engine/stream.h>
 #include <capo/models/train/to_device.h>
 #include <capo/ops/binary.h>
 #include <capo/ops/copy.h>
 #include <capo/ops/matmul.h>
 #include <capo/ops/view.h>
+#include <capo/tests/fake_device.h>
 #include <capo/tests/tiny_model.h>
 
 #include <doctest/doctest.h>
@@ -37,149 +37,6 @@ TEST_CASE("an architecture that is too old is named with what is needed") {
   CHECK(architecture_problem(1, 7, 5) == "cuda:1 is sm_75, this build needs sm_80 or newer");
   CHECK(architecture_problem(0, 8, 0).empty());
   CHECK(architecture_problem(0, 12, 0).empty());
-}
-
-namespace {
-
-// Memory from the heap, streams by name; what waited for what is written down.
-class FakeDevice final : public MemorySource {
- public:
-  ~FakeDevice() override {  // with what a test has not released
-    for (const auto& [p, bytes] : size) std::free(p);
-  }
-  const char* name() const override { return "fake"; }
-  void* take(std::size_t bytes) override {
-    if (taken + bytes > limit) return nullptr;
-    void* p = std::aligned_alloc(64, bytes);
-    size[p] = bytes;
-    taken += bytes;
-    return p;
-  }
-  void give_back(void* p) override {
-    taken -= size.at(p);
-    size.erase(p);
-    std::free(p);
-  }
-  std::string room() const override { return cat("; ", limit - taken, " are free"); }
-  void* stream() override { return current; }
-  void* mark(void* stream) override {
-    ++marks;
-    return new void*(stream);
-  }
-  void wait_and_drop(void* stream, void* mark) override {
-    waits += cat(name_of(stream), "<", name_of(*static_cast<void**>(mark)), " ");
-    --marks;
-    delete static_cast<void**>(mark);
-  }
-  std::string name_of(const void* stream) const { return stream == &a ? "a" : stream == &b ? "b" : "own"; }
-
-  std::size_t limit = SIZE_MAX, taken = 0;
-  std::unordered_map<void*, std::size_t> size;
-  void* current = nullptr;
-  int marks = 0;
-  std::string waits;
-  char a = 0, b = 0;
-};
-
-}  // namespace
-
-TEST_CASE("a block goes back to its stream, and waits for the stream that was current when it was released") {
-  FakeDevice source;
-  CachingAllocator memory(source);
-  void* const own = memory.allocate(1000);
-  source.current = &source.a;
-  CHECK(memory.allocate(1000) != own);
-  memory.release(own, 1000);  // used last on a
-  CHECK(source.marks == 1);
-  void* const mine = memory.allocate(1000);
-  CHECK(mine != own);
-  memory.release(mine, 1000);
-  CHECK(memory.allocate(1000) == mine);  // the same stream: at once, no mark
-  CHECK(source.marks == 1);
-  CHECK(source.waits.empty());
-  source.current = nullptr;
-  CHECK(memory.allocate(1000) == own);
-  CHECK(source.waits == "own<a ");
-  CHECK(source.marks == 0);
-  memory.release(mine, 1000);  // a's block, released on our own stream
-  CHECK(memory.allocate(1000) != mine);
-  source.current = &source.a;
-  CHECK(memory.allocate(1000) == mine);
-  CHECK(source.waits == "own<a a<own ");
-  memory.release(mine, 1000);
-  memory.release_all();
-  CHECK(source.marks == 0);
-}
-
-TEST_CASE("a large block serves what is a little smaller, and keeps its own size") {
-  FakeDevice source;
-  CachingAllocator memory(source);
-  constexpr std::size_t kMiB = 1 << 20;
-  void* const block = memory.allocate(kMiB);
-  memory.release(block, kMiB);
-  CHECK(memory.allocate(kMiB / 10 * 9) == block);
-  CHECK(memory.stats().live_bytes == static_cast<std::int64_t>(rounded_bytes(kMiB / 10 * 9)));
-  CHECK(memory.stats().cached_bytes == 0);
-  memory.release(block, kMiB / 10 * 9);
-  CHECK(memory.stats().live_bytes == 0);
-  CHECK(memory.stats().cached_bytes == kMiB);
-  CHECK(memory.allocate(kMiB) == block);  // whole again
-  memory.release(block, kMiB);
-  void* const small = memory.allocate(kMiB / 2);  // too small for it
-  CHECK(small != block);
-  memory.release(small, kMiB / 2);
-  CHECK(memory.allocate(kMiB / 2) == small);  // its own size first
-  void* const tiny = memory.allocate(50000);
-  memory.release(tiny, 50000);
-  CHECK(memory.allocate(46000) != tiny);  // not worth the search
-}
-
-TEST_CASE("a stream's memory is handed over, live blocks too when it ends") {
-  FakeDevice source;
-  CachingAllocator memory(source);
-  source.current = &source.a;
-  void *const kept = memory.allocate(256), *const freed = memory.allocate(512);
-  memory.release(freed, 512);
-  void* const scratch = memory.workspace(&source.a, 4096);
-  CHECK(memory.workspace(&source.a, 1024) == scratch);
-  CHECK(memory.workspace(&source.b, 1024) != scratch);
-  CHECK(memory.workspace_bytes() == 5120);
-  CHECK(memory.stats().live_bytes == 256);
-  memory.hand_over(&source.a, nullptr, true);
-  source.current = nullptr;
-  CHECK(memory.allocate(512) == freed);
-  CHECK(memory.allocate(4096) == scratch);
-  CHECK(memory.workspace_bytes() == 1024);
-  memory.release(kept, 256);
-  CHECK(memory.allocate(256) == kept);
-  CHECK(source.marks == 0);
-  memory.release(kept, 256);
-  memory.hand_over(nullptr, &source.b, false);
-  source.current = &source.b;
-  CHECK(memory.allocate(256) == kept);
-  memory.release(kept, 256);
-  memory.release_all();
-  CHECK(memory.workspace_bytes() == 0);
-  CHECK(memory.stats().cached_bytes == 0);
-  CHECK(source.taken == 4096 + 512);  // what is live
-}
-
-TEST_CASE("without room the cache goes back and the source is asked once more; then the error says what there is") {
-  FakeDevice source;
-  source.limit = 8192;
-  CachingAllocator memory(source);
-  void* const cached = memory.allocate(4096);
-  void* const live = memory.allocate(2048);
-  memory.release(cached, 4096);
-  void* const larger = memory.allocate(5120);
-  CHECK(memory.stats().cached_bytes == 0);
-  memory.release(live, 2048);
-  const std::string text = error_of([&] { memory.allocate(6144); });
-  CHECK(text == "fake allocator: 6144 bytes asked (0.0 MiB), the system has no room, 5120 bytes are in use (0.0 MiB) and 0 cached, after "
-                "2048 cached bytes were given back; 3072 are free");
-  memory.release(larger, 5120);
-  memory.release_all();
-  CHECK(source.taken == 0);
 }
 
 TEST_CASE("an OutOfMemory under SavedBytes names who keeps most") {

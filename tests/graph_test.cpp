@@ -656,7 +656,7 @@ class Heap final : public MemorySource {
     ++blocks;
     return std::aligned_alloc(64, (bytes + 63) / 64 * 64);
   }
-  void give_back(void* p) override {
+  void give_back(void* p, std::size_t) override {
     --blocks;
     std::free(p);
   }

@@ -43,7 +43,7 @@ class ShimMemory final : public MemorySource {
     used_ += bytes;
     return p;
   }
-  void give_back(void* p) override {
+  void give_back(void* p, std::size_t) override {
     const std::lock_guard lock(mutex_);
     const auto it = size_.find(p);
     streams().run_into(p, it->second);
@@ -94,7 +94,7 @@ class ExactAllocator final : public Allocator {
     stats_.live_bytes -= static_cast<std::int64_t>(rounded_bytes(bytes));
     for (Pool* pool : pools_)
       if (pool->in_use.erase(p) || pool == open_) return pool->released.push_back(p);
-    memory_.give_back(p);
+    memory_.give_back(p, 0);
   }
   MemoryStats stats() const override {
     const std::lock_guard lock(mutex_);
@@ -115,7 +115,7 @@ class ExactAllocator final : public Allocator {
   }
   void drop_pool(Pool* pool) {
     const std::lock_guard lock(mutex_);
-    for (void* p : pool->released) memory_.give_back(p);
+    for (void* p : pool->released) memory_.give_back(p, 0);
     std::erase(pools_, pool);
     delete pool;
   }
@@ -132,7 +132,7 @@ class PinnedMemory final : public MemorySource {
  public:
   const char* name() const override { return "pinned host memory"; }
   void* take(std::size_t bytes) override { return std::aligned_alloc(64, (bytes + 63) & ~std::size_t{63}); }
-  void give_back(void* p) override { std::free(p); }
+  void give_back(void* p, std::size_t) override { std::free(p); }
 };
 
 struct ShimDevice {
