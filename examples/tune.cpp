@@ -32,6 +32,7 @@ int main(int argc, char** argv) try {
   app.add_flag("--compare", o.compare, "linear probe, U-Tuning and full fine-tuning, one after another");
   app.add_option("--train-images", o.train_images, "class-balanced, drawn by seed; 0: all")->check(CLI::NonNegativeNumber);
   app.add_option("--test-images", o.test_images, "0: all")->check(CLI::NonNegativeNumber);
+  app.add_flag("--held-out", o.held_out, "judge on the held-out training images, as for a search of rates; the test images are not read");
   app.add_option("--epochs", o.epochs)->check(examples::at_least_one());
   app.add_option("--batch", o.batch)->check(examples::at_least_one());
   app.add_option("--lr", o.lr, "0: the method's")->check(CLI::NonNegativeNumber);
@@ -58,10 +59,11 @@ int main(int argc, char** argv) try {
   const std::string source = o.data.empty() ? o.dataset : o.data;
   const auto [pool, rest] = split_dataset(open_dataset(source, "", "train"), 0.1, 1);
   CAPO_CHECK(rest->size() > 0, source, ": too few training images to hold out a tenth of each class; 5 of a class are enough");
-  examples::TuneData data{pool, balanced_subset(rest, std::min<std::int64_t>(rest->size(), 1000), 1), open_dataset(source, "", "test")};
+  const DatasetPtr validation = balanced_subset(rest, std::min<std::int64_t>(rest->size(), 1000), 1);
+  examples::TuneData data{pool, validation, o.held_out ? validation : open_dataset(source, "", "test")};
   CAPO_CHECK(pool->class_names() == data.test->class_names(), source, ": train and test must have the same classes");
   if (o.train_images > 0 && o.train_images < pool->size()) data.train = balanced_subset(pool, o.train_images, o.seed);
-  if (o.test_images > 0 && o.test_images < data.test->size()) data.test = balanced_subset(data.test, o.test_images, 1);
+  if (!o.held_out && o.test_images > 0 && o.test_images < data.test->size()) data.test = balanced_subset(data.test, o.test_images, 1);
   std::printf("%s: %lld training, %lld validation, %lld test images, %d classes\n", data.train->name().c_str(), static_cast<long long>(data.train->size()),
               static_cast<long long>(data.validation->size()), static_cast<long long>(data.test->size()), data.train->num_classes());
 
@@ -77,7 +79,9 @@ int main(int argc, char** argv) try {
     std::fflush(stdout);
     if (name != "linear" || methods.size() == 1) curves.push_back({.name = r.method, .x = r.epoch, .y = r.curve, .markers = true});
     results[r.method] = {{"accuracy", r.accuracy},         {"trainable_parameters", r.trainable}, {"planned_bytes", r.planned_bytes}, {"peak_bytes", r.peak_bytes},
-                         {"images_per_s", r.images_per_s}, {"seconds", r.seconds},               {"precision", o.precision}};
+                         {"images_per_s", r.images_per_s}, {"seconds", r.seconds},               {"precision", o.precision},
+                         {"lr", r.lr},                     {"epochs", r.epochs},                 {"held_out_accuracy", r.curve.back() / 100},
+                         {"judged_on", o.held_out ? "held-out training images" : "test images"}};
   }
   write_png(o.out + "/accuracy.png", plot(curves, {.title = "accuracy on held-out training images", .x_label = "epoch", .y_label = "%"}));
   std::printf("accuracy.png, predictions.png, attention.png and the tuner are in %s\n", o.out.c_str());

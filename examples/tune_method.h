@@ -6,8 +6,8 @@
 #include <capo/examples/backbone.h>
 #include <capo/examples/step_profile.h>
 #include <capo/examples/tune_pictures.h>
+#include <capo/examples/tune_plan.h>
 #include <capo/models/nn/state.h>
-#include <capo/models/train/memory_plan.h>
 #include <capo/models/train/tensor_source.h>
 #include <capo/models/train/to_device.h>
 #include <capo/tuners/artifact.h>
@@ -28,7 +28,7 @@ struct TuneOptions {
   int train_images = 1000, test_images = 0, epochs = 8, batch = 16, image = 0, threads = 0;
   double lr = 0;
   std::uint64_t seed = 0;
-  bool compare = false, graph = false;
+  bool compare = false, graph = false, held_out = false;
 };
 
 struct TuneData {
@@ -37,7 +37,8 @@ struct TuneData {
 
 struct TuneResult {
   std::string method;
-  double accuracy = 0, seconds = 0, images_per_s = 0;
+  double accuracy = 0, seconds = 0, images_per_s = 0, lr = 0;
+  int epochs = 0;
   std::int64_t trainable = 0, total = 0, planned_bytes = 0, peak_bytes = 0;
   std::vector<double> epoch = {}, curve = {};  // held-out accuracy, %
 };
@@ -56,18 +57,26 @@ inline Preprocess preprocess_of(const TuneOptions& o, const std::string& stated,
   return p;
 }
 
-// Everything before the head, computed once: what a linear probe trains on.
+// Everything before the head of `images` images, computed once: what a linear probe trains on.
 template <class M>
-train::TensorSource cached_features(M& model, train::BatchSource& source, std::int64_t batch, std::uint64_t seed) {
+train::TensorSource cached_features(M& model, train::BatchSource& source, std::int64_t images, std::int64_t batch, std::uint64_t seed) {
   const NoGrad off;
-  std::vector<Tensor> features, labels;
+  Tensor features, labels;
   source.seek(0, 0);
-  for (std::int64_t i = 0; i < source.batches_per_epoch(); ++i) {
+  for (std::int64_t at = 0; at < images;) {
     const train::Batch b = source.next();
-    features.push_back(model.features(b.x));
-    labels.push_back(b.labels);
+    const Tensor f = model.features(b.x);
+    if (at == 0) {
+      Shape shape = f.shape();
+      shape[0] = images;
+      features = empty(shape, f.dtype(), f.device());
+      labels = empty({images}, i64, f.device());
+    }
+    copy_into(slice(features, 0, at, at + b.size()), f);
+    copy_into(slice(labels, 0, at, at + b.size()), b.labels);
+    at += b.size();
   }
-  return {concat(features, 0), concat(labels, 0), batch, seed};
+  return {features, labels, batch, seed};
 }
 
 // The heads, on such features.
@@ -81,44 +90,6 @@ class Heads final : public train::Classifier {
  private:
   M& model_;
 };
-
-// The same as a model of its own.
-template <class M>
-struct OnFeatures : M {
-  using M::M;
-  Tensor operator()(const Tensor& features) { return M::classify(features); }
-};
-
-template <class M, class Config>
-std::unique_ptr<M> planned(const Config& config, const std::string& spec, const nn::Build& build) {
-  auto model = std::make_unique<M>(config, build);
-  tuners::apply_spec(*model, spec);
-  return model;
-}
-
-constexpr int kFeatureBatch = 64, kFeatureEvaluation = 250;
-
-// What tuning will hold: steps of `batch` images, evaluations of `plain`. Where the heads alone are trained there are no such
-// steps, but evaluations of all images that leave their features, and steps on those.
-template <class M, class Config>
-train::MemoryPlan plan_tuning(const Config& config, int side, const std::string& spec, bool heads_alone, std::int64_t batch, std::int64_t plain, const TuneData& data) {
-  const auto whole = [&](const nn::Build& build) { return planned<M>(config, spec, build); };
-  const train::MemoryPlan images = train::plan_memory(whole, {batch, side, side, 3}, {.evaluation_batch = plain});
-  if (!heads_alone) return images;
-  const Shape shape = M(config, {.device = kMeta}).features(empty({kFeatureBatch, side, side, 3}, f32, kMeta)).shape();
-  const auto heads = [&](const nn::Build& build) { return planned<OnFeatures<M>>(config, spec, build); };
-  train::MemoryPlan plan = train::plan_memory(heads, shape, {.evaluation_batch = kFeatureEvaluation});
-  const std::int64_t row = numel(shape) / kFeatureBatch * 4 + 8;  // an image's features and label
-  std::int64_t cached = 0, most = 0;
-  for (const DatasetPtr& set : {data.train, data.validation, data.test}) {
-    cached += set->size() * row;
-    most = std::max(most, cached + std::max(images.evaluation, set->size() * row));  // the last batch; then all are joined
-  }
-  plan.input += cached;
-  plan.evaluation = images.evaluation;
-  plan.peak = std::max(plan.weights + most, cached + plan.peak);
-  return plan;
-}
 
 template <class M>
 TuneResult tune_with(const TuneOptions& o, const std::string& name, const TuneData& data, bool last) {
@@ -140,8 +111,12 @@ TuneResult tune_with(const TuneOptions& o, const std::string& name, const TuneDa
 
   LoaderOptions loading{.batch_size = o.batch, .shuffle = true, .seed = o.seed + 1};
   loading.augment = Augment{};  // flips only: a few epochs on a few images leave no room for more
-  // Where nothing is trained: 250 images of 32 x 32 pixels at once, fewer of larger ones.
-  const LoaderOptions plain{.batch_size = std::clamp(250 * 1024 / (preprocess.size * preprocess.size), 8, 250)};
+  const std::int64_t largest = std::max({train_set->size(), validation_set->size(), test_set->size()});
+  const auto& config = model.config;
+  const TunePlan planned = heads_alone ? plan_heads<M>(config, preprocess.size, spec, o.batch, largest, {train_set->size(), validation_set->size()})
+                                       : plan_steps<M>(config, preprocess.size, spec, o.batch, largest);
+  const train::MemoryPlan& plan = planned.memory;
+  const LoaderOptions plain{.batch_size = static_cast<int>(planned.at_once)};  // where nothing is trained
   LoaderSource held_images(validation_set, preprocess, plain), test_images(test_set, preprocess, plain);
   train::ToDevice held_out(held_images, o.device), test_source(test_images, o.device);
   train::TrainOptions options;
@@ -157,8 +132,6 @@ TuneResult tune_with(const TuneOptions& o, const std::string& name, const TuneDa
   options.on_epoch = StepProfile::epoch;
   options.user = &progress;
 
-  const std::int64_t largest = std::max({train_set->size(), validation_set->size(), test_set->size()});
-  const train::MemoryPlan plan = plan_tuning<M>(model.config, preprocess.size, spec, heads_alone, o.batch, std::min(plain.batch_size, largest), data);
   options.memory_plan = to_string(plan);
   const auto mib = [](std::int64_t bytes) { return static_cast<double>(bytes) / 1048576.0; };
   std::printf("%s: will hold at most %.1f MiB: weights %.1f, gradients %.1f, optimizer %.1f, activations %.1f, %s %.1f; in evaluation %.1f\n", name.c_str(), mib(plan.peak),
@@ -168,32 +141,32 @@ TuneResult tune_with(const TuneOptions& o, const std::string& name, const TuneDa
   allocator(o.device).reset_peak();
   const auto start = std::chrono::steady_clock::now();
   train::TrainResult trained;
-  train::Metrics tested;
-  const auto fit = [&](train::Classifier& classifier, train::BatchSource& images, train::BatchSource& validation, train::BatchSource& test) {
+  const auto fit = [&](train::Classifier& classifier, train::BatchSource& images, train::BatchSource& validation) {
     train::ClassificationTask task(classifier, 0.1);
     trained = train::Trainer(task, images, &validation, options).run();
     progress.finish();
     const NoGrad off;
     model.train(false);
-    tested = task.evaluate(test);  // once
+    train::ClassifierOf<M> whole(model);
+    r.accuracy = train::evaluate_classifier(whole, test_source).top1;  // once
   };
   if (heads_alone) {  // the backbone never changes: one pass over the images, then epochs of nothing but the heads
     options.epochs = o.epochs * 5;
     LoaderSource train_images(train_set, preprocess, plain);
     train::ToDevice train_source(train_images, o.device);
-    train::TensorSource train_features = cached_features(model, train_source, kFeatureBatch, o.seed + 1);
-    train::TensorSource held_features = cached_features(model, held_out, kFeatureEvaluation, 0);
-    train::TensorSource test_features = cached_features(model, test_source, kFeatureEvaluation, 0);
+    train::TensorSource train_features = cached_features(model, train_source, train_set->size(), kFeatureBatch, o.seed + 1);
+    train::TensorSource held_features = cached_features(model, held_out, validation_set->size(), kFeatureEvaluation, 0);
     Heads<M> heads(model);
-    fit(heads, train_features, held_features, test_features);
+    fit(heads, train_features, held_features);
   } else {
     LoaderSource train_images(train_set, preprocess, loading);
     train::ToDevice train_source(train_images, o.device);
     train::ClassifierOf<M> whole(model);
-    fit(whole, train_source, held_out, test_source);
+    fit(whole, train_source, held_out);
   }
   r.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  r.accuracy = tested.top1;
+  r.lr = options.schedule.lr;
+  r.epochs = options.epochs;
   r.planned_bytes = plan.peak;
   r.peak_bytes = allocator(o.device).stats().peak_bytes;
   double epoch_seconds = 0;

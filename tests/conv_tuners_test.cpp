@@ -170,9 +170,10 @@ TEST_CASE("what does not fit a convolution is refused") {
 namespace {
 struct Mixed : nn::Layer<Mixed> {
   Mixed() : Layer(nn::Build{.dtype = f64}) {}
-  Tensor forward(const Tensor& x) { return head(bn(depthwise(conv(x)))); }
+  Tensor forward(const Tensor& x) { return head(bn(depthwise(point(conv(x))))); }
   nn::Conv conv{this, "conv", 3, 4, {3, 3}};
-  nn::Conv depthwise{this, "depthwise", 4, 4, {3, 3}, {.groups = 4}, false};
+  nn::Conv point{this, "point", 4, 4, {1, 1}};
+  nn::Conv depthwise{this, "depthwise", 4, 4, {1, 3}, {.groups = 4}, false};
   nn::BatchNorm bn{this, "bn", 4};
   struct Head : nn::Layer<Head> {
     explicit Head(nn::Module* up) : Layer(up, "head", nn::Kind::head) {}
@@ -201,24 +202,27 @@ TEST_CASE("every norm layer is a norm") {
 
 TEST_CASE("layers by kind") {
   Mixed m;
-  CHECK(names(tuners::select(m, "@conv")) == "conv ");
+  CHECK(names(tuners::select(m, "@conv")) == "conv point ");
   CHECK(names(tuners::select(m, "@grouped_conv")) == "depthwise ");
+  CHECK(names(tuners::select(m, "@spatial_conv")) == "conv depthwise ");
   CHECK(names(tuners::select(m, "@norm")) == "bn ");
   CHECK(names(tuners::select(m, "@linear")) == "head.fc ");
   CHECK(names(tuners::select(m, "@head")) == "head ");
   CHECK(names(tuners::select(m, "he**@linear")) == "head.fc ");
   CHECK(contains(error_of([&] { tuners::select(m, "c*@norm"); }), "spec: \"c*@norm\" matches no such layer"));
   CHECK(contains(error_of([&] { tuners::select(m, "@pool"); }),
-                 "unknown kind of layer \"@pool\"; known: head, norm, linear, conv, grouped_conv"));
+                 "unknown kind of layer \"@pool\"; known: head, norm, linear, conv, grouped_conv, spatial_conv"));
   tuners::apply_spec(m, "@norm: train; @head: train");
   CHECK(nn::parameter_count(m, true) == 8 + 10);
   for (const auto& method : tuners::kConvMethods) {
     CHECK(tuners::find_method(method.name) == &method);
     tuners::apply_spec(m, method.name);
-    CHECK(tuners::tuners_of(m).size() == 1);
+    const auto attached = tuners::tuners_of(m);
+    REQUIRE(attached.size() == 2);
+    CHECK(attached[1]->target().path() == (std::string(method.name) == "residual-adapter" ? "depthwise" : "point"));
     tuners::detach_tuners(m);
   }
   tuners::apply_spec(m, "@conv: lora(rank=1); @head: train");
-  CHECK(names(tuners::select(m, "@conv")) == "conv ");  // tuners' own layers are not the model's
-  CHECK(nn::parameter_count(m, true) == 27 + 4 + 10);
+  CHECK(names(tuners::select(m, "@conv")) == "conv point ");  // tuners' own layers are not the model's
+  CHECK(nn::parameter_count(m, true) == 27 + 4 + 4 + 4 + 10);
 }

@@ -80,7 +80,6 @@ ResidualAdapter::ResidualAdapter(nn::Conv& target, std::string_view name, const 
 Tensor ResidualAdapter::apply(const nn::Site& site) {
   if (merged()) return site.y;
   Tensor x = site.z;
-  ConvOptions o = {.groups = conv_.options.groups};
   for (int axis = 1; axis + 1 < x.rank(); ++axis) {
     const std::int64_t taps = conv_.weight.value().size(axis), stride = at(conv_.options.stride, axis - 1, 1);
     const std::int64_t first = at(conv_.options.dilation, axis - 1, 1) * ((taps - 1) / 2) -
@@ -88,10 +87,11 @@ Tensor ResidualAdapter::apply(const nn::Site& site) {
     const std::int64_t end = first + (site.y.size(axis) - 1) * stride + 1;
     CAPO_CHECK(first >= 0 && end <= x.size(axis), "residual_adapter: the middle tap of ", conv_.path(),
                " must stay inside its input along every axis, but reads [", first, ", ", end, ") of ", x.shape());
-    x = slice(x, axis, first, end);
-    o.stride.push_back(stride);
+    // Only what is read is kept for the gradient; the module's input itself, where that is all of it, may be one that the tape
+    // makes again.
+    if (stride > 1 || first > 0 || end < x.size(axis)) x = slice(x, axis, first, end, stride);
   }
-  const Tensor tau = conv(x, weight, {}, o);
+  const Tensor tau = conv(x, weight, {}, {.groups = conv_.options.groups});
   return site.y + (options.scale == 1.0 ? tau : tau * options.scale);
 }
 

@@ -32,7 +32,8 @@ struct ResidualAdapterOptions {
 
 // Parallel residual adapter (Rebuffi, Bilen, Vedaldi 2018): y + s conv1x1(x), reading x under the kernel's middle tap,
 // with the target's stride and groups; zero at the start. in out / groups parameters; folds into the middle tap.
-// Beside a 1x1 convolution it is that convolution's whole weight again.
+// At a depthwise convolution a factor for each channel. Beside a 1x1 convolution it is that convolution's whole weight
+// again, so that the method of that name (presets.h) takes larger kernels alone, as the paper does.
 class ResidualAdapter : public FoldingTuner {
  public:
   ResidualAdapter(nn::Module* conv, std::string_view name, const ResidualAdapterOptions& options);

@@ -37,7 +37,9 @@ inline constexpr Method kMethods[] = {
 // Of models with convolutions; those above that name no blocks serve them too.
 inline constexpr Method kConvMethods[] = {
     {"conv-lora", "@conv: lora(rank=8); @head: train", 1.3e-3, 1e-4},
-    {"residual-adapter", "@conv: residual_adapter(); @head: train", 1e-3, 1e-4},
+    // As in the paper beside the kernels that look around. At a depthwise one it is a number for each channel; beside a 1x1
+    // convolution it would be all its weights again.
+    {"residual-adapter", "@spatial_conv: residual_adapter(); @head: train", 1e-3, 1e-4},
 };
 
 // Null when there is no method of that name: then the text is a spec.

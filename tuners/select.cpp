@@ -2,6 +2,8 @@
 #include <capo/models/nn/layers.h>
 #include <capo/tuners/select.h>
 
+#include <algorithm>
+
 namespace capo::tuners {
 namespace {
 
@@ -12,6 +14,14 @@ bool is_any(nn::Module& m) {
 int groups_of(nn::Module& m) {
   const auto* conv = dynamic_cast<nn::Conv*>(&m);
   return conv ? conv->options.groups : 0;
+}
+
+// Some kernel axis has more than one tap.
+bool is_spatial(nn::Module& m) {
+  const auto* conv = dynamic_cast<nn::Conv*>(&m);
+  if (!conv) return false;
+  const Shape& w = conv->weight.value().shape();  // [out, k.., in / groups]
+  return std::any_of(w.begin() + 1, w.end() - 1, [](std::int64_t taps) { return taps > 1; });
 }
 
 struct LayerKind {
@@ -26,6 +36,7 @@ constexpr LayerKind kKinds[] = {
     {"linear", [](nn::Module& m) { return is_any<nn::Linear>(m); }},
     {"conv", [](nn::Module& m) { return groups_of(m) == 1; }},
     {"grouped_conv", [](nn::Module& m) { return groups_of(m) > 1; }},
+    {"spatial_conv", is_spatial},
 };
 
 const LayerKind& kind_of(const std::string& name) {

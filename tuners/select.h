@@ -9,6 +9,7 @@
 //        linear        Linear
 //        conv          Conv of one group (no ConvTranspose)
 //        grouped_conv  Conv of more (depthwise too)
+//        spatial_conv  Conv of any groups whose kernel is larger than one along some axis
 #pragma once
 
 #include <capo/models/nn/module.h>
