@@ -36,6 +36,7 @@ int main(int argc, char** argv) try {
   app.add_option("--epochs", o.epochs)->check(examples::at_least_one());
   app.add_option("--batch", o.batch)->check(examples::at_least_one());
   app.add_option("--lr", o.lr, "0: the method's")->check(CLI::NonNegativeNumber);
+  app.add_option("--head-lr", o.head_lr, "of the head, which starts at random; 0: as --lr")->check(CLI::NonNegativeNumber);
   app.add_option("--image", o.image, "input size in pixels; 0: the weights' own")->check(CLI::NonNegativeNumber);
   app.add_option("--seed", o.seed);
   app.add_option("--precision", o.precision, "of the matrix products: f32, or bf16 (operands rounded, sums f32)")->check(CLI::IsMember({"f32", "bf16"}));
@@ -80,8 +81,8 @@ int main(int argc, char** argv) try {
     if (name != "linear" || methods.size() == 1) curves.push_back({.name = r.method, .x = r.epoch, .y = r.curve, .markers = true});
     results[r.method] = {{"accuracy", r.accuracy},         {"trainable_parameters", r.trainable}, {"planned_bytes", r.planned_bytes}, {"peak_bytes", r.peak_bytes},
                          {"images_per_s", r.images_per_s}, {"seconds", r.seconds},               {"precision", o.precision},
-                         {"lr", r.lr},                     {"epochs", r.epochs},                 {"held_out_accuracy", r.curve.back() / 100},
-                         {"judged_on", o.held_out ? "held-out training images" : "test images"}};
+                         {"lr", r.lr},                     {"head_lr", o.head_lr > 0 ? o.head_lr : r.lr}, {"epochs", r.epochs},
+                         {"held_out_accuracy", r.curve.back() / 100}, {"judged_on", o.held_out ? "held-out training images" : "test images"}};
   }
   write_png(o.out + "/accuracy.png", plot(curves, {.title = "accuracy on held-out training images", .x_label = "epoch", .y_label = "%"}));
   std::printf("accuracy.png, predictions.png, attention.png and the tuner are in %s\n", o.out.c_str());

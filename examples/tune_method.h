@@ -26,7 +26,7 @@ struct TuneOptions {
               precision = "f32", profile;
   Device device = kCpu;
   int train_images = 1000, test_images = 0, epochs = 8, batch = 16, image = 0, threads = 0;
-  double lr = 0;
+  double lr = 0, head_lr = 0;
   std::uint64_t seed = 0;
   bool compare = false, graph = false, held_out = false;
 };
@@ -123,6 +123,8 @@ TuneResult tune_with(const TuneOptions& o, const std::string& name, const TuneDa
   options.epochs = o.epochs;
   options.adamw.weight_decay = method ? method->weight_decay : 1e-4;
   options.schedule.lr = o.lr > 0 ? o.lr : method ? method->lr : 2e-3;
+  if (o.head_lr > 0)
+    for (const nn::Module* head : tuners::select(model, "@head")) options.adamw.rules.push_back({head->path(), o.head_lr / options.schedule.lr});
   options.warmup_epochs = 1;
   options.clip_norm = 1;
   options.graph = o.graph;
