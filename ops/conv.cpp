@@ -1,13 +1,16 @@
 #include <capo/autograd/autograd.h>
 #include <capo/ops/args.h>
+#include <capo/ops/binary.h>
 #include <capo/ops/conv.h>
 #include <capo/ops/copy.h>
 #include <capo/ops/kernel.h>
 #include <capo/ops/reduce.h>
+#include <capo/ops/unary.h>
 #include <capo/ops/view.h>
 #include <capo/ops/work_internal.h>
 
 #include <algorithm>
+#include <limits>
 
 namespace capo {
 
@@ -94,15 +97,37 @@ Geometry merge(Geometry g, std::int64_t m) {
   return g;
 }
 
+// What happens to a sum before it is stored.
+struct End {
+  Activation activation = Activation::none;
+  Tensor residual = {};
+  double ceiling = 0;
+  bool any() const { return activation != Activation::none || residual.defined(); }
+};
+
+Tensor ended(const Tensor& x, const End& end) {
+  const Tensor y = end.residual.defined() ? x + end.residual : x;
+  if (end.activation == Activation::none) return y;
+  return end.ceiling > 0 ? clamp(y, 0, end.ceiling) : relu(y);
+}
+
+void set_end(ConvArgs& p, const End& end) {
+  constexpr double kInfinity = std::numeric_limits<double>::infinity();
+  p.ends = end.any();
+  p.residual = data_or_null(end.residual);
+  p.low = end.activation == Activation::relu ? 0 : -kInfinity;
+  p.high = end.ceiling > 0 ? end.ceiling : kInfinity;
+}
+
 Tensor apply_depthwise(const Geometry& g, bool transposed, const Tensor& source, const Tensor& w, const Tensor& bias,
-                       const Tensor& y) {
+                       const End& end, const Tensor& y) {
   const std::int64_t taps = taps_of(g);
   const Tensor packed = empty({taps, g.groups}, source.dtype(), source.device());
   if (y.device().is_meta() || y.numel() == 0) return y;
   const Extent e = extent_of(g, transposed);
   const ConvPackArgs pack{g, source.dtype(), transposed, w.data(), packed.data(), 0, 1};
-  const ConvArgs args{g,        source.dtype(), transposed, source.data(), packed.data(), data_or_null(bias),
-                      y.data(), e.lines,        0,          0};
+  ConvArgs args{g, source.dtype(), transposed, source.data(), packed.data(), data_or_null(bias), y.data(), e.lines, 0, 0, {}, {}, {}, {}};
+  set_end(args, end);
   launch(kernels::conv_depthwise_pack, y.device(), pack, 1, 1);
   launch(kernels::conv_depthwise, y.device(), args, e.phases * e.lines,
          grain_for(e.positions / e.lines * g.groups * taps / e.phases * 4));
@@ -110,7 +135,7 @@ Tensor apply_depthwise(const Geometry& g, bool transposed, const Tensor& source,
 }
 
 Tensor apply_dense(const Geometry& one, bool transposed, const Tensor& source, const Tensor& w, const Tensor& bias,
-                   const Tensor& y) {
+                   const End& end, const Tensor& y) {
   const auto parts = [](std::int64_t n, std::int64_t part) { return (n + part - 1) / part; };
   const std::int64_t merged = merged_groups(one, source.dtype());
   const Geometry g = merge(one, merged);
@@ -127,8 +152,9 @@ Tensor apply_dense(const Geometry& one, bool transposed, const Tensor& source, c
   const std::int64_t wanted = std::min(parts(32, tiles * e.phases * g.groups), parts(n, 128));
   const std::int64_t columns = parts(parts(n, wanted), 64) * 64, blocks = parts(n, columns);
   const ConvPackArgs pack{g, source.dtype(), transposed, w.data(), packed.data(), tile, merged};
-  const ConvArgs args{g,        source.dtype(), transposed, source.data(), packed.data(), data_or_null(bias),
-                      y.data(), tiles,          tile,       columns};
+  ConvArgs args{g,        source.dtype(), transposed, source.data(), packed.data(), data_or_null(bias),
+                y.data(), tiles,          tile,       columns,       {},            {}, {}, {}};
+  set_end(args, end);
   launch(kernels::conv_pack, y.device(), pack, g.groups * e.phases * parts(n, 64), 1);
   launch(kernels::conv, y.device(), args, g.groups * e.phases * blocks * tiles,
          grain_for(tile * (taps / e.phases + 1) * depth * std::min(padded, columns)));
@@ -155,7 +181,8 @@ SumCut cut_sum(const Geometry& g, bool transposed, DType dtype) {
 }
 
 // y from x (transposed = false), or what is shaped like x from what is shaped like y. All contiguous; bias may be undefined.
-Tensor apply(const Geometry& g, bool transposed, const Tensor& source, const Tensor& w, const Tensor& bias) {
+// end: on the CPU only.
+Tensor apply(const Geometry& g, bool transposed, const Tensor& source, const Tensor& w, const Tensor& bias, const End& end = {}) {
   const Tensor y = empty(transposed ? x_shape(g) : y_shape(g), source.dtype(), source.device());
   if (y.device().is_cuda()) {
     const SumCut cut = cut_sum(g, transposed, source.dtype());
@@ -165,7 +192,8 @@ Tensor apply(const Geometry& g, bool transposed, const Tensor& source, const Ten
     launch(kernels::conv_direct, y.device(), direct, y.numel(), 1);
     return y;
   }
-  return is_depthwise(g) ? apply_depthwise(g, transposed, source, w, bias, y) : apply_dense(g, transposed, source, w, bias, y);
+  return is_depthwise(g) ? apply_depthwise(g, transposed, source, w, bias, end, y)
+                         : apply_dense(g, transposed, source, w, bias, end, y);
 }
 
 // The same on CUDA: about 512 blocks, chunks of at least 256 positions, parts below 64 MB.
@@ -269,15 +297,16 @@ Tensor apply_weight_gradient(const Geometry& one, const Tensor& dy, const Tensor
   return dw;
 }
 
-// The three bilinear maps of one geometry; each one's gradients are the other two. bias only joins the first two.
-Tensor forward(const Geometry& g, const Tensor& x, const Tensor& w, const Tensor& bias);
+// The three bilinear maps of one geometry; each one's gradients are the other two. bias only joins the first two; end only
+// what nothing needs a gradient of.
+Tensor forward(const Geometry& g, const Tensor& x, const Tensor& w, const Tensor& bias, const End& end = {});
 Tensor transposed(const Geometry& g, const Tensor& y, const Tensor& w, const Tensor& bias);
 Tensor weight_gradient(const Geometry& g, const Tensor& dy, const Tensor& x);
 
-Tensor forward(const Geometry& g, const Tensor& x0, const Tensor& w0, const Tensor& bias0) {
+Tensor forward(const Geometry& g, const Tensor& x0, const Tensor& w0, const Tensor& bias0, const End& end) {
   const Tensor x = contiguous(x0), w = contiguous(w0), bias = contiguous_or_undefined(bias0);
   const Needs need = needs_of({x, w, bias});
-  return record("conv", apply(g, false, x, w, bias), {x, w, bias}, Saved({keep_if(need[1], x), keep_if(need[0], w)}),
+  return record("conv", apply(g, false, x, w, bias, end), {x, w, bias}, Saved({keep_if(need[1], x), keep_if(need[0], w)}),
                 [g](const Saved& s, const Tensor& dy, Needs n) -> Grads {
                   Grads out(3);
                   if (n[0]) out[0] = transposed(g, dy, s[1], {});
@@ -334,13 +363,20 @@ void check(const char* op, const Tensor& x, const Tensor& w, const Tensor& bias,
   CAPO_CHECK(bias.device() == x.device(), op, ": bias is on ", bias.device(), ", x is on ", x.device());
 }
 
+void check_end(const char* op, const End& end) {
+  const Activation a = end.activation;
+  CAPO_CHECK(a == Activation::none || a == Activation::relu, op, ": activation must be none or relu, got ", name_of(a));
+  CAPO_CHECK(end.ceiling == 0 || (end.ceiling > 0 && a == Activation::relu), op, ": ceiling must be >= 0 and belongs to relu, got ",
+             end.ceiling, " with ", name_of(a));
+}
+
 }  // namespace
 
-Tensor conv(const Tensor& x, const Tensor& w, const Tensor& bias, const ConvOptions& o) {
+Tensor conv(const Tensor& x, const Tensor& w, const Tensor& bias, const ConvOptions& o, Activation activation,
+            const Tensor& residual, double ceiling) {
   const char* op = "conv";
   check(op, x, w, bias, o.groups);
-  if (is_half(x.dtype()) && !x.device().is_cuda())
-    return cast(conv(cast(x, f32), cast(w, f32), cast_or_undefined(bias, f32), o), x.dtype());
+  check_end(op, {activation, residual, ceiling});
   const int spatial = x.rank() - 2;
   const Dims stride = per_axis(op, "stride", o.stride, spatial, 1, 1), dilation = per_axis(op, "dilation", o.dilation, spatial, 1, 1);
   const Dims before = per_axis(op, "pad_before", o.pad_before, spatial, 0, 0);
@@ -365,7 +401,15 @@ Tensor conv(const Tensor& x, const Tensor& w, const Tensor& bias, const ConvOpti
     g.pad[a] = before[i];
     g.dilation[a] = dilation[i];
   }
-  return forward(g, x, w, bias);
+  const Shape out = y_shape(g);
+  CAPO_CHECK(!residual.defined() || (residual.shape() == out && residual.dtype() == x.dtype() && residual.device() == x.device()), op,
+             ": residual must be ", x.dtype(), " ", out, " on ", x.device(), " as y, got ", describe(residual));
+  if (is_half(x.dtype()) && !x.device().is_cuda())
+    return cast(conv(cast(x, f32), cast(w, f32), cast_or_undefined(bias, f32), o, activation, cast_or_undefined(residual, f32), ceiling), x.dtype());
+  const End end{activation, residual, ceiling};
+  if (!end.any()) return forward(g, x, w, bias);
+  if (x.device().is_cuda() || needs_of({x, w, bias, residual}).any()) return ended(forward(g, x, w, bias), end);
+  return forward(g, x, w, bias, {activation, contiguous_or_undefined(residual), ceiling});
 }
 
 Tensor conv_transpose(const Tensor& x, const Tensor& w, const Tensor& bias, const ConvOptions& o) {

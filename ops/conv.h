@@ -6,19 +6,27 @@
 //   bias  [Cout] or undefined
 //   y     [B, out.., Cout], contiguous
 //
+// conv may be followed, before y is written, by the shortcut and the activation of a residual network: act(conv + residual).
+//   act       none or relu; ceiling: relu's greatest value where that is not 0 (relu6: 6)
+//   residual  y's shape, dtype and device, any strides; or undefined (zeros)
+//
 // As in PyTorch it is a cross-correlation, and groups split the channels of x and y into consecutive parts.
 // groups = Cin = Cout is depthwise and has its own kernels.
 //
 // dtypes  x, w, bias equal: f32, f64; bf16 and f16 summed in f32 (CPU: through a cast copy; CUDA: no f64). Mixed dtypes
 //         and devices throw.
-// errors  ranks and channels that do not match, stride or dilation < 1, padding < 0, a kernel larger than the padded x.
+// errors  ranks and channels that do not match, stride or dilation < 1, padding < 0, a kernel larger than the padded x;
+//         another activation, a ceiling below 0 or without relu, a residual unlike y.
 // grad    x, w and bias, of any order: the gradients are made of conv, conv_transpose and conv_weight_gradient, all
-//         recorded. Keeps x only when w needs a gradient, w only when x does.
-// bits    sums are cut by shape only: the same for any thread count. On the CPU groups of at most 8 channels are
-//         multiplied side by side, zeros between them: a NaN or infinity in one reaches its neighbours' results.
+//         recorded. Keeps x only when w needs a gradient, w only when x does. Residual and activation are recorded as add, relu
+//         and clamp; where nothing needs a gradient, on the CPU, they join the convolution's own pass.
+// bits    sums are cut by shape only: the same for any thread count. In f32 and f64 those of conv, add and activation one after
+//         the other, but for the sign of a zero; on the CPU 16-bit values are rounded once, at the end. On the CPU groups of at
+//         most 8 channels are multiplied side by side, zeros between them: a NaN or infinity in one reaches its neighbours' results.
 #pragma once
 
 #include <capo/engine/tensor.h>
+#include <capo/ops/activation.h>
 
 namespace capo {
 
@@ -34,7 +42,8 @@ struct ConvOptions {
 
 // out = floor((in + pad_before + pad_after - dilation (k - 1) - 1) / stride) + 1
 //   Tensor y = conv2d(image, weight, {}, {.stride = {2}, .pad_before = {1}});  // [B, 32, 32, 3] -> [B, 16, 16, 64]
-Tensor conv(const Tensor& x, const Tensor& w, const Tensor& bias = {}, const ConvOptions& options = {});
+Tensor conv(const Tensor& x, const Tensor& w, const Tensor& bias = {}, const ConvOptions& options = {},
+            Activation activation = Activation::none, const Tensor& residual = {}, double ceiling = 0);
 
 // The adjoint of conv: out = (in - 1) stride - pad_before - pad_after + dilation (k - 1) + 1 + output_padding
 Tensor conv_transpose(const Tensor& x, const Tensor& w, const Tensor& bias = {}, const ConvOptions& options = {});
@@ -69,6 +78,9 @@ struct ConvArgs {
   void* result;
   std::int64_t tiles;          // of `tile` positions in the largest phase; depthwise: lines in it
   std::int64_t tile, columns;  // of one item: positions, at most kConvTile; result channels, a multiple of 64
+  bool ends;                   // then results are min(max(sum + residual, low), high), NaN passing
+  const void* residual;        // laid out like the result, or null
+  double low, high;
 };
 inline constexpr std::int64_t kConvTile = 96;
 

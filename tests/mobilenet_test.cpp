@@ -117,6 +117,7 @@ TEST_CASE("any size of image, files, another head, norms folded") {
   const Tensor before = model(x);
   CHECK(nn::fold_batch_norms(model) == 52);
   CHECK(relative_error(model(x), before) < 1e-4);
+  check_every_tap(model, x, 1e-4);
 }
 
 TEST_CASE("taps fire on every module, with the same result") {

@@ -184,6 +184,7 @@ TEST_CASE("norms folded into convolutions: the same function, without the norms"
       for (nn::BatchNorm* norm : norms) norm->running_mean.set(zeros(norm->running_mean.value().shape(), t));  // read no more
       CHECK(relative_error(model(x), before) <= (t == f64 ? 1e-12 : 2e-5));
       CHECK(nn::fold_batch_norms(model) == 0);
+      check_every_tap(model, x, t == f64 ? 1e-13 : 1e-5);
       model.train();
       CHECK(contains(error_of([&] { model(x); }), "is folded into its convolution"));
     }

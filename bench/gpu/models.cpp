@@ -1,6 +1,7 @@
 #include <capo/autograd/autograd.h>
 #include <capo/bench/gpu/models.h>
 #include <capo/models/mobilenet/mobilenet.h>
+#include <capo/models/nn/batch_norms.h>
 #include <capo/models/resnet/resnet.h>
 #include <capo/models/unet/plain.h>
 #include <capo/models/vit/vit.h>
@@ -148,6 +149,7 @@ Tensor TrainStep::forward_backward() {
 
 void TrainStep::infer() {
   model_->train(false);
+  nn::fold_batch_norms(*model_);
   optimizer_.reset();
   forward_only_ = true;
 }

@@ -44,7 +44,8 @@ class TrainStep {
   // From now on run() replays the step as one graph, as the Trainer's graph option does, but for reading the loss. CUDA only, after
   // a first run().
   void capture();
-  // From now on run() is the forward pass alone, in evaluation mode and unrecorded; the loss is still there.
+  // From now on run() is the forward pass alone, in evaluation mode and unrecorded, batch norms worked into their convolutions
+  // (nn::fold_batch_norms; of the peers torch.compile with freezing does that too); the loss is still there.
   void infer();
   double loss();  // of the newest step; waits
 

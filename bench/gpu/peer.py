@@ -12,7 +12,8 @@ A variant is WEIGHTS:MODE.
   f32        f32 weights, no autocast: what bench/cpu/run compares with
   pure       bf16 weights and moments, no masters: less arithmetic than Capo's, reported but not compared with
   eager | compile | step-graph (compile, and the whole step with its optimiser as one CUDA graph) | reduce-overhead |
-  max-autotune (with step-graph's capture) | freeze (compile with the weights as constants; --infer alone)
+  max-autotune (with step-graph's capture) | freeze (compile with the weights as constants, which folds batch norms into convolutions and
+  fuses activations and residual sums after them, as Capo's side does; --infer alone)
 
 On the CPU the result also tells what one step adds to the resident size, and which share of it torch.profiler finds in products and
 convolutions. All of them: SDPA, channels-last input, fused AdamW, gradients set to None. The last line is RESULT {json}.

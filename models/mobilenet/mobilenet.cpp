@@ -1,7 +1,5 @@
 #include <capo/models/mobilenet/mobilenet.h>
-#include <capo/ops/binary.h>
 #include <capo/ops/reduce.h>
-#include <capo/ops/unary.h>
 
 #include <algorithm>
 #include <cmath>
@@ -58,7 +56,7 @@ ConvNorm::ConvNorm(nn::Module* up, std::string_view name, const MobilenetConfig&
       norm(norm_of(this, "1", c, conv)) {}
 
 Tensor ConvNorm::forward(const Tensor& x) {  // relu6 is relu with ceiling 6
-  return norm ? norm->with_activation(conv(x), Activation::relu, {}, 6) : clamp(conv(x), 0, 6);
+  return norm ? norm->after(conv, x, Activation::relu, {}, 6) : conv.with_activation(x, Activation::relu, {}, 6);
 }
 
 Block::Block(nn::Module* up, std::string_view name, const MobilenetConfig& c, std::int64_t in, std::int64_t out, int stride,
@@ -72,9 +70,8 @@ Block::Block(nn::Module* up, std::string_view name, const MobilenetConfig& c, st
       norm(norm_of(&conv, expand ? "3" : "2", c, project)) {}
 
 Tensor Block::forward(const Tensor& x) {
-  const Tensor y = project(depthwise(expand ? (*expand)(x) : x));
-  if (norm) return norm->with_activation(y, Activation::none, residual ? x : Tensor());
-  return residual ? y + x : y;
+  const Tensor inner = depthwise(expand ? (*expand)(x) : x), shortcut = residual ? x : Tensor();
+  return norm ? norm->after(project, inner, Activation::none, shortcut) : project.with_activation(inner, Activation::none, shortcut);
 }
 
 Mobilenet::Mobilenet(const MobilenetConfig& c, const nn::Build& build)

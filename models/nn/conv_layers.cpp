@@ -20,6 +20,15 @@ Shape conv_weight(std::int64_t in, std::int64_t out, const Dims& kernel, const C
 Init or_default(const std::optional<Init>& init, const Shape& weight) {
   return init ? *init : Init::uniform(1.0 / std::sqrt(static_cast<double>(numel(weight) / weight[0])));
 }
+
+// act(x + residual) after a layer `what` that is tapped or folded.
+Tensor activated(const char* what, const Tensor& x, Activation act, const Tensor& residual, double ceiling) {
+  CAPO_CHECK(act == Activation::none || act == Activation::relu || act == Activation::silu, what,
+             ": the activation must be none, relu or silu, got ", name_of(act));
+  const Tensor y = residual.defined() ? x + residual : x;
+  if (act == Activation::relu) return ceiling > 0 ? clamp(y, 0, ceiling) : relu(y);
+  return act == Activation::silu ? silu(y) : y;
+}
 }  // namespace
 
 Conv::Conv(Module* up, std::string_view name, std::int64_t in, std::int64_t out, const Dims& kernel, ConvOptions o,
@@ -28,7 +37,14 @@ Conv::Conv(Module* up, std::string_view name, std::int64_t in, std::int64_t out,
   if (!with_bias) return;
   bias = std::make_unique<Parameter>(this, "bias", Shape{out}, or_default(bias_init, weight.value().shape()));
 }
-Tensor Conv::forward(const Tensor& x) { return conv(x, weight, bias ? bias->value() : Tensor(), options); }
+Tensor Conv::ended(const Tensor& x, Activation act, const Tensor& residual, double ceiling) {
+  return conv(x, weight, bias ? bias->value() : Tensor(), options, act, residual, ceiling);
+}
+Tensor Conv::with_activation(const Tensor& x, Activation act, const Tensor& residual, double ceiling) {
+  if (tapped() || act == Activation::silu) return activated("conv", (*this)(x), act, residual, ceiling);
+  const ModuleScope scope(&path());
+  return ended(x, act, residual, ceiling);
+}
 
 ConvTranspose::ConvTranspose(Module* up, std::string_view name, std::int64_t in, std::int64_t out, const Dims& kernel,
                              ConvOptions o, bool with_bias, Init init, std::optional<Init> bias_init)
@@ -50,26 +66,25 @@ BatchNorm::BatchNorm(Module* up, std::string_view name, std::int64_t dim, double
       running_var(this, "running_var", {dim}, Init::one()),
       eps(e),
       momentum(m) {}
-namespace {
-Tensor activated(const Tensor& x, Activation act, const Tensor& residual, double ceiling) {
-  CAPO_CHECK(act == Activation::none || act == Activation::relu || act == Activation::silu,
-             "batch_norm: the activation must be none, relu or silu, got ", name_of(act));
-  const Tensor y = residual.defined() ? x + residual : x;
-  if (act == Activation::relu) return ceiling > 0 ? clamp(y, 0, ceiling) : relu(y);
-  return act == Activation::silu ? silu(y) : y;
-}
-}  // namespace
 
 Tensor BatchNorm::normalized(const Tensor& x, Activation act, const Tensor& residual, double ceiling) {
   if (!folded_)
     return batch_norm(x, weight, bias, running_mean, running_var, training() && trained(), momentum, eps, !replaying(), act, residual, 0, ceiling);
+  refuse_training();
+  return activated("batch_norm", x, act, residual, ceiling);
+}
+void BatchNorm::refuse_training() const {
   CAPO_CHECK(!training(), path(), ": is folded into its convolution, for inference alone; it cannot train");
-  return activated(x, act, residual, ceiling);
 }
 Tensor BatchNorm::with_activation(const Tensor& x, Activation act, const Tensor& residual, double ceiling) {
-  if (tapped()) return activated((*this)(x), act, residual, ceiling);
+  if (tapped()) return activated("batch_norm", (*this)(x), act, residual, ceiling);
   const ModuleScope scope(&path());
   return normalized(x, act, residual, ceiling);
+}
+Tensor BatchNorm::after(Conv& conv, const Tensor& x, Activation act, const Tensor& residual, double ceiling) {
+  if (!folded_ || tapped()) return with_activation(conv(x), act, residual, ceiling);
+  refuse_training();
+  return conv.with_activation(x, act, residual, ceiling);
 }
 
 GroupNorm::GroupNorm(Module* up, std::string_view name, int g, std::int64_t dim, double e)

@@ -16,12 +16,18 @@ class Conv : public Layer<Conv> {
   Conv(Module* up, std::string_view name, std::int64_t in, std::int64_t out, const Dims& kernel,
        ConvOptions options = {}, bool bias = true, Init init = Init::kaiming(2.2360679774997896),
        std::optional<Init> bias_init = {});
-  Tensor forward(const Tensor& x);
+  Tensor forward(const Tensor& x) { return ended(x, Activation::none, {}, 0); }
+  // act(this(x) + residual), fused while nothing is attached and nothing needs a gradient. act: none, relu or silu, which is
+  // never fused; residual: the result's shape, or undefined; ceiling: relu's greatest value (relu6: 6), 0: none.
+  Tensor with_activation(const Tensor& x, Activation act, const Tensor& residual = {}, double ceiling = 0);
   std::int64_t width() const override { return weight.value().size(0); }
   std::int64_t input_width() const override { return weight.value().size(-1) * options.groups; }
   Parameter weight;
   std::unique_ptr<Parameter> bias;
   const ConvOptions options;
+
+ private:
+  Tensor ended(const Tensor& x, Activation act, const Tensor& residual, double ceiling);
 };
 
 // The adjoint of Conv, which upsamples with stride > 1; weight [in, k.., out / groups].
@@ -45,6 +51,8 @@ class BatchNorm : public Layer<BatchNorm> {
   // act(this(x) + residual), fused while nothing is attached. act: none, relu or silu; residual: x's shape, or undefined;
   // ceiling: relu's greatest value (relu6: 6), 0: none.
   Tensor with_activation(const Tensor& x, Activation act, const Tensor& residual = {}, double ceiling = 0);
+  // The same of conv(x), which folded joins the convolution's own pass.
+  Tensor after(Conv& conv, const Tensor& x, Activation act, const Tensor& residual = {}, double ceiling = 0);
   // The convolution whose output alone this layer reads, if the model says so; fold_batch_norms (batch_norms.h) works
   // the layer into it, and from then on the layer passes its input on.
   void set_source(Conv* conv) { source_ = conv; }
@@ -59,6 +67,7 @@ class BatchNorm : public Layer<BatchNorm> {
  private:
   friend void fold_batch_norm(BatchNorm& norm);
   Tensor normalized(const Tensor& x, Activation act, const Tensor& residual, double ceiling);
+  void refuse_training() const;  // folded
   Conv* source_ = nullptr;
   bool folded_ = false;
 };

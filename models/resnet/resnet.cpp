@@ -113,11 +113,12 @@ Tensor Block::shortcut(const Tensor& x) {
 }
 
 Tensor Block::forward(const Tensor& x) {
-  Tensor y = conv2(bn1.with_activation(conv1(x), Activation::relu));
-  if (conv3) y = (*conv3)(bn2.with_activation(y, Activation::relu));
+  Tensor y = bn1.after(conv1, x, Activation::relu);
+  if (conv3) y = bn2.after(conv2, y, Activation::relu);
+  nn::Conv& last_conv = conv3 ? *conv3 : conv2;
   nn::BatchNorm& last = bn3 ? *bn3 : bn2;
-  if (se) return relu((*se)(last(y)) + shortcut(x));
-  return last.with_activation(y, Activation::relu, shortcut(x));
+  if (se) return relu((*se)(last(last_conv(y))) + shortcut(x));
+  return last.after(last_conv, y, Activation::relu, shortcut(x));
 }
 
 DeepStem::DeepStem(nn::Module* up, std::string_view name, std::int64_t in, std::int64_t out)
@@ -132,8 +133,7 @@ DeepStem::DeepStem(nn::Module* up, std::string_view name, std::int64_t in, std::
 }
 
 Tensor DeepStem::forward(const Tensor& x) {
-  const Tensor y = norm1.with_activation(conv0(x), Activation::relu);
-  return conv6(norm4.with_activation(conv3(y), Activation::relu));
+  return conv6(norm4.after(conv3, norm1.after(conv0, x, Activation::relu), Activation::relu));
 }
 
 namespace {
@@ -183,7 +183,7 @@ void Resnet::add_stages() {
 Tensor Resnet::stem(const Tensor& image) {
   CAPO_CHECK(image.rank() == 4 && image.size(3) == config.channels, "resnet: image must be [B, H, W, ", config.channels,
              "], got ", image.shape());
-  return bn1.with_activation(conv1 ? (*conv1)(image) : (*deep_stem)(image), Activation::relu);
+  return conv1 ? bn1.after(*conv1, image, Activation::relu) : bn1.with_activation((*deep_stem)(image), Activation::relu);
 }
 
 Tensor Resnet::stage(std::size_t i, Tensor x) {

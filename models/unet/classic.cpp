@@ -2,7 +2,6 @@
 #include <capo/models/unet/sizes_internal.h>
 #include <capo/ops/join.h>
 #include <capo/ops/pool.h>
-#include <capo/ops/unary.h>
 
 namespace capo::unet {
 namespace {
@@ -35,11 +34,10 @@ DoubleConv::DoubleConv(nn::Module* up, std::string_view name, std::int64_t in, s
     : Layer(up, name), double_conv(this, in, out, batch_norm) {}
 
 Tensor DoubleConv::forward(const Tensor& x) {
-  const auto activated = [](nn::BatchNorm* n, const Tensor& h) {
-    return n ? n->with_activation(h, Activation::relu) : relu(h);
+  const auto activated = [](nn::BatchNorm* n, nn::Conv& conv, const Tensor& h) {
+    return n ? n->after(conv, h, Activation::relu) : conv.with_activation(h, Activation::relu);
   };
-  const Tensor h = activated(double_conv.norm1.get(), double_conv.conv1(x));
-  return activated(double_conv.norm2.get(), double_conv.conv2(h));
+  return activated(double_conv.norm2.get(), double_conv.conv2, activated(double_conv.norm1.get(), double_conv.conv1, x));
 }
 
 ClassicUnet::Down::Down(nn::Module* up, std::string_view name, std::int64_t in, std::int64_t out, bool batch_norm)

@@ -15,7 +15,7 @@ namespace capo::unet {
 class ConvNormRelu : public nn::Layer<ConvNormRelu> {
  public:
   ConvNormRelu(nn::Module* up, std::string_view name, std::int64_t in, std::int64_t out);
-  Tensor forward(const Tensor& x) { return norm.with_activation(conv(x), Activation::relu); }
+  Tensor forward(const Tensor& x) { return norm.after(conv, x, Activation::relu); }
   nn::Conv conv;
   nn::BatchNorm norm;
 };

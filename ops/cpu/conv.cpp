@@ -140,19 +140,20 @@ void convolve(const ConvArgs& p, int64_t item) {
   const T* packed = static_cast<const T*>(p.packed) + (group * taps + phase.taps_before) * depth * padded;
   const T* zeros = static_cast<const T*>(p.packed) + g.groups * taps * depth * padded;
   T* result = static_cast<T*>(p.result) + group * n;
+  const T* residual = p.residual ? static_cast<const T*>(p.residual) + group * n : nullptr;
   const Sum sum = sum_of<T>(phase, depth, p.tile);
 
   alignas(64) T copies_of_lines[kWindow<T>];
   Window<T> window{copies_of_lines, sum.line};
   alignas(64) T bias[kPanel<T>];
   const T* base[kSegments * kConvTile];
-  T* out[kConvTile];
+  int64_t out[kConvTile];
   Piece pieces[kConvTile];
   int64_t count = 0;
   Position at = position_of(axis, m0);
   for (int64_t row = 0; row < m; next_line(axis, at)) {
     const Piece piece{at, row, lesser(m - row, w.count - at.t[2])};
-    T* to = result + result_pixel(axis, at) * ldc;
+    const int64_t to = result_pixel(axis, at) * ldc;
     for (int64_t i = 0; i < piece.count; ++i) out[row + i] = to + i * w.step * ldc;
     if (sum.window) {
       const T* copies = window.add(axis, piece, source, pixel, depth);
@@ -182,7 +183,9 @@ void convolve(const ConvArgs& p, int64_t item) {
         copy(bias, static_cast<const T*>(p.bias) + group * n + j, columns);
         zero(bias + columns, kPanel<T> - columns);
       }
-      conv_tile::panel(m, rows, packed + k0 * padded + j * k, {out, j, columns, start ? bias : nullptr, b > 0});
+      const conv_tile::Target<T> target{result, out, j, columns, start ? bias : nullptr, b > 0, p.ends && b + 1 >= sum.blocks,
+                                        residual, static_cast<T>(p.low), static_cast<T>(p.high)};
+      conv_tile::panel(m, rows, packed + k0 * padded + j * k, target);
     }
   } while (++b < sum.blocks);
 }

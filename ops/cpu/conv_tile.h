@@ -7,6 +7,7 @@
 namespace {
 namespace conv_tile {
 
+using gemm::between;
 using gemm::kPanel;
 using gemm::kPanelVectors;
 using gemm::kWidth;
@@ -24,24 +25,51 @@ struct Rows {
   const T* zeros;  // where rows of padding point; segments that are padding in all rows of a tile are skipped
 };
 
-// C's rows and what is done with the sums. bias: whole vectors, or null.
+// C's rows, as distances from c, and what is done with the sums. bias: whole vectors, or null; residual: laid out like c, or null.
 template <class T>
 struct Target {
-  T* const* row;
+  T* c;
+  const int64_t* row;
   int64_t column, n;
   const T* bias;
-  bool add;
+  bool add, ends;
+  const T* residual;
+  T low, high;
 };
 
 template <class T>
 __attribute__((noinline)) void store_part(const T* sums, int m, int width, const Target<T>& c, int64_t row) {
   for (int i = 0; i < m; ++i) {
     const T* s = sums + i * width;
-    T* d = c.row[row + i] + c.column;
+    const int64_t at = c.row[row + i] + c.column;
+    T* d = c.c + at;
     if (c.add) {
       for (int64_t j = 0; j < c.n; ++j) d[j] += s[j];
     } else {
       for (int64_t j = 0; j < c.n; ++j) d[j] = s[j];
+    }
+    if (!c.ends) continue;
+    if (c.residual) {
+      for (int64_t j = 0; j < c.n; ++j) d[j] = between(d[j] + c.residual[at + j], c.low, c.high);
+    } else {
+      for (int64_t j = 0; j < c.n; ++j) d[j] = between(d[j], c.low, c.high);
+    }
+  }
+}
+
+// A whole tile of sums, ended.
+template <class T, int MR, int NV>
+__attribute__((always_inline)) inline void store_ended(const Vector<T> (&acc)[MR][NV], const Target<T>& c, int64_t row) {
+  constexpr int W = kWidth<T>;
+  const Vector<T> low = c.low - Vector<T>{}, high = c.high - Vector<T>{};  // broadcast
+#pragma GCC unroll 16
+  for (int i = 0; i < MR; ++i) {
+    const int64_t at = c.row[row + i] + c.column;
+#pragma GCC unroll 4
+    for (int j = 0; j < NV; ++j) {
+      Vector<T> sum = c.add ? load(c.c + at + j * W) + acc[i][j] : acc[i][j];
+      if (c.residual) sum += load(c.residual + at + j * W);
+      store(c.c + at + j * W, between(sum, low, high));
     }
   }
 }
@@ -81,9 +109,10 @@ __attribute__((noinline)) void tile(const Rows<T>& r, int64_t row, const T* b, c
     }
   }
   if (c.n == NV * W) {
+    if (c.ends) return store_ended<T, MR, NV>(acc, c, row);
 #pragma GCC unroll 16
     for (int i = 0; i < MR; ++i) {
-      T* d = c.row[row + i] + c.column;
+      T* d = c.c + c.row[row + i] + c.column;
 #pragma GCC unroll 4
       for (int j = 0; j < NV; ++j) store(d + j * W, c.add ? load(d + j * W) + acc[i][j] : acc[i][j]);
     }

@@ -59,6 +59,13 @@ inline void store(T* p, Vector<T> v) {
   __builtin_memcpy(p, &v, sizeof v);
 }
 
+// min(max(x, low), high), a NaN as it is; of numbers or vectors.
+template <class V>
+inline V between(V x, V low, V high) {
+  const V y = x < low ? low : x;
+  return y > high ? high : y;
+}
+
 // ---- Transposition ----
 
 template <int... I>

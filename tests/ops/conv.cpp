@@ -138,6 +138,37 @@ Sample make(const Entry& e, bool transposed) {
   return s;
 }
 
+// A convolution and what follows it; the residual is the last input.
+struct End {
+  Activation activation;
+  bool residual;
+  double ceiling;
+};
+Sample make_ended(const Entry& e, const End& end) {
+  const Sample bare = make(e, false);
+  Tensors inputs = bare.inputs;
+  if (end.residual) inputs.push_back(normal(bare.reference(inputs)[0].shape(), cat(e.label, " residual"), 0.3));
+  const ConvOptions o = e.options;
+  const std::size_t plain = bare.inputs.size();
+  Sample s{cat(e.label, ", ", name_of(end.activation), end.residual ? " + residual" : "", end.ceiling > 0 ? ", ceiling" : ""), inputs,
+           [o, end, plain](const Tensors& in) {
+             return Tensors{conv(in[0], in[1], plain > 2 ? in[2] : Tensor(), o, end.activation, end.residual ? in[plain] : Tensor(), end.ceiling)};
+           },
+           [o, end, plain](const Tensors& in) {
+             const Tensor sum = reference(Tensors(in.begin(), in.begin() + static_cast<std::ptrdiff_t>(plain)), o, false)[0];
+             auto y = to_vector<double>(sum);
+             const auto r = end.residual ? to_vector<double>(in[plain]) : std::vector<double>(y.size());
+             for (std::size_t i = 0; i < y.size(); ++i) {
+               y[i] += r[i];
+               if (end.activation == Activation::relu && y[i] < 0) y[i] = 0;
+               if (end.ceiling > 0 && y[i] > end.ceiling) y[i] = end.ceiling;
+             }
+             return Tensors{from_vector<double>(y, sum.shape())};
+           }};
+  s.second_order = true;
+  return s;
+}
+
 // Sizes that fill tiles, panels, column blocks and chunks, with remainders. Values and first gradients by f32 and bits.
 Sample make_large(const char* label, const Shape& x, const Shape& w, const ConvOptions& o, bool transposed = false) {
   Sample s = make({label, x, w, true, o}, transposed);
@@ -188,6 +219,12 @@ std::vector<OpCase> op_cases() {
   t.samples.push_back(make_large("channels in eights", {1, 7, 9, 48}, {48, 3, 3, 72}, {.stride = {2}, .pad_before = {1}}, true));
   t.samples.push_back(make_large("many channels", {1, 5, 6, 70}, {70, 4, 4, 67}, {.stride = {2}, .pad_before = {1}}, true));
 
+  const End ends[] = {{Activation::none, true, 0}, {Activation::relu, false, 0}, {Activation::relu, true, 0}, {Activation::relu, true, 1.5}};
+  for (const End& end : ends) {
+    c.samples.push_back(make_ended({"3x3, 20 channels", {2, 5, 7, 3}, {20, 3, 3, 3}, true, {.stride = {2}, .pad_before = {1}}}, end));
+    c.samples.push_back(make_ended({"depthwise, 19 channels", {2, 5, 4, 19}, {19, 3, 3, 1}, false, {.pad_before = {1}, .groups = 19}}, end));
+  }
+
   const Tensor x = normal({1, 5, 5, 4}, "x"), w = normal({6, 3, 3, 4}, "w");
   const auto bad = [&](OpCase& to, const char* label, const Tensor& a, const Tensor& b, const Tensor& bias, const ConvOptions& o, const char* text) {
     const bool is_conv = &to == &c;
@@ -207,6 +244,14 @@ std::vector<OpCase> op_cases() {
   bad(c, "output padding", x, w, {}, {.output_padding = {1}}, "conv_transpose");
   bad(c, "dtypes", x, cast(w, f32), {}, {}, "mixed dtypes");
   bad(c, "integers", cast(x, i64), cast(w, i64), {}, {}, "floating");
+  const auto bad_end = [&](const char* label, Activation a, const Tensor& residual, double ceiling, const char* text) {
+    c.errors.push_back({label, [=] { conv(x, w, {}, {}, a, residual, ceiling); }, text});
+  };
+  bad_end("activation", Activation::silu, {}, 0, "activation must be none or relu, got silu");
+  bad_end("ceiling without relu", Activation::none, {}, 6, "ceiling must be >= 0 and belongs to relu, got 6 with none");
+  bad_end("ceiling below zero", Activation::relu, {}, -1, "ceiling must be >= 0");
+  bad_end("residual's shape", Activation::relu, normal({1, 3, 3, 4}, "r"), 0, "residual must be f64 [1, 3, 3, 6]");
+  bad_end("residual's dtype", Activation::relu, cast(normal({1, 3, 3, 6}, "r"), f32), 0, "residual must be f64 [1, 3, 3, 6]");
 
   const Tensor v = normal({4, 3, 3, 6}, "v");
   bad(t, "channels", x, w, {}, {}, "input channels");

@@ -23,8 +23,8 @@ struct Taps {
   int64_t source[kTaps], tap[kTaps];
 };
 
-// Calls f(first result, results, taps) for runs of one line of results that read the same taps, kTaps at a time and in
-// order, and f(first, results, no taps) for those that read none. `more`: the run's earlier taps are already summed.
+// Calls f(first result, results, taps, more, last) for runs of one line of results that read the same taps, kTaps at a time and
+// in order, and with no taps for those that read none. `more`: the run's earlier taps are already summed; `last`: no others follow.
 template <class F>
 void for_each_run(const ConvGeometry& g, const Axis* axis, const Position& line, const F& f) {
   const Axis &ad = axis[0], &ah = axis[1], &aw = axis[2];
@@ -48,44 +48,55 @@ void for_each_run(const ConvGeometry& g, const Axis* axis, const Position& line,
         if (from < 0) continue;
         for (int64_t j = first; j <= last; ++j) {
           if (taps.count == kTaps) {
-            f(t, end - t, taps, more);
+            f(t, end - t, taps, more, false);
             taps.count = 0, more = true;
           }
           taps.source[taps.count] = (from * aw.source + t * s + aw.offset + j * aw.offset_step) * g.groups;
           taps.tap[taps.count++] = tap_at(g, axis, (jd * ah.taps + jh) * aw.taps + j);
         }
       }
-    f(t, end - t, taps, more);
+    f(t, end - t, taps, more, true);
   }
 }
 
 // ---- Forward and data gradient ----
 
-// One vector of channels: results out, out + step, .. from sources that advance by `stride`; N taps.
-template <class T, int N>
-void sum_taps(const Taps& taps, int64_t n, const T* source, int64_t stride, const T* w, int64_t channels, const T* bias,
-              bool more, T* out, int64_t step) {
+// Where sums go and what happens to them; residual: laid out like out, or null.
+template <class T>
+struct Target {
+  T* out;
+  int64_t step;  // from one result to the next
+  const T* bias;
+  bool more;
+  const T* residual;
+  T low, high;
+};
+
+// One vector of channels: n results from sources that advance by `stride`; N taps.
+template <class T, int N, bool kEnds>
+void sum_taps(const Taps& taps, int64_t n, const T* source, int64_t stride, const T* w, int64_t channels, const Target<T>& to) {
   using namespace gemm;
   Vector<T> k[N + 1];
   const T* x[N + 1];
 #pragma GCC unroll 9
   for (int i = 0; i < N; ++i) k[i] = load(w + taps.tap[i] * channels), x[i] = source + taps.source[i];
-  const Vector<T> start = bias ? load(bias) : Vector<T>{};
-  for (int64_t t = 0; t < n; ++t, out += step) {
-    Vector<T> sum = more ? load(out) : start;
+  const Vector<T> start = to.bias ? load(to.bias) : Vector<T>{}, low = to.low - Vector<T>{}, high = to.high - Vector<T>{};
+  for (int64_t t = 0; t < n; ++t) {
+    T* out = to.out + t * to.step;
+    Vector<T> sum = to.more ? load(out) : start;
 #pragma GCC unroll 9
     for (int i = 0; i < N; ++i) sum += load(x[i] + t * stride) * k[i];
-    store(out, sum);
+    if (kEnds && to.residual) sum += load(to.residual + t * to.step);
+    store(out, kEnds ? between(sum, low, high) : sum);
   }
 }
 
-template <class T>
-void sum_run(const Taps& taps, int64_t n, const T* source, int64_t stride, const T* w, int64_t channels, const T* bias,
-             bool more, T* out, int64_t step) {
+template <class T, bool kEnds>
+void sum_run(const Taps& taps, int64_t n, const T* source, int64_t stride, const T* w, int64_t channels, const Target<T>& to) {
   switch (taps.count) {
 #define CAPO_TAPS(N) \
   case N:            \
-    return sum_taps<T, N>(taps, n, source, stride, w, channels, bias, more, out, step)
+    return sum_taps<T, N, kEnds>(taps, n, source, stride, w, channels, to)
     CAPO_TAPS(0);
     CAPO_TAPS(1);
     CAPO_TAPS(2);
@@ -115,17 +126,26 @@ void depthwise(const ConvArgs& p, int64_t item) {
   const T* source = static_cast<const T*>(p.source);
   const T* w = static_cast<const T*>(p.packed);
   const T* bias = static_cast<const T*>(p.bias);
-  T* result = static_cast<T*>(p.result) + result_pixel(axis, at) * channels;
-  for_each_run(g, axis, at, [&](int64_t t, int64_t n, const Taps& taps, bool more) {
-    T* out = result + t * step;
+  const T* residual = static_cast<const T*>(p.residual);
+  const int64_t first = result_pixel(axis, at) * channels;
+  const T low = static_cast<T>(p.low), high = static_cast<T>(p.high);
+  for_each_run(g, axis, at, [&](int64_t t, int64_t n, const Taps& taps, bool more, bool last) {
+    const int64_t from = first + t * step;
+    T* out = static_cast<T*>(p.result) + from;
+    const T* add = residual ? residual + from : nullptr;
+    const bool ends = p.ends && last;
     int64_t c = 0;
-    for (; c + W <= channels; c += W)
-      sum_run(taps, n, source + c, stride, w + c, channels, bias ? bias + c : nullptr, more, out + c, step);
+    for (; c + W <= channels; c += W) {
+      const Target<T> to{out + c, step, bias ? bias + c : nullptr, more, add ? add + c : nullptr, low, high};
+      ends ? sum_run<T, true>(taps, n, source + c, stride, w + c, channels, to)
+           : sum_run<T, false>(taps, n, source + c, stride, w + c, channels, to);
+    }
     for (; c < channels; ++c)
       for (int64_t i = 0; i < n; ++i) {
         T sum = more ? out[i * step + c] : bias ? bias[c] : T(0);
         for (int x = 0; x < taps.count; ++x)
           sum += source[taps.source[x] + i * stride + c] * w[taps.tap[x] * channels + c];
+        if (ends) sum = gemm::between(add ? sum + add[i * step + c] : sum, low, high);
         out[i * step + c] = sum;
       }
   });
@@ -186,7 +206,7 @@ void depthwise_weight_gradient(const capo::ConvWeightArgs& p, int64_t item) {
   for (int64_t line = begin; line < end && g.out[2] > 0; ++line) {
     const Position at = position_of(phase.axis, line * g.out[2]);
     const T* dy = static_cast<const T*>(p.dy) + line * g.out[2] * channels;
-    for_each_run(g, phase.axis, at, [&](int64_t t, int64_t n, const Taps& taps, bool) {
+    for_each_run(g, phase.axis, at, [&](int64_t t, int64_t n, const Taps& taps, bool, bool) {
       const T* d = dy + t * channels;
       int64_t c = 0;
       for (; c + W <= channels; c += W) add_run(taps, n, x + c, stride, d + c, channels, dw + c, channels);
