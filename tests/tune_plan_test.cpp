@@ -26,7 +26,9 @@ void check_table(const Config& config, int side, const std::vector<const char*>&
     CAPTURE(method);
     CHECK(examples::plan_steps<M>(config, side, spec_of(method), kBatch, 10000).memory.peak < full.memory.peak);
   }
-  CHECK(examples::plan_heads<M>(config, side, spec_of("linear"), kBatch, 10000, {4500, 1000}).memory.peak < full.memory.peak);
+  const examples::TunePlan linear = examples::plan_heads<M>(config, side, spec_of("linear"), kBatch, 10000, {5000, 1000});
+  CHECK(linear.memory.peak < full.memory.peak);
+  CHECK(linear.at_once > kBatch / 2);
 }
 
 }  // namespace
@@ -45,6 +47,9 @@ TEST_CASE("an evaluation holds no more than a step does") {
     CHECK(train::plan_memory(model, {kBatch, 32, 32, 3}, {.evaluation_batch = plan.at_once, .device = kCpu}).peak <= step + 64);  // a number's block
   }
   CHECK(examples::plan_steps<resnet::Resnet>(config, 32, spec_of("full"), kBatch, 7).at_once == 7);
+  const auto of_features = [&](std::int64_t images) { return examples::plan_heads<resnet::Resnet>(config, 32, spec_of("linear"), kBatch, 10000, {images}); };
+  CHECK(of_features(1000).at_once > of_features(60000).at_once);
+  CHECK(of_features(10000000).at_once == kBatch);
   CHECK(examples::plan_steps<resnet::Resnet>(config, 224, spec_of("full"), kBatch, 10000).at_once == 8);
 }
 
