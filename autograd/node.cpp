@@ -45,6 +45,11 @@ Needs needs_of(const std::vector<Tensor>& inputs) {
 }
 Needs needs_of(std::initializer_list<Tensor> inputs) { return needs_of(std::vector<Tensor>(inputs)); }
 
+bool remade_when_saved(const Tensor& x) {
+  const GradSlot* slot = x.defined() && recompute() ? slot_of(x) : nullptr;
+  return slot && slot->node && slot->node->remakes(slot->output);
+}
+
 Saved::Saved(std::initializer_list<Tensor> inputs, std::initializer_list<Tensor> outputs)
     : Saved(std::vector<Tensor>(inputs), std::vector<Tensor>(outputs)) {}
 
@@ -54,8 +59,8 @@ Saved::Saved(std::vector<Tensor> inputs, std::vector<Tensor> outputs) {
     for (auto& t : *list) {
       Item item;
       item.own = list == &outputs;
-      const GradSlot* slot = t.defined() && !item.own && recompute() ? slot_of(t) : nullptr;
-      if (slot && slot->node && slot->node->remakes(slot->output)) {
+      if (!item.own && remade_when_saved(t)) {
+        const GradSlot* slot = slot_of(t);
         item.maker = slot->node;
         item.made = slot->output;
       } else {

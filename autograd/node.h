@@ -98,6 +98,9 @@ class Saved {
   bool freed_ = false;
 };
 
+// Whether Saved would not keep x, as an input, but have it made again.
+bool remade_when_saved(const Tensor& x);
+
 // x when its gradient is needed, else undefined: a frozen Linear keeps no input.
 inline Tensor keep_if(bool need, const Tensor& x) { return need ? x : Tensor(); }
 

@@ -19,10 +19,10 @@
 // bits     on the CPU in f32 and f64 those of norm, sum and activation one after the other, forward and backward. 16-bit
 //          values are rounded once, after the activation.
 // grad     x, weight, bias, residual. Training keeps x, mean, rstd, and weight if x needs a gradient; with running statistics
-//          x is kept for weight only. What an activation saw is made again from these, the bias and the residual, and without
-//          a residual so is y for who saves it (group_norm.h); but relu without a ceiling
-//          reads its slope from y where there is a residual, or where x would be kept for relu alone: y is mostly the next
-//          convolution's input, which that one keeps anyway, while nobody else keeps a downsampling branch's output.
+//          x is kept for weight only. What an activation saw is made again from these, the bias and the residual, and so is y
+//          for who saves it (group_norm.h). But relu without a ceiling reads its slope from y where x would be kept for relu alone,
+//          and where the residual would be made again itself (a downsampling branch, the sum of the block before): y is mostly the
+//          next convolution's input, which that one keeps anyway. Then y is not made again.
 //          Second order through the composite.
 // throws   as group_norm; on a residual unlike x; and on training with one value per channel. An empty batch passes and
 //          changes no statistics.

@@ -232,7 +232,7 @@ struct RemakesNormal {
   bool operator()(int) const { return possible; }
   Tensor operator()(const Saved& s, int) const {
     const Tensor x = contiguous(s[kX]), y = empty(x.shape(), x.dtype(), x.device());
-    launch_apply(x, s[kWeight], s[kBias], {}, y, s[kMean], s[kRstd], extent_of(x, form.outer, form.groups), form);
+    launch_apply(x, s[kWeight], s[kBias], contiguous_or_undefined(s[kResidual]), y, s[kMean], s[kRstd], extent_of(x, form.outer, form.groups), form);
     return y;
   }
 };
@@ -245,8 +245,11 @@ Tensor recorded(const char* op, const Tensor& y, const Tensor& x, const Tensor& 
   // least, for the next op mostly keeps it anyway.
   const bool slope = activates(f) && need.any();
   const bool plain_relu = f.activation == Activation::relu && f.below_zero == 0 && f.ceiling == 0;
-  const bool by_y = slope && plain_relu && (!by_norm || residual.defined()), by_z = slope && !by_y;
-  const bool keeps_x = by_norm || by_z, remakes = keeps_x && !residual.defined();
+  // A residual takes the place of y where it is kept itself, not made again: y is then made of it in one pass. In a row of
+  // residual blocks that is every other sum.
+  const bool by_residual = recompute() && !remade_when_saved(residual);
+  const bool by_y = slope && plain_relu && (!by_norm || (residual.defined() && !by_residual)), by_z = slope && !by_y;
+  const bool keeps_x = by_norm || by_z, remakes = keeps_x && (!residual.defined() || by_z);
   return record(op, y, {x, w, b, residual},
                 Saved({keep_if(keeps_x, x), keep_if(need[0] || by_z || remakes, w), keep_if(by_z || remakes, b), keep_if(by_z, residual)},
                       {keep_if(keeps_x, mean), keep_if(keeps_x || need[0] || need[1], rstd), keep_if(by_y, y)}),

@@ -744,7 +744,9 @@ TEST_CASE("recompute: outputs of norms over channels, with what follows them") {
                                 {[&] { return batch(Activation::relu, {}, 0.5); }, 1},
                                 {[&] { return clamp(batch(Activation::none), 0, 0.5); }, 2},
                                 {[&] { return batch(Activation::silu); }, 1},
-                                {[&] { return batch(Activation::relu, residual); }, 0},
+                                {[&] { return batch(Activation::relu, residual); }, 1},  // which is kept anyway
+                                {[&] { return batch(Activation::relu, batch(Activation::none)); }, 0},  // the residual would be made again itself
+                                {[&] { return batch(Activation::relu, batch(Activation::relu, batch(Activation::relu, residual))); }, 2},
                                 {[&] { return group_norm(x, 2, gamma, beta, 1e-5, Activation::silu); }, 1},
                                 {[&] { return instance_norm(x, gamma, beta, 1e-5, Activation::relu, 0.01); }, 1}};
   for (std::size_t i = 0; i < forms.size(); ++i) {
@@ -753,7 +755,7 @@ TEST_CASE("recompute: outputs of norms over channels, with what follows them") {
     std::int64_t kept[2];
     for (const bool on : {false, true}) {
       const Recompute scope(on);
-      const SavedBytes saved(leaves);
+      const SavedBytes saved({x, gamma, beta, w, residual});
       const Tensor loss = sum(square(linear(forms[i].y(), w)));
       kept[on] = saved.total();
       for (const Tensor& g : grad({loss}, leaves)) gradients[on].push_back(list(g));
