@@ -263,11 +263,11 @@ TEST_CASE("tuner files that do not fit are refused") {
     nn::StateDict d = dict;
     d.pop_back();
     store(d);
-    refused(cat("missing ", dict.back().name));
+    refused(cat("1 missing: ", dict.back().name));
     d = dict;
     d.push_back({"blocks.0.surplus", zeros({1})});
     store(d);
-    refused("unexpected blocks.0.surplus");
+    refused("1 unexpected: blocks.0.surplus");
     d = dict;
     d[0].value = zeros({2, 2});
     store(d);

@@ -1,6 +1,7 @@
 #include <capo/engine/files.h>
 #include <capo/engine/json.h>
 #include <capo/engine/sha256.h>
+#include <capo/models/nn/misfits_internal.h>
 #include <capo/models/nn/state.h>
 #include <capo/ops/copy.h>
 #include <capo/tuners/artifact.h>
@@ -116,19 +117,19 @@ TunerCard load_tuner(const std::string& folder, nn::Module& model) {
     std::map<std::string, const Tensor*> given;
     for (const auto& t : dict) given[t.name] = &t.value;
     std::vector<std::pair<nn::Parameter*, Tensor>> pairs;
-    std::string wrong;
+    nn::Misfits misfits;
     for (const auto& t : trained_state(model)) {
       const auto it = given.find(t.name);
       if (it == given.end())
-        wrong += cat(" missing ", t.name, ";");
+        misfits.missing.push_back(t.name);
       else if (it->second->shape() != t.value.shape() || it->second->dtype() != t.value.dtype())
-        wrong += cat(" ", t.name, " must be ", describe(t.value), ", got ", describe(*it->second), ";");
+        misfits.misfitting.push_back(cat(t.name, " must be ", describe(t.value), ", got ", describe(*it->second)));
       else
         pairs.emplace_back(nn::find_parameters(model, t.name)[0], *it->second);
       if (it != given.end()) given.erase(it);
     }
-    for (const auto& [name, value] : given) wrong += cat(" unexpected ", name, ";");
-    CAPO_CHECK(wrong.empty(), path, ": tensors must be exactly the spec's:", wrong);
+    for (const auto& [name, value] : given) misfits.unexpected.push_back(name);
+    misfits.refuse(path + ": tensors must be exactly the spec's");
     const NoGrad off;
     for (auto& [p, t] : pairs) copy_into(p->value(), to(nn::from_file_layout(t, p->layout()), p->value().device()));
   } catch (...) {
