@@ -69,6 +69,13 @@ double worst(const std::vector<std::vector<double>>& a, const std::vector<std::v
   return e;
 }
 
+Tensor state_named(const train::Optimizer& opt, const std::string& name) {
+  for (const auto& s : opt.state_list())
+    if (s.name == name) return s.value;
+  FAIL("no state " << name);
+  return {};
+}
+
 const std::vector<train::Rule> kRules{{"head", 10}, {"**.weight", 0.5, 0.2}, {"head.bias", 3, 0.4}};
 // By hand, from the rules and the defaults, in declaration order: cls_token, fc.weight, fc.bias, head.weight, head.bias.
 constexpr double kScale[] = {1, 0.5, 1, 0.5, 3};
@@ -327,12 +334,11 @@ TEST_CASE("optim: Muon in bf16 follows the f32 masters; any number of threads gi
     x.step(1e-3);
     y.step(1e-3);
   }
-  for (const auto& s : x.state_list())
-    if (s.name == "master/tall.weight") {
-      const auto got = to_vector<double>(s.value), want = to_vector<double>(single.tall.weight.value());
-      for (std::size_t i = 0; i < got.size(); ++i) CHECK(got[i] == doctest::Approx(want[i]).epsilon(1e-5));
-      CHECK(bytes_of(cast(s.value, bf16)) == bytes_of(half.tall.weight.value()));
-    }
+  const Tensor master = state_named(x, "master/tall.weight");
+  const auto got = to_vector<double>(master), want = to_vector<double>(single.tall.weight.value());
+  REQUIRE(got.size() == want.size());
+  for (std::size_t i = 0; i < got.size(); ++i) CHECK(got[i] == doctest::Approx(want[i]).epsilon(1e-5));
+  CHECK(bytes_of(cast(master, bf16)) == bytes_of(half.tall.weight.value()));
 
   std::vector<std::string> bits;
   const ThreadsScope restore;
@@ -385,8 +391,7 @@ TEST_CASE("optim: bf16 parameters move by their f32 masters") {
   }
   const auto last = to_vector<double>(half.fc.weight.value());
   for (std::size_t i = 0; i < first.size(); ++i) CHECK(last[i] == doctest::Approx(first[i] - 0.04).epsilon(0.03));
-  for (const auto& s : opt.state_list())
-    if (s.name == "master/fc.weight") CHECK(bytes_of(cast(s.value, bf16)) == bytes_of(half.fc.weight.value()));
+  CHECK(bytes_of(cast(state_named(opt, "master/fc.weight"), bf16)) == bytes_of(half.fc.weight.value()));
 }
 
 TEST_CASE("optim: clipping by the global norm") {

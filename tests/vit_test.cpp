@@ -575,11 +575,14 @@ TEST_CASE("state dicts and weight files") {
       CHECK(same_bits(b.parameters()[i]->value().detach(), cast(cast(a.parameters()[i]->value().detach(), half), f32)));
   }
   // PyTorch's layout outside.
+  int found = 0;
   for (const auto& t : nn::state_dict(a))
     if (t.name == "patch_embed.proj.weight") {
+      ++found;
       CHECK(t.value.shape() == Shape{64, 3, 8, 8});
       CHECK(same_bits(t.value, contiguous(permute(a.patch_embed.proj.weight.value().detach(), {0, 3, 1, 2}))));
     }
+  CHECK(found == 1);
   // The same initial values for the same seed.
   vit::Vit again(small(), {.seed = 1});
   CHECK(bytes_of(a) == bytes_of(again));
