@@ -34,7 +34,9 @@ Tensor leaf(const Tensor& t) {
 std::vector<double> list(const Tensor& t) { return to_vector<double>(t); }
 using V = std::vector<double>;
 
-const Node* node_of(const Tensor& t) { return t.grad_slot() ? static_cast<const GradSlot*>(t.grad_slot().get())->node.get() : nullptr; }
+const Node* node_of(const Tensor& t) {
+  return t.grad_slot() ? static_cast<const GradSlot*>(t.grad_slot().get())->node.get() : nullptr;
+}
 
 }  // namespace
 
@@ -103,7 +105,8 @@ TEST_CASE("grad: what it refuses") {
   CHECK(contains(error_of([&] { set_requires_grad(arange(3), true); }),
                  "set_requires_grad: needs a floating tensor, got i64"));
   CHECK(contains(error_of([&] { set_grad(a, values({1}, {1})); }), "set_grad: gradient must be [2], got [1]"));
-  CHECK(contains(error_of([&] { set_grad(a, ones({2})); }), "set_grad: gradient must be f64 on cpu like its leaf, got f32"));
+  CHECK(contains(error_of([&] { set_grad(a, ones({2})); }),
+                 "set_grad: gradient must be f64 on cpu like its leaf, got f32"));
 }
 
 // ---------------------------------------------------------------- life of the graph
@@ -132,7 +135,8 @@ TEST_CASE("a saved tensor changed in place names both ops") {
   Tensor p = values({5, 6}, {2}), q = values({7, 8}, {2});
   const Tensor u = a * p, one = values({1, 1}, {2});
   p.swap_storage(q);  // both have version 0
-  CHECK(contains(error_of([&] { grad({u}, {a}, {one}); }), "mul: a tensor [2] saved for its gradient was exchanged by swap_storage"));
+  CHECK(contains(error_of([&] { grad({u}, {a}, {one}); }),
+                 "mul: a tensor [2] saved for its gradient was exchanged by swap_storage"));
   p.swap_storage(q);
   CHECK(list(grad({u}, {a}, {one})[0]) == V{5, 6});
   const Tensor w = a + x;  // keeps nothing: nothing to be stale
@@ -296,10 +300,11 @@ TEST_CASE("a gradient penalty trains") {
 
 TEST_CASE("a fused backward has no second derivative and says so") {
   const Tensor x = leaf(values({1, 2}, {2}));
-  const Tensor y = record("fused", square(x.detach()), {x}, Saved({x}), [](const Saved& s, const Tensor& dy, Needs) -> Grads {
-    const Tensor in = s[0];
-    return {record_no_gradient("fused_backward", (in.detach() * dy.detach()) * 2.0, {dy, in})};
-  });
+  const Tensor y =
+      record("fused", square(x.detach()), {x}, Saved({x}), [](const Saved& s, const Tensor& dy, Needs) -> Grads {
+        const Tensor in = s[0];
+        return {record_no_gradient("fused_backward", (in.detach() * dy.detach()) * 2.0, {dy, in})};
+      });
   const Tensor g = grad({sum(y)}, {x}, {}, {.create_graph = true})[0];
   CHECK(list(g) == V{2, 4});
   CHECK(contains(error_of([&] { backward(sum(g)); }), "fused_backward: has no derivative"));
@@ -311,13 +316,14 @@ TEST_CASE("several outputs: one cotangent each, undefined where nothing came") {
   const Tensor x = leaf(values({1, 2, 3}, {3}));
   static int defined;
   const auto make = [&] {
-    return record_many("pair", {x.detach() * 2.0, x.detach() * 5.0}, {x}, Saved(), [](const Saved&, const Grads& dys, Needs) -> Grads {
-      defined = (dys[0].defined() ? 1 : 0) + (dys[1].defined() ? 2 : 0);
-      Tensor g;
-      if (dys[0].defined()) g = dys[0] * 2.0;
-      if (dys[1].defined()) g = g.defined() ? g + dys[1] * 5.0 : dys[1] * 5.0;
-      return {g};
-    });
+    return record_many("pair", {x.detach() * 2.0, x.detach() * 5.0}, {x}, Saved(),
+                       [](const Saved&, const Grads& dys, Needs) -> Grads {
+                         defined = (dys[0].defined() ? 1 : 0) + (dys[1].defined() ? 2 : 0);
+                         Tensor g;
+                         if (dys[0].defined()) g = dys[0] * 2.0;
+                         if (dys[1].defined()) g = g.defined() ? g + dys[1] * 5.0 : dys[1] * 5.0;
+                         return {g};
+                       });
   };
   CHECK(list(grad({sum(make()[1])}, {x}, {})[0]) == V{5, 5, 5});
   CHECK(defined == 2);
@@ -332,10 +338,11 @@ TEST_CASE("needs: a gradient is told what is wanted in this pass") {
   static std::uint64_t mask;
   const Tensor a = leaf(values({1}, {1})), b = leaf(values({2}, {1})), frozen = values({3}, {1});
   const auto make = [&] {
-    return record("three", values({0}, {1}), {a, frozen, b}, Saved(), [](const Saved&, const Tensor& dy, Needs n) -> Grads {
-      mask = n.mask();
-      return {n[0] ? dy : Tensor(), n[1] ? dy : Tensor(), n[2] ? dy : Tensor()};
-    });
+    return record("three", values({0}, {1}), {a, frozen, b}, Saved(),
+                  [](const Saved&, const Tensor& dy, Needs n) -> Grads {
+                    mask = n.mask();
+                    return {n[0] ? dy : Tensor(), n[1] ? dy : Tensor(), n[2] ? dy : Tensor()};
+                  });
   };
   grad({make()}, {a}, {});
   CHECK(mask == 1);
@@ -347,11 +354,15 @@ TEST_CASE("needs: a gradient is told what is wanted in this pass") {
 
 TEST_CASE("wrong gradients are caught by shape and count") {
   const Tensor x = leaf(values({1, 2}, {2}));
-  const Tensor y = record("bad", values({1, 2}, {2}), {x}, Saved(), [](const Saved&, const Tensor&, Needs) -> Grads { return {ones({3}, f64)}; });
+  const Tensor y = record("bad", values({1, 2}, {2}), {x}, Saved(),
+                          [](const Saved&, const Tensor&, Needs) -> Grads { return {ones({3}, f64)}; });
   CHECK(contains(error_of([&] { backward(sum(y)); }), "bad: its gradient must be [2], got [3]"));
-  const Tensor t = record("bad", values({1, 2}, {2}), {x}, Saved(), [](const Saved&, const Tensor&, Needs) -> Grads { return {ones({2})}; });
+  const Tensor t = record("bad", values({1, 2}, {2}), {x}, Saved(),
+                          [](const Saved&, const Tensor&, Needs) -> Grads { return {ones({2})}; });
   CHECK(contains(error_of([&] { backward(sum(t)); }), "bad: its gradient must be f64 like its input, got f32"));
-  const Tensor z = record("bad", values({1, 2}, {2}), {x}, Saved(), [](const Saved&, const Tensor& dy, Needs) -> Grads { return {dy, dy}; });
+  const Tensor z = record("bad", values({1, 2}, {2}), {x}, Saved(), [](const Saved&, const Tensor& dy, Needs) -> Grads {
+    return {dy, dy};
+  });
   CHECK(contains(error_of([&] { backward(sum(z)); }), "bad: returned 2 gradients for 1 inputs"));
   CHECK(contains(error_of([&] {
                    record("again", z, {x}, Saved(),
@@ -388,12 +399,13 @@ TEST_CASE("an accumulated gradient never overwrites one that someone else holds"
 TEST_CASE("grad inside a gradient: passes nest") {
   const Tensor w = leaf(values({3}, {1}));
   const Tensor x = leaf(values({2}, {1}));
-  const Tensor y = record("outer", square(x.detach()), {x}, Saved({x}), [](const Saved& s, const Tensor& dy, Needs) -> Grads {
-    const Tensor in = s[0].detach();
-    const WithGrad on;
-    set_requires_grad(in, true);
-    return {grad({square(in)}, {in}, {dy})[0]};
-  });
+  const Tensor y = record("outer", square(x.detach()), {x}, Saved({x}),
+                          [](const Saved& s, const Tensor& dy, Needs) -> Grads {
+                            const Tensor in = s[0].detach();
+                            const WithGrad on;
+                            set_requires_grad(in, true);
+                            return {grad({square(in)}, {in}, {dy})[0]};
+                          });
   CHECK(list(grad({y * w}, {x, w}, {})[0]) == V{12});
 }
 
@@ -409,7 +421,9 @@ struct Seen {
 TEST_CASE("on_grad: once per pass, with the whole gradient, instead of storing it") {
   const Tensor w = leaf(values({2}, {1}));
   Seen seen;
-  on_grad(w, [](const Tensor& g, void* user) { static_cast<Seen*>(user)->gradients.push_back(to_vector<double>(g)); }, &seen);
+  on_grad(
+      w, [](const Tensor& g, void* user) { static_cast<Seen*>(user)->gradients.push_back(to_vector<double>(g)); },
+      &seen);
   const Tensor y = square(w) + w * 3.0 + w;
   backward(y);
   REQUIRE(seen.gradients.size() == 1);
@@ -461,7 +475,9 @@ TEST_CASE("a leaf off the path of this output keeps quiet") {
 namespace {
 
 // A small nonlinear segment with two parameters.
-Tensors segment(const Tensors& in, const Tensor& w, const Tensor& v) { return {tanh(in[0] * w) + sigmoid(in[0] + v), square(in[0]) * w}; }
+Tensors segment(const Tensors& in, const Tensor& w, const Tensor& v) {
+  return {tanh(in[0] * w) + sigmoid(in[0] + v), square(in[0]) * w};
+}
 
 struct Run {
   Tensors outputs;
@@ -547,7 +563,9 @@ TEST_CASE("checkpoint: nested, with draws in both") {
   const Tensor w = leaf(normal({50}, "w"));
   const auto go = [&](bool checkpointed) {
     Generator rng(6);
-    const auto inner = [&rng, w](const Tensors& in) { return Tensors{tanh(in[0] * w + rand_normal({50}, rng, 0, 1, f64))}; };
+    const auto inner = [&rng, w](const Tensors& in) {
+      return Tensors{tanh(in[0] * w + rand_normal({50}, rng, 0, 1, f64))};
+    };
     const auto outer = [&](const Tensors& in) {
       const Tensor h = in[0] + rand_normal({50}, rng, 0, 1, f64);
       return Tensors{sigmoid(checkpointed ? checkpoint(inner, {h}, {w})[0] : inner({h})[0]) * w};
@@ -594,10 +612,13 @@ TEST_CASE("checkpoint: errors by name, plain run without gradients") {
                  "checkpoint: a tensor [1] saved for its gradient was changed in place by fill_"));
   const Tensor outside = square(w);
   const Tensor lost = checkpoint([&](const Tensors& in) { return Tensors{in[0] * outside}; }, {x}, {})[0];
-  CHECK(contains(error_of([&] { backward(lost); }), "checkpoint: the segment reads a tensor that square made outside of it"));
+  CHECK(contains(error_of([&] { backward(lost); }),
+                 "checkpoint: the segment reads a tensor that square made outside of it"));
   const Tensor unnamed = checkpoint(f, {x}, {})[0];
-  CHECK(contains(error_of([&] { backward(unnamed); }), "checkpoint: the segment reads a trainable leaf [1] that is not among"));
-  CHECK(contains(error_of([&] { checkpoint(f, {x}, {outside}); }), "checkpoint: parameters must be leaves, got a tensor [1] that square made"));
+  CHECK(contains(error_of([&] { backward(unnamed); }),
+                 "checkpoint: the segment reads a trainable leaf [1] that is not among"));
+  CHECK(contains(error_of([&] { checkpoint(f, {x}, {outside}); }),
+                 "checkpoint: parameters must be leaves, got a tensor [1] that square made"));
   int runs = 0;
   const auto unsteady = [&](const Tensors& in) { return Tensors(static_cast<std::size_t>(++runs), in[0] * w); };
   const Tensor once = checkpoint(unsteady, {x}, {w})[0];
@@ -701,7 +722,8 @@ struct SmallMlp {
   SmallMlp() {
     Generator rng(3);
     const auto random = [&](const Shape& shape) { return leaf(cast(rand_normal(shape, rng), f64)); };
-    x = random({6, 8}), gamma = random({8}), beta = random({8}), w1 = random({32, 8}), b1 = random({32}), w2 = random({4, 32});
+    x = random({6, 8}), gamma = random({8}), beta = random({8}), w1 = random({32, 8}), b1 = random({32}),
+    w2 = random({4, 32});
   }
   std::vector<Tensor> leaves() const { return {x, gamma, beta, w1, b1, w2}; }
   Tensor loss() const { return sum(square(linear(linear(layer_norm(x, gamma, beta), w1, b1, Activation::gelu), w2))); }
@@ -730,7 +752,8 @@ TEST_CASE("recompute: activations and norms' outputs are made again, to the same
 TEST_CASE("recompute: outputs of norms over channels, with what follows them") {
   Generator rng(5);
   const auto random = [&](const Shape& shape) { return leaf(cast(rand_normal(shape, rng), f64)); };
-  const Tensor x = random({3, 10, 8}), gamma = random({8}), beta = random({8}), w = random({4, 8}), residual = random({3, 10, 8});
+  const Tensor x = random({3, 10, 8}), gamma = random({8}), beta = random({8}), w = random({4, 8}),
+               residual = random({3, 10, 8});
   const std::vector<Tensor> leaves{x, gamma, beta, w};
   struct Form {
     std::function<Tensor()> y;
@@ -781,7 +804,8 @@ TEST_CASE("recompute: a part of the graph that an earlier pass freed is named") 
   const SmallMlp m;
   const Tensor h = gelu(m.x), first = sum(h), second = sum(linear(h, m.w1));
   grad({first}, {m.x});
-  CHECK_THROWS_WITH_AS(grad({second}, {m.w1}), doctest::Contains("gelu: its saved tensors were freed by an earlier backward pass"), Error);
+  CHECK_THROWS_WITH_AS(grad({second}, {m.w1}),
+                       doctest::Contains("gelu: its saved tensors were freed by an earlier backward pass"), Error);
   const Recompute scope(false);
   const Tensor h2 = gelu(m.x), first2 = sum(h2), second2 = sum(linear(h2, m.w1));
   grad({first2}, {m.x});

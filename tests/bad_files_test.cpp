@@ -37,14 +37,16 @@ std::string tensors_file(const std::string& json, std::size_t data_bytes) {
   return le64(json.size()) + json + std::string(data_bytes, 'd');
 }
 
-std::string tensor(const std::string& name, const std::string& dtype, const std::string& shape, const std::string& offsets) {
+std::string tensor(const std::string& name, const std::string& dtype, const std::string& shape,
+                   const std::string& offsets) {
   return "\"" + name + R"(":{"dtype":")" + dtype + R"(","shape":[)" + shape + R"(],"data_offsets":[)" + offsets + "]}";
 }
 
 std::string png_chunk(const std::string& type, const std::string& data) {
   const std::string body = type + data;
   return be32(static_cast<std::uint32_t>(data.size())) + body +
-         be32(static_cast<std::uint32_t>(crc32(0, reinterpret_cast<const Bytef*>(body.data()), static_cast<uInt>(body.size()))));
+         be32(static_cast<std::uint32_t>(
+             crc32(0, reinterpret_cast<const Bytef*>(body.data()), static_cast<uInt>(body.size()))));
 }
 
 std::string deflated(const std::string& raw) {
@@ -58,7 +60,8 @@ std::string deflated(const std::string& raw) {
 // A PNG of the given header whose IDAT inflates to `raw`.
 std::string png_file(std::uint32_t w, std::uint32_t h, int depth, int color, const std::string& raw) {
   return std::string("\x89PNG\r\n\x1a\n", 8) +
-         png_chunk("IHDR", be32(w) + be32(h) + static_cast<char>(depth) + static_cast<char>(color) + std::string(3, '\0')) +
+         png_chunk("IHDR",
+                   be32(w) + be32(h) + static_cast<char>(depth) + static_cast<char>(color) + std::string(3, '\0')) +
          png_chunk("IDAT", deflated(raw)) + png_chunk("IEND", "");
 }
 
@@ -154,7 +157,8 @@ TEST_CASE("bad files: safetensors structure") {
   bad_header(R"({"a":{"dtype":"F32","shape":4,"data_offsets":[0,4]}})", 4, "shape must be a list");
   bad_header("{" + tensor("a", "F32", "[1]", "0,4") + "}", 4, "shape must be a list");
   bad_header("{" + tensor("a", "F32", "\"1\"", "0,4") + "}", 4, "shape must be a list");
-  bad_header("{" + tensor("a", "F32", "-1", "0,4") + "}", 4, "shape must be a list of sizes, got the negative number -1");
+  bad_header("{" + tensor("a", "F32", "-1", "0,4") + "}", 4,
+             "shape must be a list of sizes, got the negative number -1");
   bad_header("{" + tensor("a", "F32", "1.0", "0,4") + "}", 4, "shape must be a list of sizes, got the number 1.0");
   bad_header("{" + tensor("a", "F32", "1e0", "0,4") + "}", 4, "shape must be a list");
   bad_header("{" + tensor("a", "F32", "true", "0,4") + "}", 4, "shape must be a list");
@@ -180,8 +184,9 @@ TEST_CASE("bad files: safetensors structure") {
   bad_header("{" + tensor("a", "F32", "", "0,4") + "}", 6, "trailing bytes");
   bad_header("{" + tensor("a", "F32", "", "0,4") + "," + tensor("a", "F32", "", "4,8") + "}", 8, "duplicate key");
   bad_header(R"({"a":{"dtype":"F32","dtype":"F32","shape":[],"data_offsets":[0,4]}})", 4, "duplicate key");
-  bad_header(R"({"\u0061":{"dtype":"U8","shape":[0],"data_offsets":[0,0]},"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}})", 0,
-             "duplicate key");
+  bad_header(R"({"\u0061":{"dtype":"U8","shape":[0],"data_offsets":[0,0]},)"
+             R"("a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}})",
+             0, "duplicate key");
   bad_header(R"({"__metadata__":{"k":1}})", 0, "must be a string");
   bad_header(R"({"__metadata__":{"k":{"x":"y"}}})", 0, "must be a string");
   bad_header(R"({"__metadata__":{"k":["x"]}})", 0, "must be a string");
@@ -220,7 +225,7 @@ TEST_CASE("bad files: images") {
   bad_image(png_file(0x7fffffff, 0x7fffffff, 8, 2, ""), "image");
   bad_image(png_file(16384, 16384, 8, 2, ""), "image too large");
   bad_image(png_file(4, 4, 8, 2, std::string(10, '\0')), "image is damaged");                    // too few rows
-  bad_image(png_file(1, 1, 8, 2, std::string(20 << 20, '\0')), "image is damaged");              // a bomb: 20 MiB for one pixel
+  bad_image(png_file(1, 1, 8, 2, std::string(20 << 20, '\0')), "image is damaged");  // a bomb: 20 MiB for one pixel
   bad_image(png_file(1, 1, 8, 2, std::string("\7\1\1\1", 4)), "image is damaged");               // unknown row filter
   bad_image(png_file(1, 1, 8, 3, std::string(2, '\0')), "header is not readable");               // palette missing
   bad_image(std::string(view(kPng16)), "16-bit images are not supported");
@@ -236,7 +241,8 @@ TEST_CASE("bad files: images") {
   table = jpeg;
   table[dht + 3] = '\7';  // a shorter segment
   bad_image(table, "Huffman table is cut off");
-  bad(std::string(view(kJpeg)).replace(2, 2, "\xff\xd9"), "header is not readable", [](const std::string& p) { load_image(p); });
+  bad(std::string(view(kJpeg)).replace(2, 2, "\xff\xd9"), "header is not readable",
+      [](const std::string& p) { load_image(p); });
 }
 
 TEST_CASE("bad files: IDX and gzip") {
@@ -265,7 +271,8 @@ TEST_CASE("bad files: IDX and gzip") {
   hurt = packed;
   hurt[2] = 7;  // no such compression method
   bad_idx(hurt, "gzip stream is damaged");
-  bad(gz(std::string(1 << 20, '\0')), "content too long", [](const std::string& p) { gunzip(read_file(p, 1 << 20), 1000, p); });
+  bad(gz(std::string(1 << 20, '\0')), "content too long",
+      [](const std::string& p) { gunzip(read_file(p, 1 << 20), 1000, p); });
 
   const TempFolder t;
   const std::string images = t.file("i", idx_file(be32(2) + be32(1) + be32(1), 2, 3));
@@ -342,7 +349,8 @@ TEST_CASE("bad files: folders instead of files, missing files, empty folders") {
     cases_run += 2;
     const std::string folder = error_of([&] { open(dir); }), missing = error_of([&] { open(none); });
     CHECK_MESSAGE(starts_with(folder, dir + ": must be a regular file, got a folder"), std::string(what), ": ", folder);
-    CHECK_MESSAGE(starts_with(missing, none + ": cannot open the file, No such file"), std::string(what), ": ", missing);
+    CHECK_MESSAGE(starts_with(missing, none + ": cannot open the file, No such file"), std::string(what), ": ",
+                  missing);
   };
   both("safetensors", [](const std::string& p) { SafetensorsReader r(p); });
   both("image", [](const std::string& p) { load_image(p); });
@@ -354,7 +362,8 @@ TEST_CASE("bad files: folders instead of files, missing files, empty folders") {
   const std::string file = t.file("f", "x");
   CHECK(starts_with(error_of([&] { open_image_folder(file); }), file + ": cannot list the folder"));
   t.file("set/empty/readme.txt", "x");
-  CHECK(starts_with(error_of([&] { open_image_folder(t / "set"); }), t / "set/empty" + ": class folder has no PNG or JPEG"));
+  CHECK(starts_with(error_of([&] { open_image_folder(t / "set"); }),
+                    t / "set/empty" + ": class folder has no PNG or JPEG"));
   if (::geteuid() != 0) {
     ::chmod(file.c_str(), 0);
     CHECK(contains(error_of([&] { load_image(file); }), "Permission denied"));

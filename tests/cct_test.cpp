@@ -18,12 +18,14 @@ using test::normal;
 using test::same_bits;
 
 TEST_CASE("the published sizes") {
-  // Hassani et al. 2021, table 1, in millions: CCT-2/3x2 0.28, CCT-7/3x1 3.76 for CIFAR-10. These lack their extra norm, and
-  // the biases of q, k, v are there.
-  const std::pair<const char*, double> rows[] = {{"cct_2_3x2", 0.28}, {"cct_4_3x2", 0.48}, {"cct_6_3x1", 3.23}, {"cct_7_3x1", 3.76}};
+  // Hassani et al. 2021, table 1, in millions: CCT-2/3x2 0.28, CCT-7/3x1 3.76 for CIFAR-10. These lack their extra
+  // norm, and the biases of q, k, v are there.
+  const std::pair<const char*, double> rows[] = {
+      {"cct_2_3x2", 0.28}, {"cct_4_3x2", 0.48}, {"cct_6_3x1", 3.23}, {"cct_7_3x1", 3.76}};
   for (const auto& [name, millions] : rows) {
     vit::Cct model(vit::cct_config(name, 32, 10), {.device = kMeta});
-    CHECK_MESSAGE(static_cast<double>(nn::parameter_count(model)) / 1e6 == doctest::Approx(millions).epsilon(0.04), name);
+    CHECK_MESSAGE(static_cast<double>(nn::parameter_count(model)) / 1e6 == doctest::Approx(millions).epsilon(0.04),
+                  name);
     CHECK(model(empty({2, 32, 32, 3}, f32, kMeta)).shape() == Shape{2, 10});
   }
   for (const char* name : {"cct_3_3x1", "cct_7_3", "cct_7_4x1", "cct_7_3x1x", "vit"})

@@ -1,5 +1,5 @@
-// Residual networks, MobileNetV2 and CCT in training mode against PyTorch (torchvision, timm): tests/golden/make_conv_golden.py says
-// what the files hold.
+// Residual networks, MobileNetV2 and CCT in training mode against PyTorch (torchvision, timm):
+// tests/golden/make_conv_golden.py says what the files hold.
 #include <doctest/doctest.h>
 
 #include <capo/autograd/autograd.h>
@@ -94,7 +94,8 @@ void check_case(const std::string& name, const Config& config, std::int64_t side
   for (const auto& [norm, mean] : wide.means) {
     CHECK_MESSAGE(mean_error(file, norm, mean) <= 1e-9, norm);
     const double error = mean_error(file, norm, narrow.means.at(norm)), theirs = file["f32.err.mean." + norm][0];
-    CHECK_MESSAGE(error <= std::max(2 * theirs, 1e-6), norm << " f32 running mean: error " << error << ", PyTorch's " << theirs);
+    CHECK_MESSAGE(error <= std::max(2 * theirs, 1e-6),
+                  norm << " f32 running mean: error " << error << ", PyTorch's " << theirs);
   }
 }
 

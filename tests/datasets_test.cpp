@@ -160,8 +160,9 @@ TEST_CASE("image: JPEG, progressive JPEG, PNG with alpha") {
 TEST_CASE("resize: equal to Pillow 11 in every byte") {
   const Image im = pattern(7, 9);
   CHECK(red(resize_image(im, 3, 4)) == std::vector<int>{33, 126, 124, 121, 125, 166, 142, 112, 194, 113, 146, 160});
-  CHECK(red(resize_image(im, 7, 4)) == std::vector<int>{7,   97,  91,  111, 44,  134, 128, 148, 81,  171, 173, 82,  126, 144,
-                                                        147, 127, 163, 190, 104, 114, 203, 115, 137, 151, 190, 72,  182, 188});
+  CHECK(red(resize_image(im, 7, 4)) == std::vector<int>{7,   97,  91,  111, 44,  134, 128, 148, 81,  171,
+                                                        173, 82,  126, 144, 147, 127, 163, 190, 104, 114,
+                                                        203, 115, 137, 151, 190, 72,  182, 188});
   CHECK(red(resize_image(im, 3, 4, Interpolation::bilinear)) ==
         std::vector<int>{46, 125, 120, 122, 125, 158, 139, 118, 186, 119, 149, 155});
   CHECK(total(resize_image(im, 5, 9)) == 17199);
@@ -265,7 +266,8 @@ TEST_CASE("cifar: layouts, labels, names") {
   CHECK(contains(error_of([&] { open_cifar100(t / "cifar100", "valid"); }), "split must be train or test, got valid"));
 
   t.file("cifar10/batches.meta.txt", lines(10) + "\n");
-  for (int i = 1; i <= 3; ++i) t.file(cat("cifar10/data_batch_", i, ".bin"), record(1, 0, i, 32, i) + record(1, 0, 9, 32, i));
+  for (int i = 1; i <= 3; ++i)
+    t.file(cat("cifar10/data_batch_", i, ".bin"), record(1, 0, i, 32, i) + record(1, 0, 9, 32, i));
   set = open_dataset("cifar10", t.path(), "train");
   REQUIRE(set->size() == 6);
   CHECK(set->label(4) == 3);
@@ -426,7 +428,8 @@ TEST_CASE("preprocess: JSON round trip, evaluation transform, normalisation") {
   CHECK(q.crop_pct == p.crop_pct);
   CHECK(q.interpolation == p.interpolation);
   CHECK(to_json(q) == to_json(p));
-  CHECK(to_json(Preprocess{}) == R"({"size":32,"mean":[0.5,0.5,0.5],"std":[0.5,0.5,0.5],"crop_pct":1,"interpolation":"bicubic"})");
+  CHECK(to_json(Preprocess{}) ==
+        R"({"size":32,"mean":[0.5,0.5,0.5],"std":[0.5,0.5,0.5],"crop_pct":1,"interpolation":"bicubic"})");
 
   Preprocess small;
   small.size = 8;
@@ -567,7 +570,8 @@ TEST_CASE("mixing: draws, labels, pixels") {
       const auto j = static_cast<std::size_t>(d.partner[i]);
       float mean = 0, sum = 0;
       for (std::size_t k = 0; k < 192; ++k) mean += x[i * 192 + k] / 192;
-      CHECK(mean == doctest::Approx(d.lambda * static_cast<float>(i) + (1 - d.lambda) * static_cast<float>(j)).epsilon(1e-4));
+      CHECK(mean ==
+            doctest::Approx(d.lambda * static_cast<float>(i) + (1 - d.lambda) * static_cast<float>(j)).epsilon(1e-4));
       for (std::size_t c = 0; c < 3; ++c) sum += soft[i * 3 + c];
       CHECK(sum == doctest::Approx(1));
       if (label[i] != label[j]) {
@@ -719,6 +723,7 @@ TEST_CASE("real data: sizes, class names, published statistics") {
   if (const auto set = open("fashion-mnist", "train")) {
     CHECK(set->size() == 60000);
     CHECK(set->label(0) == 9);  // the first training image is an ankle boot
-    CHECK(measure_preprocess(*open_dataset("fashion-mnist", "", "test"), 32).mean[0] == doctest::Approx(0.2868 * 784 / 1024).epsilon(1e-3));
+    CHECK(measure_preprocess(*open_dataset("fashion-mnist", "", "test"), 32).mean[0] ==
+          doctest::Approx(0.2868 * 784 / 1024).epsilon(1e-3));
   }
 }

@@ -54,7 +54,8 @@ Matrix inverse(Matrix m) {
     for (std::size_t j = 0; j < n; ++j) m.v[p * n + j] /= pivot, out.v[p * n + j] /= pivot;
     for (std::size_t i = 0; i < n; ++i) {
       const double f = m.v[i * n + p];
-      for (std::size_t j = 0; j < n && i != p; ++j) m.v[i * n + j] -= f * m.v[p * n + j], out.v[i * n + j] -= f * out.v[p * n + j];
+      for (std::size_t j = 0; j < n && i != p; ++j)
+        m.v[i * n + j] -= f * m.v[p * n + j], out.v[i * n + j] -= f * out.v[p * n + j];
     }
   }
   return out;
@@ -137,7 +138,8 @@ TEST_CASE("an exact dependency, twin columns, constant columns") {
 TEST_CASE("bad input") {
   const Matrix c = covariance_of(planted(50, 1), 50);
   CHECK(contains(error_of([&] { lasso_path(c, 12, {}); }), "target must be in [0, 12), got 12"));
-  CHECK(contains(error_of([&] { lasso_path(c, 3, {1, 3}); }), "different from the target 3 and from each other, got 3"));
+  CHECK(contains(error_of([&] { lasso_path(c, 3, {1, 3}); }),
+                 "different from the target 3 and from each other, got 3"));
   CHECK(contains(error_of([&] { refit(c, 3, {1, 1}); }), "refit: columns must be in [0, 12)"));
   CHECK(contains(error_of([&] { lasso_path(c, 3, {1}, {.max_sweeps = 0}); }), "did not converge"));
   CHECK(contains(error_of([] { Moments(0); }), "columns must be positive, got 0"));

@@ -1,5 +1,5 @@
-// A whole run on a device, the host shim's or a GPU: what is trained, validated, stored, resumed and predicted there follows
-// the CPU within f32's rounding, and repeats to the bit.
+// A whole run on a device, the host shim's or a GPU: what is trained, validated, stored, resumed and predicted there
+// follows the CPU within f32's rounding, and repeats to the bit.
 #include <capo/engine/backend.h>
 #include <capo/models/train/memory_plan.h>
 #include <capo/models/train/tensor_source.h>
@@ -21,7 +21,8 @@ using namespace capo::testing;
 namespace {
 
 constexpr Device kCuda{DeviceType::cuda, 0};
-constexpr const char* kUTuning = "blocks.*.attn: u_prefix(length=2); blocks.*.mlp: u_adapter(dim=4, on=x); head*: train";
+constexpr const char* kUTuning =
+    "blocks.*.attn: u_prefix(length=2); blocks.*.mlp: u_adapter(dim=4, on=x); head*: train";
 
 bool no_device() {
   if (device_count() > 0) return false;
@@ -103,13 +104,15 @@ Run run(Device device, const Setting& setting) {
     if (p->trainable()) r.trained.push_back({p->path(), train::to_host(p->value())});
   r.bits = bytes_of(r.trained) + bytes_of(trainer.optimizer().state()) + bytes_of(trainer.ema()->state());
   r.probabilities = predict(model, device);
-  if (!setting.tuner.empty()) tuners::save_tuner(setting.tuner, model, {setting.spec, base, vit::to_json(model.config), "", {}, {}});
+  if (!setting.tuner.empty())
+    tuners::save_tuner(setting.tuner, model, {setting.spec, base, vit::to_json(model.config), "", {}, {}});
   return r;
 }
 
 void check_follows(const Run& there, const Run& here, double tolerance) {
   REQUIRE(there.losses.size() == here.losses.size());
-  for (std::size_t i = 0; i < here.losses.size(); ++i) CHECK(there.losses[i] == doctest::Approx(here.losses[i]).epsilon(tolerance));
+  for (std::size_t i = 0; i < here.losses.size(); ++i)
+    CHECK(there.losses[i] == doctest::Approx(here.losses[i]).epsilon(tolerance));
   REQUIRE(there.trained.size() == here.trained.size());
   for (std::size_t i = 0; i < here.trained.size(); ++i) {
     CAPTURE(here.trained[i].name);
@@ -117,7 +120,8 @@ void check_follows(const Run& there, const Run& here, double tolerance) {
   }
   REQUIRE(there.result.epochs.size() == here.result.epochs.size());
   for (std::size_t i = 0; i < here.result.epochs.size(); ++i) {
-    CHECK(there.result.epochs[i].validation.loss == doctest::Approx(here.result.epochs[i].validation.loss).epsilon(tolerance));
+    CHECK(there.result.epochs[i].validation.loss ==
+          doctest::Approx(here.result.epochs[i].validation.loss).epsilon(tolerance));
     CHECK(there.result.epochs[i].validation.top1 == here.result.epochs[i].validation.top1);
   }
   for (std::size_t i = 0; i < here.probabilities.size(); ++i)
@@ -205,7 +209,8 @@ TEST_CASE("the plan made on meta is what a device is asked for") {
   CHECK(there.weights == plan.weights);
   CHECK(there.gradients == plan.gradients);
   CHECK(there.optimizer == plan.optimizer);
-  CHECK(there.activations <= plan.activations);  // drop_path keeps its draws on the CPU and on meta, their counter on the device
+  // drop_path keeps its draws on the CPU and on meta, their counter on the device.
+  CHECK(there.activations <= plan.activations);
   CHECK(static_cast<double>(there.activations) >= 0.98 * static_cast<double>(plan.activations));
   CHECK(static_cast<double>(there.peak) <= 1.1 * static_cast<double>(plan.peak));
 }

@@ -17,8 +17,8 @@ struct CountingTap : nn::Tap {
   int calls = 0;
 };
 
-// model(x) with a tap at each of them, which is called at most `most` times (a dropout may serve two layers). No tuner or
-// observer may be attached before.
+// model(x) with a tap at each of them, which is called at most `most` times (a dropout may serve two layers). No tuner
+// or observer may be attached before.
 template <class M>
 void check_every_tap(M& model, const Tensor& x, double tolerance, int most = 1) {
   const NoGrad off;

@@ -32,7 +32,8 @@ TEST_CASE("files: errors start with the path") {
   const TempFolder t;
   const std::string p = t.file("x", "12345");
   CHECK(error_of([&] { read_file(p, 4); }) == p + ": too long, at most 4 bytes are accepted, got 5");
-  CHECK(error_of([&] { read_file(t / "none", 4); }) == t / "none" + ": cannot open the file, No such file or directory");
+  CHECK(error_of([&] { read_file(t / "none", 4); }) ==
+        t / "none" + ": cannot open the file, No such file or directory");
   CHECK(error_of([&] { read_file(t.path(), 4); }) == t.path() + ": must be a regular file, got a folder");
   CHECK(error_of([&] { MappedFile m(t.path()); }) == t.path() + ": must be a regular file, got a folder");
   CHECK(contains(error_of([&] { read_file("/dev/null", 4); }), "special file"));

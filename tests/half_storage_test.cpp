@@ -1,5 +1,5 @@
-// bf16 and f16 on the CPU are storage: a kernel widens what it reads and rounds what it writes. The bits are those of the
-// f32 op between two casts, on every instruction set, and no f32 copy of the tensor is made.
+// bf16 and f16 on the CPU are storage: a kernel widens what it reads and rounds what it writes. The bits are those of
+// the f32 op between two casts, on every instruction set, and no f32 copy of the tensor is made.
 #include <capo/engine/allocator.h>
 #include <capo/engine/cpu.h>
 #include <capo/ops/binary.h>
@@ -47,7 +47,8 @@ std::vector<Case> cases() {
     const Tensor x = normal(shape, "x", 0.3, 2), y = normal(shape, "y", -0.2, 2), positive = square(x) + 0.1;
     for (int k = 0; k <= static_cast<int>(UnaryKind::affine); ++k) {
       const auto kind = static_cast<UnaryKind>(k);
-      const bool above = kind == UnaryKind::log || kind == UnaryKind::sqrt || kind == UnaryKind::rsqrt || kind == UnaryKind::pow;
+      const bool above =
+          kind == UnaryKind::log || kind == UnaryKind::sqrt || kind == UnaryKind::rsqrt || kind == UnaryKind::pow;
       const double p = kind == UnaryKind::clamp ? -0.7 : 1.3;
       out.push_back({cat(name_of(kind), shape), {above ? positive : x},
                      [=](const Tensors& in) { return unary(kind, in[0], p, 1.5); }});
@@ -67,7 +68,9 @@ std::vector<Case> cases() {
     const Tensor row = normal({n}, "row"), other = normal({n}, "other");
     out.push_back({cat("a row beside ", shape), {x, row}, [](const Tensors& in) { return in[0] * in[1]; }});
     out.push_back({cat("a row before ", shape), {x, row}, [](const Tensors& in) { return in[1] - in[0]; }});
-    out.push_back({cat("transposed ", shape), {x, y}, [](const Tensors& in) { return transpose(in[0], 0, 1) + transpose(in[1], 0, 1); }});
+    out.push_back({cat("transposed ", shape), {x, y}, [](const Tensors& in) {
+                     return transpose(in[0], 0, 1) + transpose(in[1], 0, 1);
+                   }});
     out.push_back({cat("one transposed ", shape), {x}, [](const Tensors& in) {
                      return transpose(in[0], 0, 1) + contiguous(transpose(in[0], 0, 1));
                    }});
@@ -75,14 +78,19 @@ std::vector<Case> cases() {
       out.push_back({cat("sum ", axis, shape), {x}, [=](const Tensors& in) { return sum(in[0], {axis}); }});
       out.push_back({cat("mean ", axis, shape), {x}, [=](const Tensors& in) { return mean(in[0], {axis}, true); }});
       out.push_back({cat("softmax ", axis, shape), {x}, [=](const Tensors& in) { return softmax(in[0], axis); }});
-      out.push_back({cat("log_softmax ", axis, shape), {x}, [=](const Tensors& in) { return log_softmax(in[0], axis); }});
+      out.push_back(
+          {cat("log_softmax ", axis, shape), {x}, [=](const Tensors& in) { return log_softmax(in[0], axis); }});
     }
-    out.push_back({cat("layer_norm ", shape), {x, row, other}, [](const Tensors& in) { return layer_norm(in[0], in[1], in[2]); }});
+    out.push_back({cat("layer_norm ", shape), {x, row, other}, [](const Tensors& in) {
+                     return layer_norm(in[0], in[1], in[2]);
+                   }});
     out.push_back({cat("rms_norm ", shape), {x, row}, [](const Tensors& in) { return rms_norm(in[0], in[1]); }});
-    out.push_back({cat("modulate ", shape), {x, row, other}, [](const Tensors& in) { return modulate(in[0], in[1], in[2]); }});
+    out.push_back(
+        {cat("modulate ", shape), {x, row, other}, [](const Tensors& in) { return modulate(in[0], in[1], in[2]); }});
     out.push_back({cat("gate ", shape), {x, row, y}, [](const Tensors& in) { return gate(in[0], in[1], in[2]); }});
   }
-  const Tensor image = normal({2, 9, 7, 70}, "image", 0.3, 2), weight = normal({70}, "weight"), bias = normal({70}, "bias");
+  const Tensor image = normal({2, 9, 7, 70}, "image", 0.3, 2), weight = normal({70}, "weight"),
+               bias = normal({70}, "bias");
   for (const Activation a : {Activation::none, Activation::silu})
     out.push_back({"group_norm", {image, weight, bias},
                    [=](const Tensors& in) { return group_norm(in[0], 7, in[1], in[2], 1e-5, a); }});
@@ -104,7 +112,8 @@ TEST_CASE("16-bit tensors: the bits of the f32 op between two casts, on every in
         const Tensors half = cast_all(c.inputs, t);
         const Tensor got = c.run(half), wide = c.run(cast_all(half, f32));
         const Tensor wanted = wide.dtype() == boolean ? wide : cast(wide, t);
-        CHECK_MESSAGE((got.dtype() == wanted.dtype() && same_bits(got, wanted)), c.name << " in " << to_string(t) << ", " << to_string(level));
+        CHECK_MESSAGE((got.dtype() == wanted.dtype() && same_bits(got, wanted)),
+                      c.name << " in " << to_string(t) << ", " << to_string(level));
         ++compared;
       }
   }
@@ -113,7 +122,8 @@ TEST_CASE("16-bit tensors: the bits of the f32 op between two casts, on every in
 
 TEST_CASE("add_layer_norm in 16 bits: the rounded sum and the norm of it") {
   for (const DType t : {bf16, f16}) {
-    const Tensor x = cast(normal({5, 300}, "x"), t), r = cast(normal({5, 300}, "r"), t), w = cast(normal({300}, "w"), t);
+    const Tensor x = cast(normal({5, 300}, "x"), t), r = cast(normal({5, 300}, "r"), t),
+                 w = cast(normal({300}, "w"), t);
     const AddNorm got = add_layer_norm(x, r, w);
     CHECK(same_bits(got.sum, x + r));
     CHECK(same_bits(got.y, layer_norm(x + r, w)));

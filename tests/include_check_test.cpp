@@ -21,14 +21,17 @@ std::string part_of(const std::string& path) {
   return next == std::string::npos ? top : path.substr(0, next);  // models/models.h would be "models"
 }
 
-bool is_network(const std::string& part) { return part.rfind("models/", 0) == 0 && part != "models/nn" && part != "models/train"; }
+bool is_network(const std::string& part) {
+  return part.rfind("models/", 0) == 0 && part != "models/nn" && part != "models/train";
+}
 
 // What each part may see beside itself.
 bool may_see(const std::string& from, const std::string& to) {
   const auto one_of = [&](std::initializer_list<const char*> parts) {
     return std::any_of(parts.begin(), parts.end(), [&](const char* p) { return to == p; });
   };
-  if (from == to || from == "examples" || from == "tests" || from == "bench") return to != "tests" || from == to || from == "bench";
+  if (from == to || from == "examples" || from == "tests" || from == "bench")
+    return to != "tests" || from == to || from == "bench";
   if (from == "engine") return false;
   if (from == "autograd") return one_of({"engine"});
   if (from == "ops") return one_of({"engine", "autograd"});
@@ -51,14 +54,16 @@ std::string complaint(const std::string& file, const std::string& target, bool q
   if (target.rfind("capo/", 0) == 0) {
     const std::string inside = target.substr(5);
     if (!may_see(part, part_of(inside))) return part + " must not see " + part_of(inside);
-    if (inside.rfind("ops/cpu/", 0) == 0 && file.rfind("ops/cpu/", 0) != 0) return "ops/cpu headers are for ops/cpu files only";
+    if (inside.rfind("ops/cpu/", 0) == 0 && file.rfind("ops/cpu/", 0) != 0)
+      return "ops/cpu headers are for ops/cpu files only";
     if (file.rfind("ops/cpu/", 0) == 0 && part_of(inside) != "ops") return "kernel files see ops headers only";
     return "";
   }
   const bool library = part != "examples" && part != "tests" && part != "bench";
   if (!library) return "";
   const auto starts = [&](const char* text) { return target.rfind(text, 0) == 0; };
-  if ((starts("cuda") || starts("cublas") || starts("cudnn") || starts("nccl")) && part != "cuda") return "CUDA stays in cuda/";
+  if ((starts("cuda") || starts("cublas") || starts("cudnn") || starts("nccl")) && part != "cuda")
+    return "CUDA stays in cuda/";
   if (starts("CLI/")) return "the command line belongs to examples";
   if ((starts("stb") || starts("nlohmann")) && is_header(file)) return "third-party headers stay out of ours";
   if (target == "iostream") return "the library does not print";
@@ -73,13 +78,15 @@ struct Include {
 
 std::vector<Include> includes_of(const fs::path& root) {
   std::vector<Include> out;
-  for (const char* top : {"engine", "autograd", "ops", "cuda", "models", "tuners", "datasets", "examples", "tests", "bench"}) {
+  for (const char* top :
+       {"engine", "autograd", "ops", "cuda", "models", "tuners", "datasets", "examples", "tests", "bench"}) {
     if (!fs::exists(root / top)) continue;
     for (const auto& entry : fs::recursive_directory_iterator(root / top)) {
       const std::string extension = entry.path().extension();
       if (extension != ".h" && extension != ".cpp" && extension != ".cu" && extension != ".cuh") continue;
       const std::string file = fs::relative(entry.path(), root).generic_string();
-      if (file.rfind("tests/package", 0) == 0 || file.rfind("tests/reject", 0) == 0) continue;  // other people's programs
+      // Other people's programs.
+      if (file.rfind("tests/package", 0) == 0 || file.rfind("tests/reject", 0) == 0) continue;
       std::ifstream text(entry.path());
       for (std::string line; std::getline(text, line);) {
         if (line.rfind("#include", 0) != 0) continue;
@@ -123,7 +130,8 @@ TEST_CASE("every include of the tree points down") {
   for (const auto& i : includes) {
     const std::string text = complaint(i.file, i.target, i.quoted);
     CHECK_MESSAGE(text.empty(), i.file, " includes ", i.target, ": ", text);
-    if (i.target.rfind("capo/", 0) == 0) CHECK_MESSAGE(fs::exists(root / i.target.substr(5)), i.file, " includes ", i.target, ", which does not exist");
+    if (i.target.rfind("capo/", 0) == 0)
+      CHECK_MESSAGE(fs::exists(root / i.target.substr(5)), i.file, " includes ", i.target, ", which does not exist");
   }
 }
 

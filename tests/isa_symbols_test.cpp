@@ -1,5 +1,5 @@
-// The kernel objects of the three instruction sets must not share a function: the linker keeps one copy of a weak symbol,
-// and an older processor could then be led into AVX-512 code (ops/cpu/kernel.h).
+// The kernel objects of the three instruction sets must not share a function: the linker keeps one copy of a weak
+// symbol, and an older processor could then be led into AVX-512 code (ops/cpu/kernel.h).
 #include <doctest/doctest.h>
 
 #include <cstdio>
@@ -39,8 +39,8 @@ std::vector<std::string> weak_symbols(const std::string& nm) {
 }  // namespace
 
 TEST_CASE("weak symbols are recognised") {
-  CHECK(weak_symbols("0000000000000000 W f\n                 U g\n0000000000000010 t h\n0000000000000000 V i\n                 w j\n") ==
-        std::vector<std::string>{"f", "i"});
+  CHECK(weak_symbols("0000000000000000 W f\n                 U g\n0000000000000010 t h\n"
+                     "0000000000000000 V i\n                 w j\n") == std::vector<std::string>{"f", "i"});
 }
 
 TEST_CASE("kernel objects define no weak symbol") {
@@ -60,7 +60,8 @@ TEST_CASE("kernel objects define no weak symbol") {
       ++objects;
       const std::string symbols = output_of("nm -C '" + entry.path().string() + "' 2>/dev/null");
       CHECK_MESSAGE(symbols.find(isa) != std::string::npos, entry.path().string(), " defines no kernel for ", isa);
-      for (const auto& name : weak_symbols(symbols)) CHECK_MESSAGE(false, entry.path().filename().string(), " (", isa, "): ", name);
+      for (const auto& name : weak_symbols(symbols))
+        CHECK_MESSAGE(false, entry.path().filename().string(), " (", isa, "): ", name);
     }
   }
   if (objects == 0) std::puts("ALL SKIPPED: no kernel objects in this build folder");

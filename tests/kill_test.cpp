@@ -61,7 +61,8 @@ TEST_CASE("kill: the child" * doctest::skip(std::getenv(kChild) == nullptr)) {
   }
 }
 
-TEST_CASE("kill: 200 kills -9, always a sound checkpoint that is new enough" * doctest::skip(std::getenv(kChild) != nullptr)) {
+TEST_CASE("kill: 200 kills -9, always a sound checkpoint that is new enough" *
+          doctest::skip(std::getenv(kChild) != nullptr)) {
   const TempFolder t;
   const std::string folder = t / "run";
   std::uint64_t random = 12345;
@@ -106,7 +107,8 @@ TEST_CASE("kill: 200 kills -9, always a sound checkpoint that is new enough" * d
     ::close(ends[0]);
 
     if (std::filesystem::exists(folder))
-      for (const auto& e : std::filesystem::directory_iterator(folder)) while_writing += contains(e.path().string(), ".tmp.");
+      for (const auto& e : std::filesystem::directory_iterator(folder))
+        while_writing += contains(e.path().string(), ".tmp.");
     Tiny s;
     train::Checkpointer checkpoints(folder);
     if (acknowledged == 0 && !checkpoints.exists()) continue;

@@ -1,5 +1,5 @@
-// The CPU's f32 mathematics against f64 libm, walked over every float of either sign, on every instruction set: the bounds
-// that ops/cpu/math.h states. Denormals count as zero on the way in and out (parallel_for flushes them).
+// The CPU's f32 mathematics against f64 libm, walked over every float of either sign, on every instruction set: the
+// bounds that ops/cpu/math.h states. Denormals count as zero on the way in and out (parallel_for flushes them).
 #include <capo/engine/cpu.h>
 #include <capo/ops/copy.h>
 #include <capo/ops/softmax.h>
@@ -57,21 +57,24 @@ const Function kFunctions[] = {
     {"silu'", [](const Tensor& x) { return slope_of(UnaryKind::silu, x); },
      [](double x) { return logistic(x) * (1 + x * logistic(-x)); },
      [](double x) { return logistic(x) * (1 + std::fabs(x) * logistic(-x)); }, 12, 12, 2e-36, -1e30, 1e30},
-    {"softplus", softplus, [](double x) { return std::fmax(x, 0) + std::log1p(std::exp(-std::fabs(x))); }, nullptr, 3, 3,
-     1.2e-38, -kInf, kInf},
+    {"softplus", softplus, [](double x) { return std::fmax(x, 0) + std::log1p(std::exp(-std::fabs(x))); }, nullptr, 3,
+     3, 1.2e-38, -kInf, kInf},
     {"gelu", gelu, [](double x) { return x * cdf(x); }, nullptr, 7, 60, 2e-37, -1e30, kInf},
-    {"gelu'", [](const Tensor& x) { return slope_of(UnaryKind::gelu, x); }, [](double x) { return cdf(x) + x * pdf(x); },
-     [](double x) { return cdf(x) + std::fabs(x) * pdf(x); }, 7, 60, 1e-36, -1e30, 1e30},
+    {"gelu'", [](const Tensor& x) { return slope_of(UnaryKind::gelu, x); },
+     [](double x) { return cdf(x) + x * pdf(x); }, [](double x) { return cdf(x) + std::fabs(x) * pdf(x); }, 7, 60,
+     1e-36, -1e30, 1e30},
     {"gelu_tanh", gelu_tanh, [](double x) { return x / (1 + std::exp(-2 * tanh_gelu_u(x))); }, nullptr, 200, 300, 1e-36,
      -1e12, kInf},
     {"gelu_tanh'", [](const Tensor& x) { return slope_of(UnaryKind::gelu_tanh, x); },
      [](double x) {
        const double c = std::fmax(-30.0, std::fmin(30.0, x)), s = logistic(2 * tanh_gelu_u(c));
-       return s + c * s * logistic(-2 * tanh_gelu_u(c)) * 2 * std::sqrt(2 / 3.14159265358979323846) * (1 + 3 * 0.044715 * c * c);
+       return s + c * s * logistic(-2 * tanh_gelu_u(c)) * 2 * std::sqrt(2 / 3.14159265358979323846) *
+                      (1 + 3 * 0.044715 * c * c);
      },
      [](double x) {
        const double c = std::fmax(-30.0, std::fmin(30.0, x)), s = logistic(2 * tanh_gelu_u(c));
-       return s + std::fabs(c) * s * logistic(-2 * tanh_gelu_u(c)) * 2 * std::sqrt(2 / 3.14159265358979323846) * (1 + 3 * 0.044715 * c * c);
+       return s + std::fabs(c) * s * logistic(-2 * tanh_gelu_u(c)) * 2 * std::sqrt(2 / 3.14159265358979323846) *
+                      (1 + 3 * 0.044715 * c * c);
      },
      200, 300, 2e-35, -1e30, 1e30},
     {"sin", sin, std::sin, nullptr, 1, 1, 0, -1e30, 1e30},
@@ -92,7 +95,9 @@ Tensor walk(double least, double most) {
   return from_vector(values, {static_cast<std::int64_t>(values.size())});
 }
 
-float at(Tensor (*f)(const Tensor&), float x) { return static_cast<float>(f(from_vector(std::vector<float>{x}, {1})).item()); }
+float at(Tensor (*f)(const Tensor&), float x) {
+  return static_cast<float>(f(from_vector(std::vector<float>{x}, {1})).item());
+}
 
 template <class F>
 void on_every_isa(const F& f) {
@@ -128,12 +133,14 @@ TEST_CASE("f32 mathematics keeps its bounds over the whole range, on every instr
         const double got = y.data<float>()[i], want = exact[k];
         const auto nearest = static_cast<float>(want);
         if (got == static_cast<double>(nearest)) continue;  // infinities too
-        const double error = std::fabs(got - want), over = std::fmax(error - std::fmax(f.absolute, kNormal), 0.0) / ulp_of(size[k]);
+        const double error = std::fabs(got - want),
+                     over = std::fmax(error - std::fmax(f.absolute, kNormal), 0.0) / ulp_of(size[k]);
         if (!(over <= ulps)) ++broken;
         if (!(over <= worst)) worst = over, where = x.data<float>()[i];
       }
-      CHECK_MESSAGE(broken == 0, std::string(f.name) << " on " << to_string(level) << ": " << broken << " of " << n << " beyond " << ulps
-                                        << " ulp, the worst by " << worst << " at " << where);
+      CHECK_MESSAGE(broken == 0, std::string(f.name)
+                                     << " on " << to_string(level) << ": " << broken << " of " << n << " beyond "
+                                     << ulps << " ulp, the worst by " << worst << " at " << where);
       MESSAGE(std::string(f.name) << " on " << to_string(level) << ": at most " << worst << " ulp, at " << where);
     });
   }
@@ -174,7 +181,8 @@ TEST_CASE("f32 mathematics: special values") {
 
 TEST_CASE("f32 mathematics: GELU of a value does not depend on the values beside it") {
   std::vector<float> mixed;  // near and far ones side by side
-  for (double v = -5; v < 5; v += 0.0023) mixed.insert(mixed.end(), {static_cast<float>(v), static_cast<float>(-v), static_cast<float>(3 * v)});
+  for (double v = -5; v < 5; v += 0.0023)
+    mixed.insert(mixed.end(), {static_cast<float>(v), static_cast<float>(-v), static_cast<float>(3 * v)});
   const std::int64_t n = static_cast<std::int64_t>(mixed.size());
   const Tensor x = from_vector(mixed, {n}), one = full({1}, 1);
   on_every_isa([&](Isa level) {

@@ -41,8 +41,8 @@ TEST_CASE("bf16 products equal products of rounded operands, whatever the shape,
     std::int64_t m, n, k;
   };
   Generator rng(3);
-  for (const Case& s : {Case{1, 1, 1}, {5, 7, 3}, {17, 33, 31}, {48, 64, 32}, {97, 100, 65}, {300, 130, 47}, {129, 192, 192}, {40, 17, 1801},
-                        {260, 48, 2000}, {192, 576, 1088}, {3, 4, 0}})
+  for (const Case& s : {Case{1, 1, 1}, {5, 7, 3}, {17, 33, 31}, {48, 64, 32}, {97, 100, 65}, {300, 130, 47},
+                        {129, 192, 192}, {40, 17, 1801}, {260, 48, 2000}, {192, 576, 1088}, {3, 4, 0}})
     for (int la = 0; la < 3; ++la)
       for (int lb = 0; lb < 3; ++lb) {
         const Tensor a = matrix(rng, s.m, s.k, la), b = matrix(rng, s.k, s.n, lb);
@@ -64,7 +64,8 @@ TEST_CASE("16-bit products: rounded once, whatever the shape, the layout and the
   };
   Generator rng(7);
   for (const Case& s : {Case{1, 1, 1}, {5, 7, 3}, {17, 33, 31}, {97, 100, 65}, {200, 130, 64}, {129, 192, 192},
-                        {40, 17, 1801}, {260, 48, 3000}, {8, 200, 1300}, {300, 8, 200}, {13, 30, 97}, {90, 9, 130}, {3, 4, 0}})
+                        {40, 17, 1801}, {260, 48, 3000}, {8, 200, 1300}, {300, 8, 200}, {13, 30, 97}, {90, 9, 130},
+                        {3, 4, 0}})
     for (int la = 0; la < 3; ++la)
       for (int lb = 0; lb < 3; ++lb) {
         const Tensor a = matrix(rng, s.m, s.k, la), b = matrix(rng, s.k, s.n, lb);
@@ -117,7 +118,8 @@ TEST_CASE("batched products and a shared second matrix") {
 
 TEST_CASE("linear: bias and activation stay f32, gradients are rounded products, bits do not depend on threads") {
   Generator rng(5);
-  const Tensor x = rand_normal({7, 31, 96}, rng), w = rand_normal({200, 96}, rng), bias = rand_normal({200}, rng), dy = rand_normal({7, 31, 200}, rng);
+  const Tensor x = rand_normal({7, 31, 96}, rng), w = rand_normal({200, 96}, rng), bias = rand_normal({200}, rng),
+               dy = rand_normal({7, 31, 200}, rng);
   const ThreadsScope restore;
   Tensor first[3];
   for (int threads : {1, 2, 3}) {

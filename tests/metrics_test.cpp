@@ -76,7 +76,8 @@ TEST_CASE("confusion matrix, recall and precision") {
   CHECK(precision[1] == 0.5);
   CHECK(std::isnan(recall[2]));
   CHECK(std::isnan(precision[2]));
-  CHECK(to_vector<std::int64_t>(train::confusion_matrix(zeros({0, 2}), zeros({0}, i64))) == std::vector<std::int64_t>{0, 0, 0, 0});
+  CHECK(to_vector<std::int64_t>(train::confusion_matrix(zeros({0, 2}), zeros({0}, i64))) ==
+        std::vector<std::int64_t>{0, 0, 0, 0});
 }
 
 TEST_CASE("bad input is named") {

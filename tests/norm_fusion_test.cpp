@@ -1,4 +1,5 @@
-// A norm with its residual sum and activation in one pass against the ops one after the other, to the bit; and what it keeps.
+// A norm with its residual sum and activation in one pass against the ops one after the other, to the bit; and what
+// it keeps.
 #include <capo/autograd/autograd.h>
 #include <capo/engine/cpu.h>
 #include <capo/ops/batch_norm.h>
@@ -40,8 +41,8 @@ struct Inputs {
 };
 Inputs inputs_in(DType t, const Shape& shape = {3, 37, 5, 19}) {
   const Shape channels{shape.back()};
-  const Inputs in{cast(normal(shape, "x", 0.3, 2), t), cast(normal(channels, "weight", 1, 0.3), t), cast(normal(channels, "bias"), t),
-                  cast(normal(shape, "residual"), t), cast(normal(shape, "dy"), t)};
+  const Inputs in{cast(normal(shape, "x", 0.3, 2), t), cast(normal(channels, "weight", 1, 0.3), t),
+                  cast(normal(channels, "bias"), t), cast(normal(shape, "residual"), t), cast(normal(shape, "dy"), t)};
   for (const Tensor& leaf : in.leaves()) set_requires_grad(leaf, true);
   return in;
 }
@@ -82,7 +83,8 @@ std::int64_t bytes_kept(const Inputs& in, const std::function<Tensor()>& run) {
 TEST_CASE("group_norm and instance_norm: an activation in the same pass gives the composite's bits") {
   on_every_isa([](const Inputs& in) {
     for (const Case& c : kCases) {
-      const Tensor by_group = group_norm(in.x, 1, in.weight, in.bias), by_channel = instance_norm(in.x, in.weight, in.bias);
+      const Tensor by_group = group_norm(in.x, 1, in.weight, in.bias),
+                   by_channel = instance_norm(in.x, in.weight, in.bias);
       CHECK_MESSAGE(same(all_of(group_norm(in.x, 1, in.weight, in.bias, 1e-5, c.activation, c.slope), in),
                          all_of(activate(by_group, c), in)), c.name);
       CHECK_MESSAGE(same(all_of(instance_norm(in.x, in.weight, in.bias, 1e-5, c.activation, c.slope), in),
@@ -98,14 +100,17 @@ TEST_CASE("group_norm: a sample at a time or a step at a time, the same bits") {
     std::vector<Tensors> all;
     on_every_isa([&](const Inputs& few) {
       const Inputs in = inputs_in(few.x.dtype(), {8, 9, 15, 24});  // three chunks of rows
-      for (const Case& c : kCases) all.push_back(all_of(group_norm(in.x, groups, in.weight, in.bias, 1e-5, c.activation, c.slope), in));
+      for (const Case& c : kCases)
+        all.push_back(all_of(group_norm(in.x, groups, in.weight, in.bias, 1e-5, c.activation, c.slope), in));
     });
     return all;
   };
   for (const std::int64_t groups : {1, 4, 24}) {
-    const std::vector<Tensors> samples = results(1, groups), steps = results(3, groups);  // 8 samples: 4 a thread, or fewer
+    // 8 samples: 4 a thread, or fewer.
+    const std::vector<Tensors> samples = results(1, groups), steps = results(3, groups);
     REQUIRE(samples.size() == steps.size());
-    for (std::size_t i = 0; i < samples.size(); ++i) CHECK_MESSAGE(same(samples[i], steps[i]), groups << " groups, case " << i);
+    for (std::size_t i = 0; i < samples.size(); ++i)
+      CHECK_MESSAGE(same(samples[i], steps[i]), groups << " groups, case " << i);
   }
 }
 
@@ -127,7 +132,9 @@ TEST_CASE("batch_norm: residual and activation in the same pass give the composi
 TEST_CASE("a fused norm keeps no more than the norm alone; with a residual relu also keeps one of residual and result") {
   const Inputs in = inputs_in(f32);
   const std::int64_t image = bytes_kept(in, [&] { return relu(in.x); });  // one activation as it is allocated
-  const auto group = [&](Activation a) { return [&in, a] { return group_norm(in.x, 1, in.weight, in.bias, 1e-5, a); }; };
+  const auto group = [&](Activation a) {
+    return [&in, a] { return group_norm(in.x, 1, in.weight, in.bias, 1e-5, a); };
+  };
   CHECK(bytes_kept(in, group(Activation::silu)) == bytes_kept(in, group(Activation::none)));
   CHECK(bytes_kept(in, group(Activation::relu)) == bytes_kept(in, group(Activation::none)));
   const auto apart = [&] { return silu(group_norm(in.x, 1, in.weight, in.bias)); };

@@ -30,8 +30,9 @@ TEST_CASE("batch_norm: a checkpointed segment updates the statistics once") {
   const Tensor x = normal({5, 3}, "x", 2), dy = normal({5, 3}, "dy");
   const Norm plain, replayed;
   const auto a = grad({plain(x, true)}, {plain.weight, plain.bias}, {dy});
-  const Tensors y = checkpoint([&](const std::vector<Tensor>& in) -> std::vector<Tensor> { return {replayed(in[0], true)}; }, {x},
-                               {replayed.weight, replayed.bias});
+  const Tensors y =
+      checkpoint([&](const std::vector<Tensor>& in) -> std::vector<Tensor> { return {replayed(in[0], true)}; }, {x},
+                 {replayed.weight, replayed.bias});
   const auto b = grad(y, {replayed.weight, replayed.bias}, {dy});
   CHECK(same_bits(plain.mean, replayed.mean));
   CHECK(same_bits(plain.var, replayed.var));

@@ -1,7 +1,7 @@
 // check_case: every check on every sample of one op, under the debug allocator. Letters refer to tests/op_checks.h.
 //
-// CAPO_TEST_CHECKS=device (any name of kChecks) in the environment runs that check alone; "device" then demands a device,
-// where it otherwise passes in silence without one.
+// CAPO_TEST_CHECKS=device (any name of kChecks) in the environment runs that check alone; "device" then demands a
+// device, where it otherwise passes in silence without one.
 #include <capo/engine/backend.h>
 #include <capo/tests/op_checks.h>
 
@@ -73,7 +73,8 @@ void check_nothing_kept(const Subject& s) {
     const SavedBytes saved;
     const Tensors outputs = s.sample.run(leaves);
     if (which == frozen || !grad_enabled())
-      for (const auto& y : outputs) expect(!y.defined() || !is_recorded(y), "recorded although no input needs a gradient");
+      for (const auto& y : outputs)
+        expect(!y.defined() || !is_recorded(y), "recorded although no input needs a gradient");
     return saved.total();
   };
   expect(kept(frozen) == 0, "keeps bytes although every input is frozen");
@@ -94,9 +95,11 @@ void check_nothing_kept(const Subject& s) {
 std::vector<std::string> check_case(const OpCase& c, const std::string& named) {
   const char* wanted = std::getenv("CAPO_TEST_CHECKS");
   const std::string only = !named.empty() ? named : wanted ? wanted : "";
-  if (!only.empty() && std::none_of(std::begin(kChecks), std::end(kChecks), [&](const NamedCheck& known) { return only == known.name; }))
+  if (!only.empty() &&
+      std::none_of(std::begin(kChecks), std::end(kChecks), [&](const NamedCheck& known) { return only == known.name; }))
     return {cat("CAPO_TEST_CHECKS: there is no check \"", only, "\"")};
-  if (only == "device" && device_count() == 0) return {"CAPO_TEST_CHECKS=device, and this build or machine has no CUDA device"};
+  if (only == "device" && device_count() == 0)
+    return {"CAPO_TEST_CHECKS=device, and this build or machine has no CUDA device"};
   std::vector<std::string> failures;
   const UnderDebugAllocator guarded;
   for (const auto& sample : c.samples) {

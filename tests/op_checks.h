@@ -1,5 +1,5 @@
-// Shared by the op_checks*.cpp files: how a sample is run, and how results are compared. Nothing here uses ops/, so that
-// the copies and views that the checks need cannot hide a bug in the ops they test.
+// Shared by the op_checks*.cpp files: how a sample is run, and how results are compared. Nothing here uses ops/, so
+// that the copies and views that the checks need cannot hide a bug in the ops they test.
 #pragma once
 
 #include <capo/tests/op_test.h>
@@ -44,7 +44,8 @@ struct Result {
 // Forward only, under NoGrad; the guards around every block are inspected.
 Tensors forward(const Fn& run, const Tensors& inputs);
 // Forward and backward with random cotangents (the same for every dtype). Inputs are taken as leaves.
-Result differentiate(const Fn& run, const Tensors& inputs, const std::vector<bool>& wanted, Layout cotangents = Layout::plain);
+Result differentiate(const Fn& run, const Tensors& inputs, const std::vector<bool>& wanted,
+                     Layout cotangents = Layout::plain);
 // The same with these cotangents, one per output, where the output is on the tape.
 Result differentiate(const Fn& run, const Tensors& inputs, const std::vector<bool>& wanted, const Tensors& cotangents);
 Tensor cotangent_of(const Tensor& y, std::size_t output, Layout layout = Layout::plain);
@@ -76,8 +77,8 @@ void check_threads(const Subject& s);       // (h)
 void check_isa(const Subject& s);           // (h)
 void check_device(const Subject& s);        // (i)
 void check_nothing_kept(const Subject& s);  // (k)
-// (l), called by (i): captured as a graph while the inputs hold other values, replayed with theirs: the bits of `eager`,
-// which is on the host. The device's.
+// (l), called by (i): captured as a graph while the inputs hold other values, replayed with theirs: the bits of
+// `eager`, which is on the host. The device's.
 void check_captured(const Subject& s, const Tensors& inputs, const Result& eager);
 // Kernels that check_device found missing: their names, once each. Empty in builds without a device.
 std::vector<std::string> missing_kernels();

@@ -10,8 +10,8 @@ namespace {
 
 constexpr Device kDevice{DeviceType::cuda, 0};
 
-// Ops whose draws come from a generator that the sample makes, and which would be gone at the replay: tests/graph_test.cpp
-// has them.
+// Ops whose draws come from a generator that the sample makes, and which would be gone at the replay:
+// tests/graph_test.cpp has them.
 bool draws(const std::string& op) {
   return op == "dropout" || op == "drop_path" || op == "rand_uniform" || op == "rand_normal";
 }

@@ -101,7 +101,9 @@ bool run_in(DType t, const Subject& s) {
   const Tensors there = has_floating(s.inputs) ? in_dtype(s.inputs, t) : s.inputs, rounded = in_dtype(there, f64);
   if (is_half(t) && !all_finite_values(rounded)) return true;  // out of f16's range
   const Result exact = run_all(s, rounded);
-  if (is_half(t) && (!all_finite_values(in_dtype(exact.outputs, t)) || !all_finite_values(in_dtype(exact.gradients, t)))) return true;
+  if (is_half(t) &&
+      (!all_finite_values(in_dtype(exact.outputs, t)) || !all_finite_values(in_dtype(exact.gradients, t))))
+    return true;
   const FirstOrder restore;
   Result got;
   if (!run_there(s, there, got)) return false;

@@ -38,7 +38,8 @@ struct Stencil {
 };
 constexpr Stencil kStencils[] = {{1e-5, false}, {1e-4, true}, {1e-3, true}, {1e-6, false}};
 
-Vectors differences(const Fn& f, const Tensors& inputs, const Vectors& direction, const std::vector<bool>& outputs, Stencil s) {
+Vectors differences(const Fn& f, const Tensors& inputs, const Vectors& direction, const std::vector<bool>& outputs,
+                    Stencil s) {
   const auto at = [&](double step) { return hosts(f(moved(inputs, direction, step)), outputs); };
   const Vectors a = at(s.step), b = at(-s.step);
   const Vectors c = s.four_points ? at(2 * s.step) : a, d = s.four_points ? at(-2 * s.step) : b;
@@ -128,7 +129,8 @@ void expect_jacobian(const Fn& run, const Tensors& inputs, const std::vector<boo
           for (std::size_t e = 0; e < numeric[k].size(); ++e) {
             const double analytic = rows[k][e][place].empty() ? 0 : rows[k][e][place][j];
             if (!(std::fabs(analytic - numeric[k][e]) <= tol * std::fmax(1, std::fabs(numeric[k][e]))))
-              wrong = cat("d output ", k, "[", e, "] / d input ", i, "[", j, "] is ", analytic, ", differences give ", numeric[k][e]);
+              wrong = cat("d output ", k, "[", e, "] / d input ", i, "[", j, "] is ", analytic, ", differences give ",
+                          numeric[k][e]);
           }
         if (wrong.empty()) break;
       }
@@ -150,7 +152,8 @@ void check_first_order(const Fn& run, const Tensors& inputs, const std::vector<b
     if (!wanted[i]) continue;
     std::vector<bool> only(inputs.size(), false);
     only[i] = true;
-    expect_directional(cat("input ", i), value, inputs, random_direction(inputs, only, "alone"), cotangents, r.gradients, tol);
+    expect_directional(cat("input ", i), value, inputs, random_direction(inputs, only, "alone"), cotangents,
+                       r.gradients, tol);
   }
   const std::int64_t in = count(inputs, wanted), out = count(r.outputs, live);
   if (in <= 64 && in * out <= 2048) expect_jacobian(run, inputs, wanted, tol);
@@ -167,7 +170,8 @@ std::vector<std::vector<bool>> subsets(const std::vector<bool>& wanted) {
     out.push_back(s);
   };
   if (places.size() <= 4) {
-    for (unsigned mask = 1; mask + 1 < 1u << places.size(); ++mask) add([&](std::size_t p) { return (mask >> p & 1) != 0; });
+    for (unsigned mask = 1; mask + 1 < 1u << places.size(); ++mask)
+      add([&](std::size_t p) { return (mask >> p & 1) != 0; });
   } else {
     for (std::size_t k = 0; k < places.size(); ++k) {
       add([&](std::size_t p) { return p == k; });
@@ -206,7 +210,8 @@ void expect_unneeded_undefined(const Subject& s, const std::vector<bool>& subset
     const NoGrad off;
     const Grads g = node->apply(given, Needs(mask), nothing);
     for (std::size_t e = 0; e < g.size() && e < 63; ++e)
-      expect(!g[e].defined() || (mask >> e & 1), cat("gradient of input ", e, " was computed although nobody needs it"));
+      expect(!g[e].defined() || (mask >> e & 1),
+             cat("gradient of input ", e, " was computed although nobody needs it"));
   }
 }
 
@@ -293,9 +298,10 @@ void check_second_order(const Subject& s) {
     return g;
   };
   const double tol = 10 * s.sample.grad_tol;
-  expect_directional("second order", plain_gradient, point, random_direction(point, of_inputs, "second"), weights, second, tol);
-  expect_directional("second order, cotangent", plain_gradient, point, random_direction(point, of_cotangents, "second"), weights,
+  expect_directional("second order", plain_gradient, point, random_direction(point, of_inputs, "second"), weights,
                      second, tol);
+  expect_directional("second order, cotangent", plain_gradient, point, random_direction(point, of_cotangents, "second"),
+                     weights, second, tol);
 }
 
 std::string gradcheck(const Fn& run, const Tensors& inputs, const std::vector<bool>& wanted, double tol) {

@@ -47,7 +47,8 @@ namespace {
 
 // cotangents_for(outputs): one per output.
 template <class F>
-Result differentiate_with(const Fn& run, const Tensors& inputs, const std::vector<bool>& wanted, const F& cotangents_for) {
+Result differentiate_with(const Fn& run, const Tensors& inputs, const std::vector<bool>& wanted,
+                          const F& cotangents_for) {
   Result r;
   const Tensors leaves = leaves_of(inputs, wanted);
   r.outputs = run(leaves);
@@ -78,7 +79,8 @@ Result differentiate_with(const Fn& run, const Tensors& inputs, const std::vecto
 }  // namespace
 
 Result differentiate(const Fn& run, const Tensors& inputs, const std::vector<bool>& wanted, Layout layout) {
-  return differentiate_with(run, inputs, wanted, [layout](const Tensors& outputs) { return cotangents_of(outputs, layout); });
+  return differentiate_with(run, inputs, wanted,
+                            [layout](const Tensors& outputs) { return cotangents_of(outputs, layout); });
 }
 
 Result differentiate(const Fn& run, const Tensors& inputs, const std::vector<bool>& wanted, const Tensors& cotangents) {
@@ -91,7 +93,8 @@ Result run_all(const Subject& s, const Tensors& inputs) {
 }
 
 bool has_floating(const Tensors& inputs) {
-  return std::any_of(inputs.begin(), inputs.end(), [](const Tensor& t) { return t.defined() && is_floating(t.dtype()); });
+  return std::any_of(inputs.begin(), inputs.end(),
+                     [](const Tensor& t) { return t.defined() && is_floating(t.dtype()); });
 }
 
 bool all_finite_values(const Tensors& tensors) {

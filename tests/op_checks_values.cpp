@@ -16,7 +16,8 @@ Tensors reference_of(const Sample& sample, const Tensors& inputs) {
 }
 
 // A reference gives the result's dtype, or f64 for anything.
-void against_reference(const std::string& what, const Tensors& outputs, const Tensors& reference, DType precision, double tol) {
+void against_reference(const std::string& what, const Tensors& outputs, const Tensors& reference, DType precision,
+                       double tol) {
   compare(what, outputs, reference, tol);
   for (std::size_t k = 0; k < outputs.size(); ++k) {
     if (!outputs[k].defined()) continue;

@@ -21,12 +21,12 @@ struct Sample {
   std::string label;
   Tensors inputs;
   Fn run;        // the op under test
-  Fn reference;  // composite of other ops, or for a primitive a scalar f64 loop written in the test; never the kernel itself
+  Fn reference;  // composite of other ops, for a primitive a scalar f64 loop in the test; never the kernel itself
   // Which inputs are differentiated; empty means every floating input.
   std::vector<bool> wanted = {};
   bool gradient = true;        // false for samples at kinks, ties, infinities: values only
   bool second_order = false;   // true: gradgradcheck must pass. false: it may pass or must throw by name
-  double tol = 1e-12;          // f64 value against the reference, relative to max|reference| (+ the same absolute floor)
+  double tol = 1e-12;          // f64 value against the reference, relative to max|reference| (+ the same as a floor)
   double tol_f32 = 2e-6;       // f32 against the f64 reference, likewise
   double grad_tol = 1e-6;      // gradcheck, relative to max(1, |directional derivative|)
   bool f32 = true;             // false: the op has no f32 form
@@ -58,8 +58,8 @@ Device& creation_device();
 // Helpers for making inputs; all seeded by the text, f64, contiguous.
 Tensor normal(const Shape& shape, const std::string& seed, double mean = 0, double std = 1);
 Tensor uniform(const Shape& shape, const std::string& seed, double low, double high);
-Tensor integers(const Shape& shape, const std::string& seed, std::int64_t low, std::int64_t high);  // i64 in [low, high)
-Tensor values(const std::vector<double>& v, const Shape& shape);                                    // f64
+Tensor integers(const Shape& shape, const std::string& seed, std::int64_t low, std::int64_t high);  // i64, [low, high)
+Tensor values(const std::vector<double>& v, const Shape& shape);  // f64
 
 // max|a - b| <= tol * (floor + max|b|), false on NaN in one of them only, on shapes or dtypes that differ.
 bool close(const Tensor& a, const Tensor& b, double tol, double floor = 1.0);

@@ -99,7 +99,8 @@ TEST_CASE("zeroed softmax gradient") {
       const Tensor e = exp(in[0]);
       y = e / sum(e, {-1}, true);
     }
-    return record("planted", y, {in[0]}, Saved(), [](const Saved&, const Tensor& dy, Needs) -> Grads { return {dy * 0.0}; });
+    return record("planted", y, {in[0]}, Saved(),
+                  [](const Saved&, const Tensor& dy, Needs) -> Grads { return {dy * 0.0}; });
   };
   must_report(failures_of(planted, {normal({2, 5}, "x")}, softmax), "gradient");
 }
@@ -137,7 +138,8 @@ TEST_CASE("stale save") {
   };
   const auto failures = failures_of(counted, {normal({3, 4}, "x")}, squared);
   must_report(failures, "gradient");
-  CHECK(failures.front().find("planted: a tensor [3, 4] saved for its gradient was changed in place by fill_") != std::string::npos);
+  CHECK(failures.front().find("planted: a tensor [3, 4] saved for its gradient was changed in place by fill_") !=
+        std::string::npos);
 }
 
 TEST_CASE("strides ignored") {
@@ -181,16 +183,18 @@ TEST_CASE("an output element is never written") {
 TEST_CASE("wrong need mask") {
   const Op swapped = [](const Tensors& in) {
     const Tensor &x = in[0], &w = in[1];
-    return record("planted", scaled_square_value(x, w), {x, w}, Saved({x, w}), [](const Saved& s, const Tensor& dy, Needs n) {
-      return Grads{n[1] ? dy * s[0] * s[1] * 2.0 : Tensor(), n[0] ? dy * square(s[0]) : Tensor()};
-    });
+    return record("planted", scaled_square_value(x, w), {x, w}, Saved({x, w}),
+                  [](const Saved& s, const Tensor& dy, Needs n) {
+                    return Grads{n[1] ? dy * s[0] * s[1] * 2.0 : Tensor(), n[0] ? dy * square(s[0]) : Tensor()};
+                  });
   };
   must_report(failures_of(swapped, two_inputs(), scaled_square), "subsets");
   const Op eager = [](const Tensors& in) {
     const Tensor &x = in[0], &w = in[1];
-    return record("planted", scaled_square_value(x, w), {x, w}, Saved({x, w}), [](const Saved& s, const Tensor& dy, Needs) {
-      return Grads{dy * s[0] * s[1] * 2.0, dy * square(s[0])};
-    });
+    return record("planted", scaled_square_value(x, w), {x, w}, Saved({x, w}),
+                  [](const Saved& s, const Tensor& dy, Needs) {
+                    return Grads{dy * s[0] * s[1] * 2.0, dy * square(s[0])};
+                  });
   };
   must_report(failures_of(eager, two_inputs(), scaled_square), "subsets");
 }
@@ -200,9 +204,8 @@ TEST_CASE("bytes kept for a frozen input") {
     const Tensor &x = in[0], &w = in[1];
     const Needs n = needs_of({x, w});
     const Tensor extra = n[0] ? Tensor() : clone(x.detach());  // keeps a copy just when x is frozen
-    return record("planted", scaled_square_value(x, w), {x, w}, Saved({x, w}, {extra}), [](const Saved& s, const Tensor& dy, Needs need) {
-      return scaled_square_gradient(s, dy, need);
-    });
+    return record("planted", scaled_square_value(x, w), {x, w}, Saved({x, w}, {extra}),
+                  [](const Saved& s, const Tensor& dy, Needs need) { return scaled_square_gradient(s, dy, need); });
   };
   must_report(failures_of(planted, two_inputs(), scaled_square), "nothing kept");
 }
@@ -257,7 +260,8 @@ TEST_CASE("writes behind its output") {
   const auto failures = failures_of(planted, {normal({3, 4}, "x")}, [](const Tensors& in) { return in[0]; });
   must_report(failures, "value");
   bool guard = false;
-  for (const auto& f : failures) guard |= f.find("guard word overwritten after a block of 96 bytes") != std::string::npos;
+  for (const auto& f : failures)
+    guard |= f.find("guard word overwritten after a block of 96 bytes") != std::string::npos;
   CHECK(guard);
 }
 
@@ -282,9 +286,8 @@ TEST_CASE("nothing is recorded") {
 
 TEST_CASE("a gradient of NaN") {
   const Op planted = [](const Tensors& in) {
-    return record("planted", clone(in[0].detach()), {in[0]}, Saved(), [](const Saved&, const Tensor& dy, Needs) -> Grads {
-      return {dy * std::nan("")};
-    });
+    return record("planted", clone(in[0].detach()), {in[0]}, Saved(),
+                  [](const Saved&, const Tensor& dy, Needs) -> Grads { return {dy * std::nan("")}; });
   };
   must_report(failures_of(planted, {normal({3, 4}, "x")}, [](const Tensors& in) { return in[0]; }), "gradient");
 }
@@ -300,7 +303,8 @@ TEST_CASE("a wrong second derivative passes for a right one") {
       return {dy * stop_gradient(s[0]) * 2.0};
     });
   };
-  must_report(failures_of(planted, {normal({3, 4}, "x")}, [](const Tensors& in) { return square(in[0]); }), "second order");
+  must_report(failures_of(planted, {normal({3, 4}, "x")}, [](const Tensors& in) { return square(in[0]); }),
+              "second order");
 }
 
 TEST_CASE("a second derivative that is promised and missing") {

@@ -40,7 +40,8 @@ TEST_CASE("every recipe of the repository reads and names a model that there is"
     examples::read_recipe(r, entry.path().string());
     examples::train_options(r);
     check_augment(examples::augment_of(r));
-    CHECK(nn::parameter_count(*examples::open_model(r.model, {.classes = 10, .image = r.image}, {.device = kMeta}).module) > 1000);
+    CHECK(nn::parameter_count(
+              *examples::open_model(r.model, {.classes = 10, .image = r.image}, {.device = kMeta}).module) > 1000);
   }
   CHECK(count >= 3);
 }
@@ -59,7 +60,8 @@ TEST_CASE("recipes are strict, and survive the round trip") {
   CHECK(error(R"({"nesterov": 1})") == "nesterov must be true or false, got 1");
   CHECK(error(R"({"model": 18})") == "model must be a text, got 18");
   CHECK(error(R"({"lr": 1, "lr": 2})") == "duplicate key, got \"lr\" twice");
-  CHECK(error_of([] { examples::train_options(read_text(R"({"decay": "step"})")); }) == "--decay: must be cosine, linear or constant, got step");
+  CHECK(error_of([] { examples::train_options(read_text(R"({"decay": "step"})")); }) ==
+        "--decay: must be cosine, linear or constant, got step");
 }
 
 TEST_CASE("a weight file serves another number of classes with a new head alone") {
@@ -69,12 +71,15 @@ TEST_CASE("a weight file serves another number of classes with a new head alone"
     CAPTURE(name);
     const examples::NamedModel ten = examples::open_model(name, {.classes = 10, .image = 32}, {.seed = 1});
     nn::save_model(*ten.module, path, f32, ten.texts);
-    CHECK(contains(error_of([&] { examples::open_model(name, {.weights = path, .classes = 7}, {}); }), "must have 7 classes, got 10"));
-    const examples::NamedModel seven = examples::open_model(name, {.weights = path, .classes = 7, .new_head = true}, {.seed = 2});
+    CHECK(contains(error_of([&] { examples::open_model(name, {.weights = path, .classes = 7}, {}); }),
+                   "must have 7 classes, got 10"));
+    const examples::NamedModel seven =
+        examples::open_model(name, {.weights = path, .classes = 7, .new_head = true}, {.seed = 2});
     const auto before = nn::state_dict(*ten.module), after = nn::state_dict(*seven.module);
     REQUIRE(before.size() == after.size());
     int changed = 0;
-    for (std::size_t i = 0; i < before.size(); ++i) changed += before[i].value.shape() != after[i].value.shape() || !test::same_bits(before[i].value, after[i].value);
+    for (std::size_t i = 0; i < before.size(); ++i)
+      changed += before[i].value.shape() != after[i].value.shape() || !test::same_bits(before[i].value, after[i].value);
     CHECK(changed == 2);  // the head's weight and bias
     CHECK(seven.classifier->forward(zeros({2, 32, 32, 3})).shape() == Shape{2, 7});
   }
@@ -84,18 +89,24 @@ TEST_CASE("a ResNet's width: new, kept in the file, refused elsewhere") {
   const TempFolder folder;
   const std::string path = folder.path() + "/model.safetensors";
   const examples::NamedModel thin = examples::open_model("resnet20", {.classes = 10, .width = 6}, {.seed = 1});
-  CHECK(nn::parameter_count(*thin.module) < nn::parameter_count(*examples::open_model("resnet20", {.classes = 10}, {}).module) / 6);
+  CHECK(nn::parameter_count(*thin.module) <
+        nn::parameter_count(*examples::open_model("resnet20", {.classes = 10}, {}).module) / 6);
   nn::save_model(*thin.module, path, f32, thin.texts);
-  CHECK(nn::parameter_count(*examples::open_model("resnet20", {.weights = path}, {}).module) == nn::parameter_count(*thin.module));
-  CHECK(contains(error_of([&] { examples::open_model("resnet20", {.weights = path, .width = 8}, {}); }), "must have width 8, got 6"));
+  CHECK(nn::parameter_count(*examples::open_model("resnet20", {.weights = path}, {}).module) ==
+        nn::parameter_count(*thin.module));
+  CHECK(contains(error_of([&] { examples::open_model("resnet20", {.weights = path, .width = 8}, {}); }),
+                 "must have width 8, got 6"));
   CHECK(contains(error_of([&] { examples::open_model("resnet32", {.weights = path}, {}); }), "holds another model"));
-  CHECK(contains(error_of([] { examples::open_model("vit_ti/8", {.classes = 10, .width = 8, .image = 32}, {}); }), "--width: belongs to ResNets"));
-  CHECK(contains(error_of([] { examples::open_model("resnet20", {.classes = 10, .new_head = true}, {}); }), "--new-head: needs --weights"));
+  CHECK(contains(error_of([] { examples::open_model("vit_ti/8", {.classes = 10, .width = 8, .image = 32}, {}); }),
+                 "--width: belongs to ResNets"));
+  CHECK(contains(error_of([] { examples::open_model("resnet20", {.classes = 10, .new_head = true}, {}); }),
+                 "--new-head: needs --weights"));
 }
 
 TEST_CASE("the command line goes before the file") {
   const std::string file = std::string(CAPO_SOURCE_DIR) + "/recipes/resnet20_cifar10_short.json";
-  std::vector<std::string> words{"train", "--recipe", file, "--model", "resnet56", "--no-nesterov", "--weight-decay", "0.25"};
+  std::vector<std::string> words{"train", "--recipe", file, "--model", "resnet56",
+                                 "--no-nesterov", "--weight-decay", "0.25"};
   std::vector<char*> argv;
   for (auto& w : words) argv.push_back(w.data());
   examples::Recipe r, plain;

@@ -140,7 +140,8 @@ TEST_CASE("resume: the child" * doctest::skip(std::getenv(kChild) == nullptr)) {
   run(std::getenv(kChild), 0, train::OptimizerKind::adamw);
 }
 
-TEST_CASE("resume: a run killed with -9 again and again ends with the same bits" * doctest::skip(std::getenv(kChild) != nullptr)) {
+TEST_CASE("resume: a run killed with -9 again and again ends with the same bits" *
+          doctest::skip(std::getenv(kChild) != nullptr)) {
   const TempFolder whole, t;
   const std::string folder = t / "run";
   const Run straight = run(whole.path(), 0, train::OptimizerKind::adamw);

@@ -97,7 +97,8 @@ TEST_CASE("safetensors: other writers' liberties are accepted") {
   // Keys in any order, spaces, escapes, an odd header length, odd alignment, several empty tensors.
   const std::string json =
       " \n"  // removed below: the first byte must be '{'
-      R"({ "b" : {"data_offsets":[1,5], "shape":[], "dtype":"F32"}, "\u0061":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},)"
+      R"({ "b" : {"data_offsets":[1,5], "shape":[], "dtype":"F32"}, )"
+      R"("\u0061":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},)"
       R"("e":{"dtype":"F32","shape":[0],"data_offsets":[1,1]},"f":{"dtype":"F32","shape":[0],"data_offsets":[5,5]}})";
   const SafetensorsHeader h = parse_safetensors_header(std::string_view(json).substr(2), 5, "mem");
   REQUIRE(h.entries.size() == 4);

@@ -53,7 +53,8 @@ TEST_CASE("grammar") {
   CHECK(tuners::to_string(tuners::parse_spec("linear")) == "@head: train");
   CHECK(tuners::to_string(tuners::parse_spec("bitfit; **: u_adapter(dim=3,on=z)")) ==
         "**.bias: train; @head: train; **: u_adapter(dim=3, on=z)");
-  CHECK(tuners::to_string(tuners::parse_spec("prompt-ffn; linear")) == "blocks.*.mlp: u_prompt(length=10); @head: train; @head: train");
+  CHECK(tuners::to_string(tuners::parse_spec("prompt-ffn; linear")) ==
+        "blocks.*.mlp: u_prompt(length=10); @head: train; @head: train");
   for (const auto& m : tuners::kMethods) {
     CHECK(tuners::to_string(tuners::parse_spec(m.name)) == tuners::to_string(tuners::parse_spec(m.spec)));
     vit::Vit model(small());
@@ -291,7 +292,8 @@ TEST_CASE("tuner files that do not fit are refused") {
          "duplicate key, got \"format\" twice"},
         {"\"format\": \"capo-tuner-1\"", "\"formats\": \"capo-tuner-1\"", "unknown key \"formats\""},
         {"\"format\": \"capo-tuner-1\"", "\"format\": \"capo-tuner-1\", \"more\": {}", "unknown key \"more\""},
-        {"\"accuracy\": \"0.5\"", "\"accuracy\": \"0.5\", \"accuracy\": \"0.6\"", "duplicate key, got \"accuracy\" twice"},
+        {"\"accuracy\": \"0.5\"", "\"accuracy\": \"0.5\", \"accuracy\": \"0.6\"",
+         "duplicate key, got \"accuracy\" twice"},
         {"\"accuracy\": \"0.5\"", "\"accuracy\": 0.5", "notes must be texts, got 0.5"},
         {"\"notes\": {", "\"notes\": [", "must be valid JSON"},
         {"\"classes\": [", "\"classes\": [3, ", "classes must be texts, got 3"},

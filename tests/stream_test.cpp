@@ -58,9 +58,12 @@ TEST_CASE("large results are streamed with the bits of small ones, on every inst
     check("to bf16", double_width, double_width, [](const Tensor& a, const Tensor&) { return cast(a, bf16); });
     check("from f16", cast(x, f16), dy, [](const Tensor& a, const Tensor&) { return cast(a, f32); });
     check("softmax", x, dy, [](const Tensor& a, const Tensor&) { return softmax(a); });
-    check("softmax'", x, dy, [](const Tensor& a, const Tensor& g) { return gradient(a, g, [](const Tensor& v) { return softmax(v); }); });
+    check("softmax'", x, dy,
+          [](const Tensor& a, const Tensor& g) { return gradient(a, g, [](const Tensor& v) { return softmax(v); }); });
     check("layer_norm", x, dy, [&](const Tensor& a, const Tensor&) { return layer_norm(a, w, b); });
-    check("layer_norm'", x, dy, [&](const Tensor& a, const Tensor& g) { return gradient(a, g, [&](const Tensor& v) { return layer_norm(v, w, b); }); });
+    check("layer_norm'", x, dy, [&](const Tensor& a, const Tensor& g) {
+      return gradient(a, g, [&](const Tensor& v) { return layer_norm(v, w, b); });
+    });
     check("layer_norm' beside its weights'", x, dy, [&](const Tensor& a, const Tensor& g) {
       const Tensor leaves[] = {clone(a), clone(w), clone(b)};
       for (const Tensor& t : leaves) set_requires_grad(t, true);
@@ -68,6 +71,8 @@ TEST_CASE("large results are streamed with the bits of small ones, on every inst
     });
     const Tensor image = reshape(x, {8, kRows / 8, kColumns}), dimage = reshape(dy, {8, kRows / 8, kColumns});
     check("group_norm", image, dimage, [&](const Tensor& a, const Tensor&) { return group_norm(a, 1, w, b); });
-    check("group_norm'", image, dimage, [&](const Tensor& a, const Tensor& g) { return gradient(a, g, [&](const Tensor& v) { return group_norm(v, 1, w, b); }); });
+    check("group_norm'", image, dimage, [&](const Tensor& a, const Tensor& g) {
+      return gradient(a, g, [&](const Tensor& v) { return group_norm(v, 1, w, b); });
+    });
   }
 }

@@ -16,8 +16,8 @@ namespace capo::testing {
 // [N, 6] -> [N, 4].
 struct TinyMlp : nn::Layer<TinyMlp> {
   explicit TinyMlp(const nn::Build& build, double p = 0.3)
-      : Layer(build), fc1(this, "fc1", 6, 16, true, nn::Init::normal(0.4)), drop(this, "drop", p), path(this, "path", p),
-        head(this, "head", 16, 4, true, nn::Init::normal(0.4)) {}
+      : Layer(build), fc1(this, "fc1", 6, 16, true, nn::Init::normal(0.4)), drop(this, "drop", p),
+        path(this, "path", p), head(this, "head", 16, 4, true, nn::Init::normal(0.4)) {}
   Tensor forward(const Tensor& x) { return head(path(drop(tanh(fc1(x))))); }
   nn::Linear fc1;
   nn::Dropout drop;

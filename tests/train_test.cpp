@@ -38,13 +38,16 @@ struct Zoo : nn::Module {
 };
 
 // The same gradients for everybody: step t, element i of parameter p.
-double gradient(int t, int p, std::size_t i) { return std::sin(1.3 * t + 2.1 * p + 0.7 * static_cast<double>(i)) * std::pow(10.0, p - 2); }
+double gradient(int t, int p, std::size_t i) {
+  return std::sin(1.3 * t + 2.1 * p + 0.7 * static_cast<double>(i)) * std::pow(10.0, p - 2);
+}
 
 void set_gradients(const std::vector<nn::Parameter*>& parameters, int t) {
   for (std::size_t p = 0; p < parameters.size(); ++p) {
     const Tensor& v = parameters[p]->value();
     std::vector<double> g;
-    for (std::int64_t i = 0; i < v.numel(); ++i) g.push_back(gradient(t, static_cast<int>(p), static_cast<std::size_t>(i)));
+    for (std::int64_t i = 0; i < v.numel(); ++i)
+      g.push_back(gradient(t, static_cast<int>(p), static_cast<std::size_t>(i)));
     set_grad(v, cast(from_vector(g, v.shape()), v.dtype()));
   }
 }
@@ -77,7 +80,8 @@ Tensor state_named(const train::Optimizer& opt, const std::string& name) {
 }
 
 const std::vector<train::Rule> kRules{{"head", 10}, {"**.weight", 0.5, 0.2}, {"head.bias", 3, 0.4}};
-// By hand, from the rules and the defaults, in declaration order: cls_token, fc.weight, fc.bias, head.weight, head.bias.
+// By hand, from the rules and the defaults, in declaration order: cls_token, fc.weight, fc.bias, head.weight,
+// head.bias.
 constexpr double kScale[] = {1, 0.5, 1, 0.5, 3};
 constexpr double kDecay[] = {0, 0.2, 0, 0.2, 0.4};
 
@@ -200,7 +204,8 @@ TEST_CASE("optim: Muon is the published algorithm; vectors go by AdamW") {
   for (const DType dtype : {f64, f32})
     for (const bool nesterov : {true, false}) {
       Matrices model(dtype);
-      const auto parameters = model.parameters();  // wide.weight, wide.bias, tall.weight, tall.bias, wide2.weight, one.weight
+      // wide.weight, wide.bias, tall.weight, tall.bias, wide2.weight, one.weight
+      const auto parameters = model.parameters();
       REQUIRE(parameters.size() == 6);
       const std::vector<train::Rule> rules{{"tall", 0.5, 0.3}};
       const double scales[] = {1, 1, 0.5, 0.5, 1, 1}, decays[] = {0.05, 0, 0.3, 0.3, 0.05, 0.05};
@@ -260,7 +265,8 @@ TEST_CASE("optim: newton_schulz makes singular values about 1, of one matrix or 
     const auto xs = to_vector<double>(x), ys = to_vector<double>(y);
     const std::size_t each = static_cast<std::size_t>(r * c);
     for (std::size_t at = 0; at < xs.size(); at += each) {
-      const std::vector<double> one(xs.begin() + static_cast<std::ptrdiff_t>(at), xs.begin() + static_cast<std::ptrdiff_t>(at + each));
+      const std::vector<double> one(xs.begin() + static_cast<std::ptrdiff_t>(at),
+                                    xs.begin() + static_cast<std::ptrdiff_t>(at + each));
       const auto want = newton_schulz_by_loop(one, static_cast<std::size_t>(r), 5);
       double error = 0, squares = 0;
       for (std::size_t i = 0; i < each; ++i) {
@@ -268,7 +274,8 @@ TEST_CASE("optim: newton_schulz makes singular values about 1, of one matrix or 
         squares += ys[at + i] * ys[at + i];
       }
       CHECK(error < 1e-10);
-      CHECK(squares / static_cast<double>(std::min(r, c)) == doctest::Approx(1).epsilon(0.25));  // mean squared singular value
+      // Mean squared singular value.
+      CHECK(squares / static_cast<double>(std::min(r, c)) == doctest::Approx(1).epsilon(0.25));
     }
   }
   CHECK(to_vector<double>(train::newton_schulz(zeros({3, 5}, f64))) == std::vector<double>(15, 0.0));
@@ -308,8 +315,9 @@ TEST_CASE("optim: of tuners Muon takes the adapters' matrices alone") {
   vit::VitConfig c = vit::config("vit_ti", 16, 8, 10);
   c.dim = 24, c.depth = 1, c.heads = 2;
   vit::Vit model(c);
-  tuners::apply_spec(model, "**.attn: u_prefix(); **.attn: u_prompt(); **.attn: lora(rank=2, slices=qv); **.mlp: u_prefix(); "
-                            "**.mlp: u_prompt(); **.mlp.fc1: lora(rank=2); **.mlp: u_adapter(dim=3); head: train");
+  tuners::apply_spec(model,
+                     "**.attn: u_prefix(); **.attn: u_prompt(); **.attn: lora(rank=2, slices=qv); **.mlp: u_prefix(); "
+                     "**.mlp: u_prompt(); **.mlp.fc1: lora(rank=2); **.mlp: u_adapter(dim=3); head: train");
   std::string taken;
   int matrices = 0;
   for (const nn::Parameter* p : model.parameters()) {
@@ -325,12 +333,14 @@ TEST_CASE("optim: Muon in bf16 follows the f32 masters; any number of threads gi
   Matrices half(bf16), single(f32);
   {
     const NoGrad off;
-    for (std::size_t i = 0; i < half.parameters().size(); ++i) copy_into(single.parameters()[i]->value(), half.parameters()[i]->value());
+    for (std::size_t i = 0; i < half.parameters().size(); ++i)
+      copy_into(single.parameters()[i]->value(), half.parameters()[i]->value());
   }
   train::Muon x(half), y(single);
   for (int t = 1; t <= 3; ++t) {
     for (auto* model : {&half, &single})
-      for (auto* p : model->parameters()) set_grad(p->value(), full(p->value().shape(), t % 2 ? 1 : -0.5, p->value().dtype()));
+      for (auto* p : model->parameters())
+        set_grad(p->value(), full(p->value().shape(), t % 2 ? 1 : -0.5, p->value().dtype()));
     x.step(1e-3);
     y.step(1e-3);
   }
@@ -361,12 +371,14 @@ TEST_CASE("optim: defaults, errors, frozen parameters") {
   CHECK(!train::decays_by_default(zoo.cls_token));
   CHECK(train::decays_by_default(zoo.fc.weight));
   CHECK(!train::decays_by_default(*zoo.fc.bias));
-  CHECK(contains(error_of([&] { train::AdamW o(zoo, {.rules = {{"blocks.*", 2}}}); }), "\"blocks.*\" matches no parameter"));
+  CHECK(contains(error_of([&] { train::AdamW o(zoo, {.rules = {{"blocks.*", 2}}}); }),
+                 "\"blocks.*\" matches no parameter"));
   CHECK(starts_with(error_of([&] { train::AdamW o(zoo, {.beta1 = 1}); }), "adamw: betas"));
   CHECK(starts_with(error_of([&] { train::Sgd o(zoo, {.momentum = 0, .nesterov = true}); }), "sgd: nesterov"));
   CHECK(starts_with(error_of([&] { train::Muon o(zoo, {.momentum = 1}); }), "muon: momentum"));
   CHECK(starts_with(error_of([&] { train::Muon o(zoo, {.ns_steps = 0}); }), "muon: ns_steps"));
-  CHECK(starts_with(error_of([&] { train::optimizer_kind("adam"); }), "optimizer: must be adamw, sgd or muon, got \"adam\""));
+  CHECK(starts_with(error_of([&] { train::optimizer_kind("adam"); }),
+                    "optimizer: must be adamw, sgd or muon, got \"adam\""));
   for (const char* name : {"adamw", "sgd", "muon"}) {
     CHECK(to_string(train::optimizer_kind(name)) == name);
     CHECK(std::string(train::make_optimizer(train::optimizer_kind(name), zoo)->name()) == name);
@@ -537,7 +549,8 @@ TEST_CASE("trainer: soft targets and label smoothing") {
   const NoGrad off;
   const Tensor logits = model(a.x);
   // 0.7 on the label and 0.1 elsewhere is smoothing by 0.4 over four classes.
-  CHECK(train::classification_loss(logits, b).item() == doctest::Approx(train::classification_loss(logits, a, 0.4).item()).epsilon(1e-12));
+  CHECK(train::classification_loss(logits, b).item() ==
+        doctest::Approx(train::classification_loss(logits, a, 0.4).item()).epsilon(1e-12));
 }
 
 TEST_CASE("trainer: stops on request, reports progress") {
@@ -637,7 +650,9 @@ TEST_CASE("trainer: values that are not finite are traced to their origin") {
     TinyMlp model(build);
     Poisoned data(5);
     const std::string text = failure_of(model, data);
-    CHECK_MESSAGE(starts_with(text, "train: the loss is nan in step 5 (epoch 0, batch 5); first not finite: the batch itself (48 of 48"), text);
+    CHECK_MESSAGE(starts_with(text, "train: the loss is nan in step 5 (epoch 0, batch 5); first not finite: "
+                                    "the batch itself (48 of 48"),
+                  text);
     CHECK(!model.fc1.tapped());
   }
   {
@@ -655,7 +670,8 @@ TEST_CASE("trainer: values that are not finite are traced to their origin") {
     SyntheticSource data(8, 8);
     const std::string text = failure_of(model, data);
     CHECK_MESSAGE(starts_with(text, "train: the loss is "), text);
-    CHECK_MESSAGE(contains(text, " in step 0 (epoch 0, batch 0); first not finite: the output of linear in head ("), text);
+    CHECK_MESSAGE(contains(text, " in step 0 (epoch 0, batch 0); first not finite: the output of linear in head ("),
+                  text);
   }
   for (const bool frozen : {false, true}) {  // a frozen op is seen too; so are those of a recomputed segment
     Bottomless model(build, !frozen);
@@ -689,7 +705,8 @@ TEST_CASE("tensorboard: records are sound and read back") {
   const std::string file = read_file(path, 1 << 20);
   const auto fixed = [&](std::size_t at, int bytes) {
     std::uint64_t v = 0;
-    for (int i = 0; i < bytes; ++i) v |= std::uint64_t{static_cast<unsigned char>(file.at(at + static_cast<std::size_t>(i)))} << (8 * i);
+    for (int i = 0; i < bytes; ++i)
+      v |= std::uint64_t{static_cast<unsigned char>(file.at(at + static_cast<std::size_t>(i)))} << (8 * i);
     return v;
   };
   const auto unmasked = [](std::uint64_t m) {
@@ -793,7 +810,8 @@ TEST_CASE("examples: the validation curve of a training log") {
   CHECK(curve.name == "tiny");
   CHECK(curve.x == std::vector<double>{2, 3});  // epochs count from 1, the last is always validated
   REQUIRE(curve.y.size() == 2);
-  for (std::size_t i = 0; i < 2; ++i) CHECK(curve.y[i] == doctest::Approx(100 * epochs[i + 1].validation.top1).epsilon(1e-6));
+  for (std::size_t i = 0; i < 2; ++i)
+    CHECK(curve.y[i] == doctest::Approx(100 * epochs[i + 1].validation.top1).epsilon(1e-6));
   CHECK(examples::validation_curve(t / "none.csv", "none").x.empty());
 }
 
@@ -848,7 +866,8 @@ TEST_CASE("memory: a ViT's plan, whole, recomputed and frozen") {
       o.device = kCpu;
       const auto real = train::plan_memory(make, {8, 32, 32, 3}, o);
       CHECK(std::fabs(static_cast<double>(told.peak - real.peak)) <= 0.05 * static_cast<double>(real.peak));
-      CHECK(std::fabs(static_cast<double>(told.evaluation - real.evaluation)) <= 0.05 * static_cast<double>(real.evaluation));
+      CHECK(std::fabs(static_cast<double>(told.evaluation - real.evaluation)) <=
+            0.05 * static_cast<double>(real.evaluation));
       CHECK(told.activations == real.activations);
       CHECK(told.peak == std::max(step.peak, evaluation_batch ? told.weights + told.optimizer + told.evaluation : 0));
     }

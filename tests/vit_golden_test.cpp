@@ -59,8 +59,8 @@ void check_case(const std::string& name, const vit::VitConfig& config) {
   const Run wide = run(config, f64, 10);
   golden::check_f64(name, file, wide);
   CHECK(file["losses"][0] == file["loss"][0]);
-  // The losses in f32: after the first update they tell more of one weight than of anybody's accuracy. AdamW's first step
-  // is lr g / (|g| + 1e-8), so a gradient of the size of its own rounding moves its weight by up to lr either way.
+  // The losses in f32: after the first update they tell more of one weight than of anybody's accuracy. AdamW's first
+  // step is lr g / (|g| + 1e-8), so a gradient of the size of its own rounding moves its weight by up to lr either way.
   // In ViT-Ti blocks.0.mlp.fc2.weight[4178] has g = 2.1e-8, where the tensor's largest is 0.2; its f32 error is 1.6e-8
   // rms here, 1.7e-8 in PyTorch. Moving this one weight so in an f64 run moves the later losses by up to 6e-4. (Not the
   // key biases, whose gradient is nothing but rounding: moved by lr at every step they change f64 losses by 1e-15.)

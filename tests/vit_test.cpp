@@ -341,9 +341,10 @@ TEST_CASE("bf16 with an f32 stream is closer to f64 than with a bf16 stream, and
   }
   CHECK(error(y[2], y[0]) < 0.6 * error(y[1], y[0]));  // measured: 0.0030 and 0.0074
   CHECK(error(g[2], g[0]) < 0.6 * error(g[1], g[0]));  // 0.0035 and 0.0079
-  tuners::apply_spec(*wide,
-                     "blocks.*: u_adapter(dim=4); blocks.*.mlp: u_adapter(dim=4, on=x); blocks.0: u_prefix(length=2);"
-                     "blocks.1: u_prompt(length=2); blocks.*.attn: u_prefix(length=2); blocks.*.attn: lora(slices=qv); head: train");
+  tuners::apply_spec(
+      *wide,
+      "blocks.*: u_adapter(dim=4); blocks.*.mlp: u_adapter(dim=4, on=x); blocks.0: u_prefix(length=2);"
+      "blocks.1: u_prompt(length=2); blocks.*.attn: u_prefix(length=2); blocks.*.attn: lora(slices=qv); head: train");
   backward(cross_entropy(cast((*wide)(cast(image, bf16)), f32), labels()));
   for (nn::Parameter* p : wide->parameters())
     if (p->trainable()) CHECK_MESSAGE(grad_of(*p).defined(), p->path());
@@ -517,7 +518,8 @@ TEST_CASE("bad configurations and inputs") {
 
 TEST_CASE("heads that a timm file does not tell") {
   const auto heads_of = [](std::int64_t dim, int told = 0) {
-    const std::vector<vit::NamedShape> names{{"patch_embed.proj.weight", {dim, 3, 14, 14}}, {"pos_embed", {1, 256, dim}}};
+    const std::vector<vit::NamedShape> names{{"patch_embed.proj.weight", {dim, 3, 14, 14}},
+                                             {"pos_embed", {1, 256, dim}}};
     return vit::config_from_names(names, told).heads;
   };
   for (const std::int64_t dim : {1152, 1280, 1408, 1664}) CHECK(heads_of(dim) == 16);  // so400m, H, g, G

@@ -1,4 +1,5 @@
-// The image decoder, on the input as it is and, for PNG, with its checksums put right (else few mutations get past them).
+// The image decoder, on the input as it is and, for PNG, with its checksums put right (else few mutations get past
+// them).
 #include <capo/datasets/png.h>
 #include <capo/tests/fuzz/fuzz.h>
 #include <capo/tests/tiny_images.h>

@@ -21,10 +21,13 @@ std::size_t place(SampleRng& rng, std::size_t size) {
 }
 
 void mutate(std::string& s, const std::vector<std::string>& seeds, SampleRng& rng) {
-  static const char* const kTokens[] = {"\"", "{", "}", "[", "]", ",", ":", "\\u0000", "\\", "-1", "0", "1e309", "18446744073709551615",
-                                        "9223372036854775807", "4294967296", "null", "\xff\xd8", "\xff\xd9", "\xff\xda", "IDAT", "IEND",
-                                        "\"F32\"", "\"shape\"", "data_offsets", "__metadata__", "\xc3\xa9", "\xed\xa0\x80"};
-  static const std::uint32_t kNumbers[] = {0, 1, 0x7f, 0x80, 0xff, 0x100, 0x7fff, 0x8000, 0xffff, 0x10000, 0x7fffffff, 0x80000000, 0xffffffff};
+  static const char* const kTokens[] = {"\"", "{", "}", "[", "]", ",", ":", "\\u0000", "\\", "-1", "0", "1e309",
+                                        "18446744073709551615", "9223372036854775807", "4294967296", "null",
+                                        "\xff\xd8", "\xff\xd9", "\xff\xda", "IDAT", "IEND", "\"F32\"",
+                                        "\"shape\"", "data_offsets", "__metadata__", "\xc3\xa9",
+                                        "\xed\xa0\x80"};
+  static const std::uint32_t kNumbers[] = {0, 1, 0x7f, 0x80, 0xff, 0x100, 0x7fff, 0x8000, 0xffff,
+                                       0x10000, 0x7fffffff, 0x80000000, 0xffffffff};
   const std::size_t at = place(rng, s.size());
   const auto length = static_cast<std::size_t>(1) << rng.below(8);
   const std::size_t n = std::min<std::size_t>(place(rng, length), s.size() - at);
@@ -115,7 +118,7 @@ int main(int argc, char** argv) {
     for (auto n = 1 + rng.below(6); n > 0; --n) mutate(input, seeds, rng);
     if (!run(input, capo::cat("seed ", seed, " round ", round))) return 1;
   }
-  std::printf("%lld rounds and %zu seed inputs in %.1f s, nothing found\n", static_cast<long long>(round - first), seeds.size(),
-              seconds());
+  std::printf("%lld rounds and %zu seed inputs in %.1f s, nothing found\n", static_cast<long long>(round - first),
+              seeds.size(), seconds());
   return 0;
 }

@@ -45,10 +45,13 @@ void round_trip(const capo::SafetensorsReader& r, std::size_t file_size) {
 
 std::vector<std::string> capo::fuzz::seeds() {
   return {frame("{}", 0), frame("{\"__metadata__\":{\"format\":\"pt\"}}      ", 0),
-          frame(R"({"a":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]},"b":{"dtype":"BF16","shape":[],"data_offsets":[24,26]}})", 26),
+          frame(R"({"a":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]},)"
+                R"("b":{"dtype":"BF16","shape":[],"data_offsets":[24,26]}})", 26),
           frame(R"({"__metadata__":{"k":"v","é":"\u00e9"},"x.weight":{"dtype":"I64","shape":[1],"data_offsets":[0,8]},)"
-                R"("e":{"dtype":"F16","shape":[0,4],"data_offsets":[8,8]},"y":{"dtype":"BOOL","shape":[1,1,3],"data_offsets":[8,11]}})", 11),
-          frame(R"({"u":{"dtype":"U8","shape":[4],"data_offsets":[4,8]},"i":{"dtype":"I8","shape":[4],"data_offsets":[0,4]}})", 8)};
+                R"("e":{"dtype":"F16","shape":[0,4],"data_offsets":[8,8]},)"
+                R"("y":{"dtype":"BOOL","shape":[1,1,3],"data_offsets":[8,11]}})", 11),
+          frame(R"({"u":{"dtype":"U8","shape":[4],"data_offsets":[4,8]},)"
+                R"("i":{"dtype":"I8","shape":[4],"data_offsets":[0,4]}})", 8)};
 }
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {

@@ -156,11 +156,14 @@ OpCase attention_case() {
   s.push_back(repeated);
   c.errors = {
       {"rank", [] { attention(normal({2, 3, 4}, "q"), normal({2, 3, 4}, "k"), normal({2, 3, 4}, "v")); }, "rank 4"},
-      {"heads", [] { attention(normal({1, 2, 3, 4}, "q"), normal({1, 2, 1, 4}, "k"), normal({1, 2, 1, 4}, "v")); }, "k must be"},
-      {"keys", [] { attention(normal({1, 2, 3, 4}, "q"), normal({1, 2, 3, 4}, "k"), normal({1, 5, 3, 4}, "v")); }, "v must be"},
+      {"heads", [] { attention(normal({1, 2, 3, 4}, "q"), normal({1, 2, 1, 4}, "k"), normal({1, 2, 1, 4}, "v")); },
+       "k must be"},
+      {"keys", [] { attention(normal({1, 2, 3, 4}, "q"), normal({1, 2, 3, 4}, "k"), normal({1, 5, 3, 4}, "v")); },
+       "v must be"},
       {"bias", [] { attention(normal({1, 2, 3, 4}, "q"), normal({1, 2, 3, 4}, "k"), normal({1, 2, 3, 4}, "v"),
                               {0, false, normal({3}, "b")}); }, "must broadcast to [1, 3, 2, 2]"},
-      {"dtypes", [] { attention(normal({1, 2, 3, 4}, "q"), cast(normal({1, 2, 3, 4}, "k"), f32), normal({1, 2, 3, 4}, "v")); },
+      {"dtypes",
+       [] { attention(normal({1, 2, 3, 4}, "q"), cast(normal({1, 2, 3, 4}, "k"), f32), normal({1, 2, 3, 4}, "v")); },
        "one floating dtype"},
   };
   return c;
@@ -179,7 +182,8 @@ OpCase merge_case() {
     for (std::size_t r = 0; r < lse.size(); ++r) {
       const auto row = static_cast<std::int64_t>(r);
       const std::int64_t n = row % N, h = row / N % H, i = row / N / H;
-      const double top = std::max(la[r], lb[r]), ea = top == -kInf ? 0 : std::exp(la[r] - top), eb = top == -kInf ? 0 : std::exp(lb[r] - top);
+      const double top = std::max(la[r], lb[r]), ea = top == -kInf ? 0 : std::exp(la[r] - top),
+                   eb = top == -kInf ? 0 : std::exp(lb[r] - top);
       lse[r] = top == -kInf ? 0 : top + std::log(ea + eb);
       for (std::int64_t d = 0; d < D && top != -kInf; ++d) {
         const auto at = static_cast<std::size_t>(((i * N + n) * H + h) * D + d);
@@ -190,7 +194,8 @@ OpCase merge_case() {
   };
   const auto pair = [&](const std::string& label, const Shape& shape, const Tensor& l1, const Tensor& l2) {
     s.push_back({label, {normal(shape, "o1"), l1, normal(shape, "o2", 1), l2},
-                 [](const Tensors& in) { return merged(lse_merge(in[0], wide(in[1]), in[2], wide(in[3]))); }, rows, {}, true, true});
+                 [](const Tensors& in) { return merged(lse_merge(in[0], wide(in[1]), in[2], wide(in[3]))); },
+                 rows, {}, true, true});
     s.back().tol_f32 = 4e-6;
   };
   pair("small", {2, 3, 2, 5}, normal({2, 2, 3}, "l1"), normal({2, 2, 3}, "l2"));
@@ -198,13 +203,15 @@ OpCase merge_case() {
   pair("odd sizes", {1, 17, 3, 40}, normal({1, 3, 17}, "l1", 0, 3), normal({1, 3, 17}, "l2", 1));
   pair("far apart", {1, 2, 1, 3}, values({900, -900}, {1, 1, 2}), values({-900, 900}, {1, 1, 2}));
   pair("empty", {2, 0, 2, 5}, normal({2, 2, 0}, "l1"), normal({2, 2, 0}, "l2"));
-  pair("sides without keys", {1, 4, 1, 3}, values({-kInf, 1, -kInf, 0.5}, {1, 1, 4}), values({2, -kInf, -kInf, 1}, {1, 1, 4}));
+  pair("sides without keys", {1, 4, 1, 3}, values({-kInf, 1, -kInf, 0.5}, {1, 1, 4}),
+       values({2, -kInf, -kInf, 1}, {1, 1, 4}));
   s.back().wanted = {true, false, true, false};
 
   // Three sets of keys merged in three orders are attention over all of them.
   for (int order = 0; order < 3; ++order) {
     Sample three{cat("three sets, order ", order),
-                 {normal({2, 5, 2, 4}, "q"), normal({2, 3, 2, 4}, "k1"), normal({2, 3, 2, 6}, "v1"), normal({2, 4, 2, 4}, "k2"),
+                 {normal({2, 5, 2, 4}, "q"), normal({2, 3, 2, 4}, "k1"), normal({2, 3, 2, 6}, "v1"),
+                  normal({2, 4, 2, 4}, "k2"),
                   normal({2, 4, 2, 6}, "v2"), normal({2, 1, 2, 4}, "k3"), normal({2, 1, 2, 6}, "v3")},
                  [order](const Tensors& in) -> Tensors {
                    AttentionOut part[3];
@@ -215,7 +222,8 @@ OpCase merge_case() {
                    return merged(y);
                  },
                  [](const Tensors& in) -> Tensors {
-                   const Reference y = loops(in[0], concat({in[1], in[3], in[5]}, 1), concat({in[2], in[4], in[6]}, 1), {}, 0, false);
+                   const Reference y = loops(in[0], concat({in[1], in[3], in[5]}, 1),
+                                            concat({in[2], in[4], in[6]}, 1), {}, 0, false);
                    return {y.o, y.lse};
                  }, {}, true, true};
     three.tol_f32 = 4e-6;
@@ -254,8 +262,10 @@ OpCase map_case() {
   map("masked row", {1, 2, 1, 3}, 2, values({0, 0, -kInf, -kInf}, {2, 2}), 0);
   map("no keys", {1, 2, 1, 3}, 0, {}, 0);
   c.errors = {
-      {"rank", [] { attention_map(normal({2, 3, 4}, "q"), normal({2, 3, 4}, "k"), normal({2, 3}, "l")); }, "needs q and k"},
-      {"lse", [] { attention_map(normal({1, 3, 2, 4}, "q"), normal({1, 3, 2, 4}, "k"), normal({1, 3, 2}, "l")); }, "lse must be"},
+      {"rank", [] { attention_map(normal({2, 3, 4}, "q"), normal({2, 3, 4}, "k"), normal({2, 3}, "l")); },
+       "needs q and k"},
+      {"lse", [] { attention_map(normal({1, 3, 2, 4}, "q"), normal({1, 3, 2, 4}, "k"), normal({1, 3, 2}, "l")); },
+       "lse must be"},
   };
   return c;
 }

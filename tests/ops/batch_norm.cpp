@@ -30,7 +30,8 @@ Tensors by_ops(const Tensors& in, const Settings& o) {
     var = mean(square(v - m), {0});
     if (o.update_running && running_mean.defined() && n > 0) {
       running_mean = running_mean * (1 - o.momentum) + m * o.momentum;
-      running_var = running_var * (1 - o.momentum) + var * (o.momentum * static_cast<double>(n) / static_cast<double>(n - 1));
+      running_var =
+          running_var * (1 - o.momentum) + var * (o.momentum * static_cast<double>(n) / static_cast<double>(n - 1));
     }
   }
   Tensor y = reshape((v - m) / sqrt(var + kEps), x.shape());
@@ -38,7 +39,8 @@ Tensors by_ops(const Tensors& in, const Settings& o) {
   if (b.defined()) y = y + b;
   if (in.size() > 5) y = y + in[5];
   if (o.activation == Activation::silu) y = silu(y);
-  if (o.activation == Activation::relu) y = o.ceiling > 0 ? clamp(y, 0, o.ceiling) : o.slope == 0 ? relu(y) : leaky_relu(y, o.slope);
+  if (o.activation == Activation::relu)
+    y = o.ceiling > 0 ? clamp(y, 0, o.ceiling) : o.slope == 0 ? relu(y) : leaky_relu(y, o.slope);
   return {y, running_mean, running_var};
 }
 
@@ -108,7 +110,8 @@ std::vector<OpCase> op_cases() {
       sample("training, relu to a ceiling, several chunks, odd", inputs_of({3, 11, 13, 67}), with_ceiling),
       sample("training, relu to a ceiling, whole packs, several chunks", inputs_of({3, 11, 13, 72}), with_ceiling),
       sample("training, residual, relu to a ceiling", with_residual(inputs_of({2, 3, 5, 8})), with_ceiling),
-      sample("evaluation, relu to a ceiling", inputs_of({9, 3}), {.training = false, .activation = Activation::relu, .ceiling = 0.5}),
+      sample("evaluation, relu to a ceiling", inputs_of({9, 3}),
+             {.training = false, .activation = Activation::relu, .ceiling = 0.5}),
       sample("training, silu", inputs_of({3, 7, 8}), {.activation = Activation::silu}),
       sample("training, residual, silu", with_residual(inputs_of({3, 7, 8})), {.activation = Activation::silu}),
       sample("training, residual, relu, empty batch", with_residual(inputs_of({0, 3, 4})), with_relu),
@@ -148,17 +151,21 @@ std::vector<OpCase> op_cases() {
       {"eps", [=] { run(in, true, 0.1, 0); }, "eps must be > 0"},
       {"momentum", [=] { run(in, true, 1.5); }, "momentum must be in [0, 1]"},
       {"mixed dtypes", [=] { run(with(0, cast(in[0], f32))); }, "mixed dtypes"},
-      {"activation", [=] { batch_norm(in[0], in[1], in[2], in[3], in[4], true, 0.1, 1e-5, true, Activation::gelu_tanh); },
+      {"activation",
+       [=] { batch_norm(in[0], in[1], in[2], in[3], in[4], true, 0.1, 1e-5, true, Activation::gelu_tanh); },
        "activation must be none, relu or silu"},
       {"residual shape", [=] { batch_norm(in[0], in[1], in[2], in[3], in[4], true, 0.1, 1e-5, true, Activation::relu,
                                           normal({1, 3}, "r")); }, "residual must be"},
       {"residual dtype", [=] { batch_norm(in[0], in[1], in[2], in[3], in[4], true, 0.1, 1e-5, true, Activation::relu,
                                           cast(in[0], f32)); }, "residual must be"},
-      {"ceiling without relu", [=] { batch_norm(in[0], in[1], in[2], in[3], in[4], true, 0.1, 1e-5, true, Activation::silu, {}, 0, 6); },
+      {"ceiling without relu",
+       [=] { batch_norm(in[0], in[1], in[2], in[3], in[4], true, 0.1, 1e-5, true, Activation::silu, {}, 0, 6); },
        "ceiling must be >= 0 and belongs to relu without a slope, got 6 with silu"},
-      {"ceiling and slope", [=] { batch_norm(in[0], in[1], in[2], in[3], in[4], true, 0.1, 1e-5, true, Activation::relu, {}, 0.1, 6); },
+      {"ceiling and slope",
+       [=] { batch_norm(in[0], in[1], in[2], in[3], in[4], true, 0.1, 1e-5, true, Activation::relu, {}, 0.1, 6); },
        "got 6 with relu and slope 0.1"},
-      {"ceiling below 0", [=] { batch_norm(in[0], in[1], in[2], in[3], in[4], true, 0.1, 1e-5, true, Activation::relu, {}, 0, -1); },
+      {"ceiling below 0",
+       [=] { batch_norm(in[0], in[1], in[2], in[3], in[4], true, 0.1, 1e-5, true, Activation::relu, {}, 0, -1); },
        "ceiling must be >= 0"},
       {"mixed devices", [=] { run(with(0, empty({4, 3}, f64, kMeta))); }, "is on"},
   };

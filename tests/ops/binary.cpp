@@ -126,7 +126,8 @@ OpCase comparison(const std::string& name, Op op, Scalar f) {
 OpCase logic(const std::string& name, Op op, Scalar f) {
   OpCase c{name, {}, {}};
   for (const auto& [a, b] : kPairs)
-    c.samples.push_back(sample(cat(a, " and ", b), make_bool(integers(a, "a", 0, 2)), make_bool(integers(b, "b", 0, 2)), op, f));
+    c.samples.push_back(
+        sample(cat(a, " and ", b), make_bool(integers(a, "a", 0, 2)), make_bool(integers(b, "b", 0, 2)), op, f));
   for (auto& s : c.samples) s.gradient = false;
   const Tensor yes = full({2}, 1, boolean);
   c.errors = {{"numbers", [op] { op(ones({2}), ones({2})); }, "needs bool tensors, got f32"},
@@ -144,7 +145,8 @@ OpCase where_case() {
     Sample s{cat(k, " ? ", a, " : ", b), {make_bool(integers(k, "condition", 0, 2)), normal(a, "a"), normal(b, "b")},
              [](const Tensors& in) { return Tensors{where(in[0], in[1], in[2])}; },
              [](const Tensors& in) {
-               const Shape shape = broadcast_shapes("reference", broadcast_shapes("reference", in[0].shape(), in[1].shape()), in[2].shape());
+               const Shape shape = broadcast_shapes(
+                   "reference", broadcast_shapes("reference", in[0].shape(), in[1].shape()), in[2].shape());
                const auto m = broadcast(in[0], shape);
                auto x = broadcast(in[1], shape);
                const auto y = broadcast(in[2], shape);
@@ -166,10 +168,13 @@ OpCase where_case() {
 
 OpCase sum_to_case() {
   OpCase c{"sum_to", {}, {}};
-  for (const auto& [from, to] : {Pair{{2, 3, 5}, {3, 1}}, Pair{{2, 3, 5}, {2, 3, 5}}, Pair{{2, 3}, {}}, Pair{{4, 3}, {3}}, Pair{{4, 3}, {1, 3}},
-                                 Pair{{1, 3}, {3}}, Pair{{0, 3}, {3}}, Pair{{3, 0}, {3, 1}}, Pair{{601, 70}, {70}}}) {
+  for (const auto& [from, to] :
+       {Pair{{2, 3, 5}, {3, 1}}, Pair{{2, 3, 5}, {2, 3, 5}}, Pair{{2, 3}, {}}, Pair{{4, 3}, {3}}, Pair{{4, 3}, {1, 3}},
+        Pair{{1, 3}, {3}}, Pair{{0, 3}, {3}}, Pair{{3, 0}, {3, 1}}, Pair{{601, 70}, {70}}}) {
     const Shape shape = to;
-    Sample s{cat(from, " to ", to), {normal(from, "sum_to")}, [shape](const Tensors& in) { return Tensors{sum_to(in[0], shape)}; },
+    Sample s{cat(from, " to ", to),
+             {normal(from, "sum_to")},
+             [shape](const Tensors& in) { return Tensors{sum_to(in[0], shape)}; },
              [shape](const Tensors& in) {
                std::vector<double> where_to;  // which element of the result each element of x belongs to
                for (std::int64_t i = 0; i < numel(shape); ++i) where_to.push_back(static_cast<double>(i));
@@ -197,7 +202,9 @@ OpCase add_in_place_case() {
                add_(a, in[1], -0.3);
                return Tensors{a};
              },
-             [](const Tensors& in) { return Tensors{mapped(in[0], in[1], [](double x, double y) { return x - 0.3 * y; })}; }};
+             [](const Tensors& in) {
+               return Tensors{mapped(in[0], in[1], [](double x, double y) { return x - 0.3 * y; })};
+             }};
     s.gradient = s.half = false;
     c.samples.push_back(s);
   }
@@ -231,7 +238,9 @@ OpCase mul_in_place_case() {
                mul_(a, -1.7);
                return Tensors{a};
              },
-             [](const Tensors& in) { return Tensors{mapped(in[0], in[0], [](double x, double) { return -1.7 * x; })}; }};
+             [](const Tensors& in) {
+               return Tensors{mapped(in[0], in[0], [](double x, double) { return -1.7 * x; })};
+             }};
     s.gradient = s.half = false;
     c.samples.push_back(s);
   }
@@ -315,7 +324,8 @@ TEST_CASE("integer sums, differences and products wrap around") {
     check(std::int64_t{}, device);
   }
   CHECK_THROWS_WITH_AS(zeros({2}, i32) + 3e9, "scalar: beside a tensor of i32 it must be in i32, got 3e+09", Error);
-  CHECK_THROWS_WITH_AS(less(zeros({2}, i64), 1e300), "scalar: beside a tensor of i64 it must be in i64, got 1e+300", Error);
+  CHECK_THROWS_WITH_AS(less(zeros({2}, i64), 1e300), "scalar: beside a tensor of i64 it must be in i64, got 1e+300",
+                       Error);
   CHECK_THROWS_AS(zeros({2}, i64) * kInf, Error);
 }
 

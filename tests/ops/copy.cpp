@@ -34,7 +34,8 @@ double stored(double v, DType t) {
 }
 
 Sample create(const std::string& label, std::function<Tensor()> run, std::function<Tensor()> reference) {
-  Sample s{label, {}, [run](const Tensors&) { return Tensors{run()}; }, [reference](const Tensors&) { return Tensors{reference()}; }};
+  Sample s{label, {}, [run](const Tensors&) { return Tensors{run()}; },
+           [reference](const Tensors&) { return Tensors{reference()}; }};
   s.gradient = s.f32 = false;
   s.as_is = true;
   return s;
@@ -120,14 +121,17 @@ Tensor make(DType t, const std::vector<double>& v, const Shape& shape) {
 }
 
 // Columns first.
-Tensor turned(const Tensor& x) { return strided_view(x, {x.shape()[1], x.shape()[0]}, Dims{1, x.shape()[1]}, x.offset()); }
+Tensor turned(const Tensor& x) {
+  return strided_view(x, {x.shape()[1], x.shape()[0]}, Dims{1, x.shape()[1]}, x.offset());
+}
 
 OpCase identity_case(const std::string& name, Tensor (*op)(const Tensor&)) {
   OpCase c{name, {}, {}};
   for (const Shape& shape : {Shape{2, 3, 5}, Shape{}, Shape{1, 7, 1}, Shape{0, 4}, Shape{33, 501}})
     c.samples.push_back(identity(to_string(shape), normal(shape, name), op));
   c.samples.push_back(identity("i64", integers({3, 4}, name, -9, 9), op));
-  c.samples.push_back(identity("u8", make(u8, {1, 2, 3, 250, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18}, {18}), op));
+  c.samples.push_back(
+      identity("u8", make(u8, {1, 2, 3, 250, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18}, {18}), op));
   c.samples.push_back({"bool, turned", {make(boolean, {1, 0, 0, 1, 1, 0}, {2, 3})},
                        [op](const Tensors& in) { return Tensors{op(turned(in[0]))}; },
                        [](const Tensors&) { return Tensors{values({1, 1, 0, 1, 0, 0}, {3, 2})}; }});
@@ -156,8 +160,11 @@ OpCase cast_case() {
       s.gradient = from == f64 && to == f64;  // narrower storage has no differences to compare with; see the test below
       c.samples.push_back(s);
     }
-  Sample special{"special values", {values({-0.0, kInf, -kInf, std::nan(""), 65519, 65520, 6e-8, 2.9e-8, -1e-30, 3.4e38}, {2, 5})},
-                 [](const Tensors& in) { return Tensors{cast(in[0], f16), cast(in[0], bf16), cast(in[0], f32), cast(in[0], boolean)}; },
+  Sample special{"special values",
+                 {values({-0.0, kInf, -kInf, std::nan(""), 65519, 65520, 6e-8, 2.9e-8, -1e-30, 3.4e38}, {2, 5})},
+                 [](const Tensors& in) {
+                   return Tensors{cast(in[0], f16), cast(in[0], bf16), cast(in[0], f32), cast(in[0], boolean)};
+                 },
                  [](const Tensors& in) {
                    Tensors out;
                    for (const DType t : {f16, bf16, f32, boolean}) {
@@ -171,7 +178,9 @@ OpCase cast_case() {
   special.gradient = special.f32 = false;
   special.as_is = true;
   c.samples.push_back(special);
-  Sample many{"many chunks", {normal({2, 8209}, "cast")}, [](const Tensors& in) { return Tensors{cast(cast(in[0], bf16), f64)}; },
+  Sample many{"many chunks",
+              {normal({2, 8209}, "cast")},
+              [](const Tensors& in) { return Tensors{cast(cast(in[0], bf16), f64)}; },
               [](const Tensors& in) {
                 auto v = to_vector<double>(in[0]);
                 for (auto& a : v) a = stored(a, bf16);
@@ -203,7 +212,9 @@ Sample in_place(const std::string& label, const Tensors& inputs, Fn run, Fn refe
 
 OpCase copy_into_case() {
   OpCase c{"copy_into", {}, {}};
-  const Fn second = [](const Tensors& in) { return Tensors{from_vector<double>(to_vector<double>(in[1]), in[1].shape())}; };
+  const Fn second = [](const Tensors& in) {
+    return Tensors{from_vector<double>(to_vector<double>(in[1]), in[1].shape())};
+  };
   const Fn plain = [](const Tensors& in) {
     const Tensor d = clone(in[0]);
     copy_into(d, in[1]);
@@ -219,7 +230,9 @@ OpCase copy_into_case() {
                                },
                                [](const Tensors& in) {
                                  const auto b = to_vector<double>(in[1]);
-                                 return Tensors{generate({4, 3}, [&](std::int64_t i) { return b[static_cast<std::size_t>(i % 3 * 4 + i / 3)]; })};
+                                 return Tensors{generate({4, 3}, [&](std::int64_t i) {
+                                   return b[static_cast<std::size_t>(i % 3 * 4 + i / 3)];
+                                 })};
                                }));
   c.samples.push_back(in_place("into every second column", {normal({3, 7}, "a"), normal({3, 4}, "b")},
                                [](const Tensors& in) {
@@ -231,17 +244,21 @@ OpCase copy_into_case() {
                                  const auto a = to_vector<double>(in[0]), b = to_vector<double>(in[1]);
                                  return Tensors{generate({3, 7}, [&](std::int64_t i) {
                                    const auto r = i / 7, k = i % 7;
-                                   return k % 2 ? a[static_cast<std::size_t>(i)] : b[static_cast<std::size_t>(r * 4 + k / 2)];
+                                   return k % 2 ? a[static_cast<std::size_t>(i)]
+                                                : b[static_cast<std::size_t>(r * 4 + k / 2)];
                                  })};
                                }));
-  c.samples.push_back(in_place("under a mask", {normal({3, 7}, "a"), normal({3, 7}, "b"), make(boolean, to_vector<double>(integers({21}, "m", 0, 2)), {3, 7})},
+  c.samples.push_back(in_place("under a mask",
+                               {normal({3, 7}, "a"), normal({3, 7}, "b"),
+                                make(boolean, to_vector<double>(integers({21}, "m", 0, 2)), {3, 7})},
                                [](const Tensors& in) {
                                  const Tensor d = clone(in[0]);
                                  copy_into(d, in[1], in[2]);
                                  return Tensors{d};
                                },
                                [](const Tensors& in) {
-                                 const auto a = to_vector<double>(in[0]), b = to_vector<double>(in[1]), m = to_vector<double>(in[2]);
+                                 const auto a = to_vector<double>(in[0]), b = to_vector<double>(in[1]),
+                                            m = to_vector<double>(in[2]);
                                  return Tensors{generate({3, 7}, [&](std::int64_t i) {
                                    const auto k = static_cast<std::size_t>(i);
                                    return m[k] != 0 ? b[k] : a[k];
@@ -257,7 +274,8 @@ OpCase copy_into_case() {
                                  return Tensors{d};
                                },
                                [](const Tensors& in) {
-                                 const auto a = to_vector<double>(in[0]), b = to_vector<double>(in[1]), m = to_vector<double>(in[2]);
+                                 const auto a = to_vector<double>(in[0]), b = to_vector<double>(in[1]),
+                                            m = to_vector<double>(in[2]);
                                  return Tensors{generate({8209, 3, 2}, [&](std::int64_t i) {
                                    const auto x = i / 6, y = i / 2 % 3, z = i % 2;
                                    return m[static_cast<std::size_t>(z * 8209 + x)] != 0
@@ -324,7 +342,9 @@ OpCase fill_case() {
                                    fill_(d, -1.5);
                                    return Tensors{d};
                                  },
-                                 [](const Tensors& in) { return Tensors{generate(in[0].shape(), [](auto) { return -1.5; })}; }));
+                                 [](const Tensors& in) {
+                                   return Tensors{generate(in[0].shape(), [](auto) { return -1.5; })};
+                                 }));
   c.errors = {{"strided", [] { fill_(transpose(zeros({2, 3}), 0, 1), 1); }, "needs a contiguous tensor"},
               {"trainable leaf",
                [] {
@@ -344,7 +364,8 @@ std::vector<OpCase> op_cases() {
 }
 
 TEST_CASE("cast: floating values outside an integer's range become its nearest end, NaN 0; integers wrap around") {
-  const std::vector<double> in = {kInf, -kInf, std::nan(""), 1e30, -1e30, 300.9, -300.9, 0x1p31, -0x1p31 - 1, 0x1p63, -0x1p63, -0.9, 255.9};
+  const std::vector<double> in = {kInf,   -kInf,       std::nan(""), 1e30,    -1e30, 300.9, -300.9,
+                                  0x1p31, -0x1p31 - 1, 0x1p63,       -0x1p63, -0.9,  255.9};
   const auto whole = [&](double low, double high) {
     std::vector<double> out;
     for (const double v : in) out.push_back(std::isnan(v) ? 0 : std::trunc(std::clamp(v, low, high)) + 0.0);

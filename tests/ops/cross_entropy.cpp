@@ -12,8 +12,8 @@ namespace capo::test {
 namespace {
 
 // Scalar loops; target has one row of probabilities per row of logits, before smoothing; skip marks ignored rows.
-Tensor by_loops(const Tensor& logits, const std::vector<double>& target, const std::vector<bool>& skip, Reduction reduction,
-                double smoothing) {
+Tensor by_loops(const Tensor& logits, const std::vector<double>& target, const std::vector<bool>& skip,
+                Reduction reduction, double smoothing) {
   const auto x = to_vector<double>(logits);
   const auto classes = static_cast<std::size_t>(logits.size(-1));
   std::vector<double> rows;
@@ -85,7 +85,8 @@ OpCase hard_case() {
       hard_sample("one class", normal({3, 1}, "f"), labels_of({0, 0, 0}, {3}), {0.1}),
       hard_sample("rank 1", normal({6}, "g"), labels_of({4}, {})),
       hard_sample("1,000 classes", normal({40, 1000}, "h", 0, 3), integers({40}, "lh", 0, 1000), {0.1}),
-      hard_sample("more than 1,024 classes in whole packs", normal({3, 1032}, "n", 0, 3), integers({3}, "ln", 0, 1032), {0.1}),
+      hard_sample("more than 1,024 classes in whole packs", normal({3, 1032}, "n", 0, 3), integers({3}, "ln", 0, 1032),
+                  {0.1}),
       hard_sample("no rows, sum", normal({0, 4}, "i"), integers({0}, "li", 0, 4), {0, -100, R::sum}),
       hard_sample("one huge row", normal({1, 50021}, "j"), labels_of({50020}, {1})),
   };
@@ -125,8 +126,10 @@ OpCase soft_case() {
   };
   for (auto& s : c.samples) s.second_order = true;  // made of ops, because the target needs a gradient
   Sample fused = soft_sample("mean, target frozen", normal({60, 37}, "f", 0, 2), probabilities({60, 37}, "tf"), {0.1});
-  Sample packs = soft_sample("whole packs, target frozen", normal({5, 40}, "h", 0, 2), probabilities({5, 40}, "th"), {0.1});
-  Sample mass = soft_sample("rows that do not sum to one", normal({3, 6}, "g"), uniform({3, 6}, "tg", 0, 2), {0.2, -100, R::none});
+  Sample packs =
+      soft_sample("whole packs, target frozen", normal({5, 40}, "h", 0, 2), probabilities({5, 40}, "th"), {0.1});
+  Sample mass = soft_sample("rows that do not sum to one", normal({3, 6}, "g"), uniform({3, 6}, "tg", 0, 2),
+                            {0.2, -100, R::none});
   Sample one = soft_sample("one class", normal({3, 1}, "e"), probabilities({3, 1}, "te"));
   for (auto* s : {&fused, &packs, &mass, &one}) {
     s->wanted = {true, false};

@@ -18,7 +18,8 @@ Tensor by_loop(const Tensor& x, double p, std::int64_t run, std::uint64_t offset
   return values(v, x.shape());
 }
 
-Sample sample(const std::string& label, bool path, const Shape& shape, double p, bool training = true, std::uint64_t offset = 0) {
+Sample sample(const std::string& label, bool path, const Shape& shape, double p, bool training = true,
+              std::uint64_t offset = 0) {
   Sample s;
   s.label = label;
   s.inputs = {normal(shape, label)};

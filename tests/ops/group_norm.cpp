@@ -49,11 +49,15 @@ Sample sample(const std::string& label, std::int64_t groups, const Tensors& inpu
 
 Sample instance_sample(const std::string& label, const Tensors& inputs, const Settings& o = {}) {
   Sample s = sample(label, inputs[0].size(-1), inputs, o);
-  s.run = [o](const Tensors& in) -> Tensors { return {instance_norm(in[0], in[1], in[2], o.eps, o.activation, o.slope)}; };
+  s.run = [o](const Tensors& in) -> Tensors {
+    return {instance_norm(in[0], in[1], in[2], o.eps, o.activation, o.slope)};
+  };
   return s;
 }
 
-Tensor x_of(const Shape& shape, double mean = 0.3, double std = 1.5) { return normal(shape, cat("x", shape), mean, std); }
+Tensor x_of(const Shape& shape, double mean = 0.3, double std = 1.5) {
+  return normal(shape, cat("x", shape), mean, std);
+}
 Tensor weight_of(std::int64_t c) { return normal({c}, "weight", 1, 0.3); }
 Tensor bias_of(std::int64_t c) { return normal({c}, "bias", -0.2, 0.5); }
 
@@ -99,7 +103,8 @@ OpCase group_case() {
       {"weight size", [=] { group_norm(x, 2, weight_of(3)); }, "weight must be [6]"},
       {"rank", [=] { group_norm(normal({6}, "x"), 2); }, "must be [B, spatial..., C]"},
       {"eps", [=] { group_norm(x, 2, {}, {}, 0); }, "eps must be > 0"},
-      {"activation", [=] { group_norm(x, 2, {}, {}, 1e-5, Activation::gelu); }, "activation must be none, relu or silu, got gelu"},
+      {"activation", [=] { group_norm(x, 2, {}, {}, 1e-5, Activation::gelu); },
+       "activation must be none, relu or silu, got gelu"},
       {"slope", [=] { group_norm(x, 2, {}, {}, 1e-5, Activation::silu, 0.1); }, "slope belongs to relu"},
       {"mixed dtypes", [=] { group_norm(cast(x, f32), 2, weight_of(6)); }, "mixed dtypes"},
       {"mixed devices", [=] { group_norm(empty({2, 6}, f64, kMeta), 2, weight_of(6)); }, "is on"},
@@ -117,7 +122,8 @@ OpCase instance_case() {
       instance_sample("no samples", {x_of({0, 3, 4}), weight_of(4), bias_of(4)}),
       instance_sample("leaky relu", {x_of({2, 3, 5, 6}), weight_of(6), bias_of(6)}, kLeaky),
       instance_sample("leaky relu, no weight, no bias", {x_of({2, 5, 3}), {}, {}}, kLeaky),
-      instance_sample("leaky relu, several chunks, whole packs", {x_of({1, 150, 64}), weight_of(64), bias_of(64)}, kLeaky),
+      instance_sample("leaky relu, several chunks, whole packs", {x_of({1, 150, 64}), weight_of(64), bias_of(64)},
+                      kLeaky),
       instance_sample("relu", {x_of({1, 70, 9}), weight_of(9), bias_of(9)}, kRelu),
   };
   const Tensor x = x_of({2, 3, 6});
@@ -125,7 +131,8 @@ OpCase instance_case() {
       {"one position", [=] { instance_norm(x_of({2, 1, 6})); }, "more than one spatial position"},
       {"weight size", [=] { instance_norm(x, weight_of(3)); }, "weight must be [6]"},
       {"eps", [=] { instance_norm(x, {}, {}, -1); }, "eps must be > 0"},
-      {"activation", [=] { instance_norm(x, {}, {}, 1e-5, Activation::quick_gelu); }, "activation must be none, relu or silu"},
+      {"activation", [=] { instance_norm(x, {}, {}, 1e-5, Activation::quick_gelu); },
+       "activation must be none, relu or silu"},
   };
   return c;
 }

@@ -88,7 +88,9 @@ Sample as_stream(const std::string& label, Sample s) {
   return s;
 }
 
-Tensor x_of(const Shape& shape, double mean = 0.3, double std = 1.5) { return normal(shape, cat("x", shape), mean, std); }
+Tensor x_of(const Shape& shape, double mean = 0.3, double std = 1.5) {
+  return normal(shape, cat("x", shape), mean, std);
+}
 Tensor weight_of(std::int64_t c) { return normal({c}, "weight", 1, 0.3); }
 Tensor weights_of(std::int64_t b, std::int64_t c) { return normal({b, c}, "weights", 1, 0.3); }
 Tensor biases_of(std::int64_t b, std::int64_t c) { return normal({b, c}, "biases", -0.2, 0.5); }
@@ -206,7 +208,8 @@ OpCase add_layer_norm_case() {
   c.errors = {
       {"shapes", [=] { add_layer_norm(x, r_of({3, 5})); }, "x and r must be alike"},
       {"a narrow stream", [=] { add_layer_norm(cast(x, bf16), cast(r, f32)); }, "x and r must be alike"},
-      {"a stream's weight", [=] { add_layer_norm(cast(x, f32), cast(r, bf16), cast(weight_of(5), f16)); }, "mixed dtypes"},
+      {"a stream's weight", [=] { add_layer_norm(cast(x, f32), cast(r, bf16), cast(weight_of(5), f16)); },
+       "mixed dtypes"},
       {"dtypes", [=] { add_layer_norm(x, cast(r, f32)); }, "x and r must be alike"},
       {"weight size", [=] { add_layer_norm(x, r, weight_of(4)); }, "weight must be [5]"},
       {"eps", [=] { add_layer_norm(x, r, {}, {}, 0); }, "eps must be > 0"},
@@ -244,12 +247,15 @@ std::vector<OpCase> op_cases() {
   return {layer_norm_case(), rms_norm_case(), add_layer_norm_case(), add_rms_norm_case()};
 }
 
-TEST_CASE("an f32 stream: the sum is not rounded, y and the residual's gradient are 16-bit, the stream's gradient is f32") {
-  const Tensor x = cast(x_of({4, 9}), f32), r = cast(r_of({4, 9}), bf16), w = cast(weight_of(9), bf16), b = cast(bias_of(9), bf16);
+TEST_CASE(
+    "an f32 stream: the sum is not rounded, y and the residual's gradient are 16-bit, the stream's gradient is f32") {
+  const Tensor x = cast(x_of({4, 9}), f32), r = cast(r_of({4, 9}), bf16), w = cast(weight_of(9), bf16),
+               b = cast(bias_of(9), bf16);
   for (const Tensor& t : {x, r, w, b}) set_requires_grad(t, true);
   const AddNorm out = add_layer_norm(x, r, w, b);
   CHECK(same_bits(out.sum.detach(), x.detach() + cast(r.detach(), f32)));
-  CHECK(same_bits(out.y.detach(), cast(layer_norm(out.sum.detach(), cast(w, f32).detach(), cast(b, f32).detach()), bf16)));
+  CHECK(same_bits(out.y.detach(),
+                  cast(layer_norm(out.sum.detach(), cast(w, f32).detach(), cast(b, f32).detach()), bf16)));
   CHECK(layer_norm(x, w, b).dtype() == bf16);
   CHECK(layer_norm(x, cast(w, f32), cast(b, f32)).dtype() == f32);
   const auto g = grad({out.sum, out.y}, {x, r, w, b}, {ones({4, 9}, f32), ones({4, 9}, bf16)});

@@ -24,8 +24,8 @@ Tensor by_loop(const Tensor& x, const Tensor& t, Pointwise f, double p, R reduct
   return values({total}, {});
 }
 
-Sample sample(const std::string& label, const Tensor& x, const Tensor& t, const std::function<Tensor(Tensor, Tensor)>& run,
-              Pointwise f, R reduction, double p = 0) {
+Sample sample(const std::string& label, const Tensor& x, const Tensor& t,
+              const std::function<Tensor(Tensor, Tensor)>& run, Pointwise f, R reduction, double p = 0) {
   Sample s;
   s.label = label;
   s.inputs = {x, t};
@@ -66,22 +66,29 @@ std::vector<ErrorSample> errors_of(const std::function<void(Tensor, Tensor, R)>&
 
 OpCase bce_case() {
   OpCase c{"bce_with_logits", {}, {}};
-  const auto plain = [](R r) { return [r](const Tensor& x, const Tensor& t) { return bce_with_logits(x, t, {{}, {}, r}); }; };
+  const auto plain = [](R r) {
+    return [r](const Tensor& x, const Tensor& t) { return bce_with_logits(x, t, {{}, {}, r}); };
+  };
   c.samples = {
       sample("mean", normal({3, 5}, "a", 0, 3), uniform({3, 5}, "ta", 0, 1), plain(R::mean), bce, R::mean, 1),
       sample("sum", normal({2, 1, 4}, "b", 0, 3), uniform({2, 1, 4}, "tb", 0, 1), plain(R::sum), bce, R::sum, 1),
-      sample("none, large logits", uniform({40}, "c", -60, 60), uniform({40}, "tc", 0, 1), plain(R::none), bce, R::none, 1),
+      sample("none, large logits", uniform({40}, "c", -60, 60), uniform({40}, "tc", 0, 1), plain(R::none), bce, R::none,
+             1),
       sample("empty, sum", normal({0, 3}, "d"), normal({0, 3}, "d"), plain(R::sum), bce, R::sum, 1),
       sample("pos_weight", normal({3, 5}, "e", 0, 2), uniform({3, 5}, "te", 0, 1),
-             [](const Tensor& x, const Tensor& t) { return bce_with_logits(x, t, {{}, full({5}, 2.5, x.dtype(), x.device())}); },
+             [](const Tensor& x, const Tensor& t) {
+               return bce_with_logits(x, t, {{}, full({5}, 2.5, x.dtype(), x.device())});
+             },
              bce, R::mean, 2.5),
   };
   Sample weighted;
   weighted.label = "weight per row and pos_weight per class, all differentiated";
-  weighted.inputs = {normal({3, 4}, "f"), uniform({3, 4}, "tf", 0, 1), uniform({3, 1}, "wf", 0.5, 2), uniform({4}, "pf", 0.5, 2)};
+  weighted.inputs = {normal({3, 4}, "f"), uniform({3, 4}, "tf", 0, 1), uniform({3, 1}, "wf", 0.5, 2),
+                     uniform({4}, "pf", 0.5, 2)};
   weighted.run = [](const Tensors& in) -> Tensors { return {bce_with_logits(in[0], in[1], {in[2], in[3], R::none})}; };
   weighted.reference = [](const Tensors& in) -> Tensors {
-    const auto x = to_vector<double>(in[0]), t = to_vector<double>(in[1]), w = to_vector<double>(in[2]), p = to_vector<double>(in[3]);
+    const auto x = to_vector<double>(in[0]), t = to_vector<double>(in[1]), w = to_vector<double>(in[2]),
+               p = to_vector<double>(in[3]);
     std::vector<double> y;
     for (std::size_t i = 0; i < x.size(); ++i) y.push_back(w[i / 4] * bce(x[i], t[i], p[i % 4]));
     return {values(y, {3, 4})};
@@ -91,7 +98,8 @@ OpCase bce_case() {
   c.errors = errors_of([](const Tensor& x, const Tensor& t, R r) { bce_with_logits(x, t, {{}, {}, r}); });
   const Tensor x = normal({2, 3}, "x");
   c.errors.push_back({"weight", [=] { bce_with_logits(x, x, {normal({2}, "w"), {}}); }, "bce_with_logits: "});
-  c.errors.push_back({"weight too large", [=] { bce_with_logits(x, x, {normal({4, 2, 3}, "w"), {}}); }, "must broadcast to x"});
+  c.errors.push_back({"weight too large", [=] { bce_with_logits(x, x, {normal({4, 2, 3}, "w"), {}}); },
+                      "must broadcast to x"});
   return c;
 }
 
@@ -115,17 +123,20 @@ OpCase simple_case(const std::string& name, F f, Pointwise point, double p) {
 
 OpCase kl_case() {
   OpCase c{"kl_div", {}, {}};
-  const auto with = [](R r, bool log) { return [r, log](const Tensor& x, const Tensor& t) { return kl_div(x, t, r, log); }; };
+  const auto with = [](R r, bool log) {
+    return [r, log](const Tensor& x, const Tensor& t) { return kl_div(x, t, r, log); };
+  };
   const auto target = [](const Shape& s) { return uniform(s, cat("t", s), 0.05, 1); };
   c.samples = {
       sample("batchmean", normal({3, 5}, "a", -2), target({3, 5}), with(R::batchmean, false), divergence, R::batchmean),
       sample("mean", normal({2, 1, 7}, "b", -2), target({2, 1, 7}), with(R::mean, false), divergence, R::mean),
       sample("none", normal({41}, "c", -2), target({41}), with(R::none, false), divergence, R::none),
       sample("empty, sum", normal({0, 2}, "d"), normal({0, 2}, "d"), with(R::sum, false), divergence, R::sum),
-      sample("log target", normal({3, 5}, "e", -2), normal({3, 5}, "te", -2), with(R::batchmean, true), log_divergence, R::batchmean),
+      sample("log target", normal({3, 5}, "e", -2), normal({3, 5}, "te", -2), with(R::batchmean, true), log_divergence,
+             R::batchmean),
   };
-  Sample zero = sample("target with zeros", normal({2, 3}, "z"), values({0, 0.5, 0.5, 0, 0, 1}, {2, 3}), with(R::batchmean, false),
-                       divergence, R::batchmean);
+  Sample zero = sample("target with zeros", normal({2, 3}, "z"), values({0, 0.5, 0.5, 0, 0, 1}, {2, 3}),
+                       with(R::batchmean, false), divergence, R::batchmean);
   zero.wanted = {true, false};  // log t has no finite slope at 0
   c.samples.push_back(zero);
   c.errors = errors_of([](const Tensor& x, const Tensor& t, R r) { kl_div(x, t, r); }, true);
@@ -137,7 +148,8 @@ OpCase kl_case() {
 
 std::vector<OpCase> op_cases() {
   const auto smooth_case = [](double beta) {
-    return simple_case("smooth_l1", [beta](const Tensor& x, const Tensor& t, R r) { return smooth_l1(x, t, beta, r); }, smooth, beta);
+    return simple_case(
+        "smooth_l1", [beta](const Tensor& x, const Tensor& t, R r) { return smooth_l1(x, t, beta, r); }, smooth, beta);
   };
   OpCase l1 = smooth_case(1);
   for (double beta : {0.3, 0.0})
@@ -146,10 +158,13 @@ std::vector<OpCase> op_cases() {
       l1.samples.back().label += cat(", beta ", beta);
     }
   l1.errors.push_back({"beta", [] { smooth_l1(normal({2}, "x"), normal({2}, "t"), -1); }, "beta must be >= 0"});
-  OpCase h = simple_case("huber", [](const Tensor& x, const Tensor& t, R r) { return huber(x, t, 0.7, r); }, huber_of, 0.7);
+  OpCase h = simple_case(
+      "huber", [](const Tensor& x, const Tensor& t, R r) { return huber(x, t, 0.7, r); }, huber_of, 0.7);
   h.errors.push_back({"delta", [] { huber(normal({2}, "x"), normal({2}, "t"), 0); }, "delta must be > 0"});
-  return {bce_case(), simple_case("mse", [](const Tensor& x, const Tensor& t, R r) { return mse(x, t, r); }, squared, 0), l1, h,
-          kl_case()};
+  return {bce_case(),
+          simple_case(
+              "mse", [](const Tensor& x, const Tensor& t, R r) { return mse(x, t, r); }, squared, 0),
+          l1, h, kl_case()};
 }
 
 TEST_CASE("kl_div: a class without probability on either side gives 0, with finite gradients") {

@@ -92,7 +92,8 @@ OpCase matmul_case() {
   s.back().second_order = false;
   s.push_back(product("whole packs", normal({2, 72, 40}, "a"), normal({2, 40, 24}, "b")));
   s.back().second_order = false;
-  s.push_back(product("more matrices than blocks that run at once", normal({128, 3, 16}, "a"), normal({128, 16, 8}, "b")));
+  s.push_back(
+      product("more matrices than blocks that run at once", normal({128, 3, 16}, "a"), normal({128, 16, 8}, "b")));
   s.back().second_order = false;
   s.push_back(product("tiles of 128", normal({32, 130, 40}, "a"), normal({32, 40, 136}, "b")));
   s.back().second_order = false;
@@ -119,7 +120,8 @@ OpCase matmul_case() {
   narrow.reference = [](const Tensors& in) -> Tensors { return {loops(transpose(in[0], 0, 1), in[1])}; };
   narrow.second_order = false;
   s.push_back(narrow);
-  // Weight gradients, whose first operand lies transposed and is read so: rows, columns and k with remainders, chunks of k.
+  // Weight gradients, whose first operand lies transposed and is read so: rows, columns and k with remainders, chunks
+  // of k.
   const auto turned = [&](const std::string& label, const Shape& a, const Shape& b) {
     Sample t = product(label, normal(a, label + " a", 0.2), normal(b, label + " b"));
     t.run = [](const Tensors& in) -> Tensors { return {matmul(transpose(in[0], -2, -1), in[1])}; };
@@ -136,7 +138,8 @@ OpCase matmul_case() {
   // A short k: C is written from end to end.
   for (const std::int64_t k : {1, 7, 8, 16, 70}) {
     s.push_back(product(cat("k = ", k, " across"), normal({131, k}, "a"), normal({k, 96}, "b")));
-    s.push_back(product(cat("k = ", k, " across, odd columns"), normal({290, k}, "a"), transpose(normal({77, k}, "b"), 0, 1)));
+    s.push_back(
+        product(cat("k = ", k, " across, odd columns"), normal({290, k}, "a"), transpose(normal({77, k}, "b"), 0, 1)));
     s[s.size() - 2].second_order = s.back().second_order = false;
   }
   s.push_back(product("few columns of b side by side", normal({70, 66}, "a"), normal({66, 9}, "b")));
@@ -168,9 +171,11 @@ OpCase linear_case() {
   s.push_back(layer("silu", normal({2, 3, 6}, "x"), normal({63, 6}, "w"), normal({63}, "b"), A::silu));
   s.push_back(layer("relu", normal({2, 3, 6}, "x", 0.3), normal({7, 6}, "w"), normal({7}, "b"), A::relu));
   s.push_back(layer("many rows", normal({2, 65, 5}, "x"), normal({66, 5}, "w"), normal({66}, "b"), A::gelu));
-  s.push_back(layer("long k in chunks", normal({3, 2051}, "x"), normal({130, 2051}, "w", 0, 0.03), normal({130}, "b"), A::silu));
+  s.push_back(layer("long k in chunks", normal({3, 2051}, "x"), normal({130, 2051}, "w", 0, 0.03), normal({130}, "b"),
+                    A::silu));
   s.back().second_order = false;
-  s.push_back(layer("long k, many rows", normal({100, 2051}, "x"), normal({70, 2051}, "w", 0, 0.03), normal({70}, "b"), A::gelu));
+  s.push_back(layer("long k, many rows", normal({100, 2051}, "x"), normal({70, 2051}, "w", 0, 0.03), normal({70}, "b"),
+                    A::gelu));
   s.back().second_order = false;
   s.push_back(layer("no rows", normal({0, 3}, "x"), normal({4, 3}, "w"), normal({4}, "b"), A::gelu));
   s.push_back(layer("no inputs: the bias", normal({3, 0}, "x"), normal({4, 0}, "w"), normal({4}, "b"), A::gelu));
@@ -225,15 +230,22 @@ OpCase add_linear_case() {
   s.push_back(added("one row", {n({4}, "r"), n({9}, "x"), n({4, 9}, "w"), n({4}, "b")}, {0}, true));
   s.push_back(added("columns in the middle", {n({3, 9}, "r"), n({3, 2}, "x"), n({4, 2}, "w"), n({4}, "b")}, {3}, true));
   s.push_back(added("first and last columns",
-                    {n({2, 7, 30}, "r"), n({2, 7, 4}, "x"), n({10, 4}, "w"), n({2, 7, 3}, "x"), n({10, 3}, "w")}, {0, 20}, false));
+                    {n({2, 7, 30}, "r"), n({2, 7, 4}, "x"), n({10, 4}, "w"), n({2, 7, 3}, "x"), n({10, 3}, "w")},
+                    {0, 20}, false));
   s.push_back(added("three that meet, whole packs",
-                    {n({2, 35, 96}, "r"), n({2, 35, 8}, "x"), n({32, 8}, "w"), n({32}, "b"), n({2, 35, 16}, "x"), n({32, 16}, "w"),
-                     n({32}, "c"), n({2, 35, 24}, "x"), n({32, 24}, "w"), n({32}, "d")}, {0, 32, 64}, true));
-  s.push_back(added("many rows, packs", {n({130, 64}, "r"), n({130, 24}, "x"), n({64, 24}, "w"), n({64}, "b")}, {0}, true));
+                    {n({2, 35, 96}, "r"), n({2, 35, 8}, "x"), n({32, 8}, "w"), n({32}, "b"), n({2, 35, 16}, "x"),
+                     n({32, 16}, "w"), n({32}, "c"), n({2, 35, 24}, "x"), n({32, 24}, "w"), n({32}, "d")},
+                    {0, 32, 64}, true));
+  s.push_back(
+      added("many rows, packs", {n({130, 64}, "r"), n({130, 24}, "x"), n({64, 24}, "w"), n({64}, "b")}, {0}, true));
   s.push_back(added("a range of many rows", {n({130, 150}, "r"), n({130, 8}, "x"), n({65, 8}, "w")}, {50}, false));
-  s.push_back(added("long k in chunks", {n({3, 150}, "r"), n({3, 2051}, "x"), normal({130, 2051}, "w", 0, 0.03), n({130}, "b")}, {7}, true));
+  s.push_back(added("long k in chunks",
+                    {n({3, 150}, "r"), n({3, 2051}, "x"), normal({130, 2051}, "w", 0, 0.03), n({130}, "b")}, {7},
+                    true));
   s.back().second_order = false;
-  s.push_back(added("long k, many rows", {n({100, 80}, "r"), n({100, 2051}, "x"), normal({70, 2051}, "w", 0, 0.03), n({70}, "b")}, {10}, true));
+  s.push_back(added("long k, many rows",
+                    {n({100, 80}, "r"), n({100, 2051}, "x"), normal({70, 2051}, "w", 0, 0.03), n({70}, "b")}, {10},
+                    true));
   s.back().second_order = false;
   s.push_back(added("no rows", {n({0, 5}, "r"), n({0, 3}, "x"), n({4, 3}, "w"), n({4}, "b")}, {1}, true));
   s.push_back(added("no inputs: the bias", {n({3, 5}, "r"), n({3, 0}, "x"), n({4, 0}, "w"), n({4}, "b")}, {1}, true));
@@ -285,14 +297,18 @@ TEST_CASE("linear with an activation: what create_graph records grows with the d
 }
 
 TEST_CASE("a linear's gradient is added to what reached its input before, without a pass of its own") {
-  const Tensor x = cast(normal({65, 24}, "x"), f32), w = cast(normal({33, 24}, "w"), f32), a = cast(normal({8, 24}, "a"), f32);
+  const Tensor x = cast(normal({65, 24}, "x"), f32), w = cast(normal({33, 24}, "w"), f32),
+               a = cast(normal({8, 24}, "a"), f32);
   for (const bool leaf : {true, false}) {
     const Tensor start = x.detach();
     set_requires_grad(start, true);
     const Tensor in = leaf ? start : start * 1.0;
-    const Tensor y = linear(in, w), h = linear(in, a), dy = cast(normal({65, 33}, "dy"), f32), dh = cast(normal({65, 8}, "dh"), f32);
+    const Tensor y = linear(in, w), h = linear(in, a), dy = cast(normal({65, 33}, "dy"), f32),
+                 dh = cast(normal({65, 8}, "dh"), f32);
     std::vector<std::string> ops;
-    const auto hook = [](const char* op, const Tensor&, void* user) { static_cast<std::vector<std::string>*>(user)->push_back(op); };
+    const auto hook = [](const char* op, const Tensor&, void* user) {
+      static_cast<std::vector<std::string>*>(user)->push_back(op);
+    };
     Tensors g;
     {
       const OpObserver observer(hook, &ops);

@@ -32,7 +32,8 @@ using Vectors = std::vector<std::vector<double>>;
 template <class F>
 Tensors each(const Tensors& in, const std::vector<std::size_t>& written, F f) {
   Vectors v;
-  for (const auto& t : in) v.push_back(t.defined() ? to_vector<double>(t) : std::vector<double>(static_cast<std::size_t>(in[0].numel())));
+  for (const auto& t : in)
+    v.push_back(t.defined() ? to_vector<double>(t) : std::vector<double>(static_cast<std::size_t>(in[0].numel())));
   for (std::size_t i = 0; i < v[0].size(); ++i) f(v, i);
   Tensors out;
   for (std::size_t k : written) out.push_back(values(v[k], in[0].shape()));
@@ -63,7 +64,8 @@ Tensors adamw_by_loop(const Tensors& in, const AdamwOptions& o) {
 }
 
 Tensors state_of(const Shape& shape) {
-  return {normal(shape, "param"), normal(shape, "grad", 0.1, 2), normal(shape, "first"), uniform(shape, "second", 0, 2)};
+  return {normal(shape, "param"), normal(shape, "grad", 0.1, 2), normal(shape, "first"),
+          uniform(shape, "second", 0, 2)};
 }
 
 Sample sgd_sample(const std::string& label, const Shape& shape, const SgdOptions& o) {
@@ -95,7 +97,8 @@ struct Beside {
 };
 using Beside16 = std::vector<Beside>;
 using Shapes = std::vector<Shape>;
-using Step = void (*)(const Tensors& p, const Tensors& g, const Tensors& first, const Tensors& second, const Tensors& w);
+using Step = void (*)(const Tensors& p, const Tensors& g, const Tensors& first, const Tensors& second,
+                      const Tensors& w);
 
 Sample beside_sample(const std::string& label, const Shapes& shapes, const Beside16& rows, Step step,
                      Tensors (*loop)(const Tensors& row), bool second, double spread = 1) {
@@ -198,7 +201,8 @@ OpCase sgd_case() {
       {"gradient shape", [=] { sgd_(clone(t[0]), normal({3}, "g"), {}, {}); }, "gradient must be like"},
       {"no buffer", [=] { sgd_(clone(t[0]), t[1], {}, {.momentum = 0.9}); }, "momentum buffer is undefined"},
       {"negative lr", [=] { sgd_(clone(t[0]), t[1], {}, {.lr = -1}); }, "must be >= 0"},
-      {"nesterov without momentum", [=] { sgd_(clone(t[0]), t[1], {}, {.nesterov = true}); }, "nesterov needs momentum"},
+      {"nesterov without momentum", [=] { sgd_(clone(t[0]), t[1], {}, {.nesterov = true}); },
+       "nesterov needs momentum"},
       {"mixed dtypes", [=] { sgd_(cast(t[0], f32), t[1], {}, {}); }, "gradient must be like"},
       {"half", [=] { sgd_(cast(t[0], bf16), cast(t[1], bf16), {}, {}); }, "f32 masters"},
       {"half beside f64", [=] { sgd_(TensorList{clone(t[0])}, {t[1]}, {}, {}, {}, {cast(t[0], bf16)}); },
@@ -232,7 +236,8 @@ OpCase adamw_case() {
       adamw_sample("first step", {3, 5}, {.lr = 0.01}),
       adamw_sample("tenth step", {3, 5}, {.lr = 0.01, .weight_decay = 0.1, .step = 10}),
       adamw_sample("other betas", {17}, {.lr = 0.01, .beta1 = 0, .beta2 = 0.95, .eps = 1e-3, .step = 3}),
-      adamw_sample("scaled gradient, no decay", {2, 1, 9}, {.lr = 0.01, .weight_decay = 0, .grad_scale = 1.0 / 128, .step = 2}),
+      adamw_sample("scaled gradient, no decay", {2, 1, 9},
+                   {.lr = 0.01, .weight_decay = 0, .grad_scale = 1.0 / 128, .step = 2}),
       adamw_sample("late step", {33}, {.lr = 0.01, .step = 1000000}),
       adamw_sample("several chunks", {3, 11003}, {.lr = 0.01, .step = 7}),
       adamw_sample("empty", {3, 0}, {}),
@@ -248,7 +253,8 @@ OpCase adamw_case() {
   c.samples.push_back(in_place("a list of 35", many, [](const Tensors& x) {
     const Tensors t = cloned(x);
     Tensors p, g, m, v;
-    for (std::size_t i = 0; i < t.size(); i += 4) p.push_back(t[i]), g.push_back(x[i + 1]), m.push_back(t[i + 2]), v.push_back(t[i + 3]);
+    for (std::size_t i = 0; i < t.size(); i += 4)
+      p.push_back(t[i]), g.push_back(x[i + 1]), m.push_back(t[i + 2]), v.push_back(t[i + 3]);
     adamw_(p, g, m, v, {.lr = 0.02, .step = 4});
     for (auto* list : {&m, &v}) p.insert(p.end(), list->begin(), list->end());
     return p;
@@ -278,8 +284,10 @@ OpCase adamw_case() {
       {"weights missing", [=] {
          const Tensor p = cast(t[0], f32), m = cast(t[2], f32), v = cast(t[3], f32);
          adamw_(TensorList{p, p}, {t[1], t[1]}, {m, m}, {v, v}, {}, {}, {cast(p, bf16)});
-       }, "the list of weights has 1 tensors for 2"},
-      {"mixed devices", [=] { adamw_(clone(t[0]), empty({4}, f64, kMeta), clone(t[2]), clone(t[3]), {}); }, "gradient must be like"},
+       },
+       "the list of weights has 1 tensors for 2"},
+      {"mixed devices", [=] { adamw_(clone(t[0]), empty({4}, f64, kMeta), clone(t[2]), clone(t[3]), {}); },
+       "gradient must be like"},
   };
   return c;
 }
@@ -329,7 +337,8 @@ OpCase scale_case() {
     }, [scale](const Tensors& x) -> Tensors { return {x[0] * scale}; });
   };
   OpCase c{"scale_", {}, {}};
-  c.samples = {sample("small", {3, 5}, 0.3), sample("several chunks", {2, 20001}, -2), sample("empty", {0, 2}, 2), sample("scalar", {}, 0)};
+  c.samples = {sample("small", {3, 5}, 0.3), sample("several chunks", {2, 20001}, -2), sample("empty", {0, 2}, 2),
+               sample("scalar", {}, 0)};
   c.errors = {
       {"half", [] { scale_(cast(normal({2}, "x"), f16), 2); }, "f32 or f64"},
       {"undefined alone", [] { scale_(TensorList{integers({2}, "i", 0, 3)}, 2); }, "f32 or f64"},
@@ -352,8 +361,10 @@ OpCase norm_case() {
     return s;
   };
   OpCase c{"global_norm", {}, {}};
-  c.samples = {sample("one", {normal({3, 5}, "a")}), sample("several, one undefined", {normal({7}, "a"), {}, normal({2, 1, 9}, "b"), normal({}, "c")}),
-               sample("several chunks", {normal({50021}, "a", 100, 1), normal({3, 20000}, "b")}), sample("empty", {normal({0, 2}, "a")})};
+  c.samples = {sample("one", {normal({3, 5}, "a")}),
+               sample("several, one undefined", {normal({7}, "a"), {}, normal({2, 1, 9}, "b"), normal({}, "c")}),
+               sample("several chunks", {normal({50021}, "a", 100, 1), normal({3, 20000}, "b")}),
+               sample("empty", {normal({0, 2}, "a")})};
   Sample large = sample("squares beyond f32", {values({3e30, 4e30}, {2})});
   large.half = false;
   c.samples.push_back(large);
@@ -393,6 +404,8 @@ OpCase finite_case() {
 
 }  // namespace
 
-std::vector<OpCase> op_cases() { return {sgd_case(), adamw_case(), ema_case(), scale_case(), norm_case(), finite_case()}; }
+std::vector<OpCase> op_cases() {
+  return {sgd_case(), adamw_case(), ema_case(), scale_case(), norm_case(), finite_case()};
+}
 
 }  // namespace capo::test

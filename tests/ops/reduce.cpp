@@ -41,7 +41,9 @@ Tensor reference(const Tensor& x, const Dims& axes, bool keepdim, bool mean) {
 
 OpCase make_case(const std::string& name, bool mean_of) {
   OpCase c{name, {}, {}};
-  const auto op = [=](const Tensor& x, const Dims& axes, bool keepdim) { return mean_of ? mean(x, axes, keepdim) : sum(x, axes, keepdim); };
+  const auto op = [=](const Tensor& x, const Dims& axes, bool keepdim) {
+    return mean_of ? mean(x, axes, keepdim) : sum(x, axes, keepdim);
+  };
   const auto add = [&](const std::string& label, const Tensor& x, const Dims& axes, bool keepdim) -> Sample& {
     Sample s{cat(label, x.shape(), " over ", axes, keepdim ? " kept" : ""), {x},
              [=](const Tensors& in) { return Tensors{op(in[0], axes, keepdim)}; },
@@ -54,7 +56,8 @@ OpCase make_case(const std::string& name, bool mean_of) {
     return c.samples.back();
   };
   for (const bool keepdim : {false, true}) {
-    for (const Dims& axes : {Dims{}, Dims{0}, Dims{1}, Dims{-1}, Dims{0, 2}, Dims{2, 1}, Dims{0, 1, 2}}) add("", normal({3, 5, 7}, name), axes, keepdim);
+    for (const Dims& axes : {Dims{}, Dims{0}, Dims{1}, Dims{-1}, Dims{0, 2}, Dims{2, 1}, Dims{0, 1, 2}})
+      add("", normal({3, 5, 7}, name), axes, keepdim);
     add("", normal({}, name), {}, keepdim);
     add("", normal({1, 4, 1}, name), {0, 2}, keepdim);
     add("", normal({1, 1}, name), {1}, keepdim);
@@ -80,7 +83,9 @@ OpCase make_case(const std::string& name, bool mean_of) {
   add("huge, both axes inside ", normal({211, 2, 173}, name, 1), {0, 2}, false);
   add("huge row of two axes ", normal({64, 1024}, name, 1), {}, true);
   add("huge row, outer axis too ", normal({2, 8, 4096}, name, 1), {0, 2, 1}, false);
-  Sample& special = add("special values ", values({HUGE_VAL, 1, -HUGE_VAL, 2, HUGE_VAL, -HUGE_VAL, std::nan(""), 3, 1, 2}, {5, 2}), {1}, false);
+  Sample& special =
+      add("special values ", values({HUGE_VAL, 1, -HUGE_VAL, 2, HUGE_VAL, -HUGE_VAL, std::nan(""), 3, 1, 2}, {5, 2}),
+          {1}, false);
   special.gradient = false;
   for (const Shape& shape : {Shape{5, 7}, Shape{3, 41}, Shape{3, 40}, Shape{40, 8}})
     for (const int axis : {0, 1})

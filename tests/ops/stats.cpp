@@ -104,11 +104,13 @@ OpCase extreme_case(bool largest) {
   const auto f = [=](const Set& s) { return largest ? max_of(s) : min_of(s); };
   OpCase c{largest ? "max" : "min", common(run, f), {}};
   c.samples.push_back(sample("size 1", normal({3, 1}, "a"), {{1}, {1}, false}, run, f));
-  for (const std::int64_t n : {1031, 2064}) c.samples.push_back(sample(cat("rows of ", n), normal({2, n}, "a"), {{1}, {1}, false}, run, f));
+  for (const std::int64_t n : {1031, 2064})
+    c.samples.push_back(sample(cat("rows of ", n), normal({2, n}, "a"), {{1}, {1}, false}, run, f));
   for (const std::int64_t n : {40, 41})
     for (const DType t : {i32, i64})
       for (const int axis : {0, 1})
-        c.samples.push_back(sample(cat(t, " rows of ", n, " over ", axis), cast(integers({3, n}, "i", -99, 99), t), {{axis}, {axis}, false}, run, f));
+        c.samples.push_back(sample(cat(t, " rows of ", n, " over ", axis), cast(integers({3, n}, "i", -99, 99), t),
+                                   {{axis}, {axis}, false}, run, f));
   c.samples.push_back(
       sample("NaN and infinities", values({1, kNan, 3, kInf, 5, -kInf}, {3, 2}), {{1}, {1}, false}, run, f));
   c.samples.back().gradient = false;
@@ -229,7 +231,8 @@ OpCase cumsum_case() {
                one("long, shifted mean", normal({5000}, "a", 100), 0, 0, false)};
   c.samples.back().gradient = false;  // differences of sums near 250,000 say little
   for (const int axis : {0, 1})
-    for (const DType t : {i32, i64}) c.samples.push_back(one(cat(t, " over ", axis), cast(integers({3, 40}, "i", -99, 99), t), axis, axis, false));
+    for (const DType t : {i32, i64})
+      c.samples.push_back(one(cat(t, " over ", axis), cast(integers({3, 40}, "i", -99, 99), t), axis, axis, false));
   c.samples.push_back(one("a line of i64", integers({1100}, "i", -99, 99), 0, 0, false));
   c.samples.push_back(one("a line of i32", cast(integers({1100}, "i", -99, 99), i32), 0, 0, false));
   c.errors = {{"axis", [] { cumsum(normal({3}, "a"), 1); }, "axis"},

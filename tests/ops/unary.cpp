@@ -49,12 +49,16 @@ const Entry kEntries[] = {
     {UnaryKind::leaky_relu, [](double x, double p, double) { return x > 0 ? x : p * x; }, -3, 3, 0.2, 0, 2e-6, true},
     {UnaryKind::gelu, [](double x, double, double) { return x * normal_cdf(x); }, -5, 5},
     {UnaryKind::gelu_tanh,
-     [](double x, double, double) { return 0.5 * x * (1 + std::tanh(std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x))); }, -5, 5},
+     [](double x, double, double) {
+       return 0.5 * x * (1 + std::tanh(std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)));
+     },
+     -5, 5},
     {UnaryKind::quick_gelu, [](double x, double, double) { return x * logistic(1.702 * x); }, -5, 5},
     {UnaryKind::silu, [](double x, double, double) { return x * logistic(x); }, -6, 6},
     {UnaryKind::softplus, [](double x, double, double) { return std::log1p(std::exp(x)); }, -6, 6},
     {UnaryKind::erf, [](double x, double, double) { return std::erf(x); }, -3, 3},
-    {UnaryKind::clamp, [](double x, double p, double q) { return x < p ? p : x > q ? q : x; }, -3, 3, -0.7, 1.3, 2e-6, true},
+    {UnaryKind::clamp, [](double x, double p, double q) { return x < p ? p : x > q ? q : x; },
+     -3, 3, -0.7, 1.3, 2e-6, true},
     {UnaryKind::pow, [](double x, double p, double) { return std::pow(x, p); }, 0.2, 3, 2.5},
     {UnaryKind::affine, [](double x, double p, double q) { return p * x + q; }, -3, 3, -1.5, 0.25},
 };
@@ -87,7 +91,8 @@ OpCase make_case(const Entry& e) {
     const Tensor x = uniform(shape, name + to_string(shape), e.low, e.high);
     c.samples.push_back(make(e, to_string(shape), e.kink ? away_from_kinks(x, e) : x));
   }
-  c.samples.push_back(make(e, "special values", values({0.0, -0.0, 1, -1, 2, 30, -30, kInf, -kInf, std::nan("")}, {2, 5})));
+  c.samples.push_back(
+      make(e, "special values", values({0.0, -0.0, 1, -1, 2, 30, -30, kInf, -kInf, std::nan("")}, {2, 5})));
   c.samples.back().gradient = false;
   const auto run = [e](const Tensor& x) { unary(e.kind, x, e.p, e.q); };
   c.errors = {{"integers", [run] { run(ones({2}, i64)); }, "x must be floating, got i64 [2] cpu"},
@@ -115,11 +120,14 @@ TEST_CASE("f32 approximations keep to their range and to 8 ulp") {
   for (const Isa level : {Isa::v2, Isa::v3, Isa::v4}) {
     if (level > best_isa()) break;
     set_isa(level);
-    for (const auto& [kind, low, high, ulp] : {Bound{UnaryKind::exp, -87, 88, 2}, Bound{UnaryKind::log, 1e-30, 10, 2}, Bound{UnaryKind::log, 0.9, 1.1, 2},
-                                               Bound{UnaryKind::tanh, -12, 12, 8}, Bound{UnaryKind::tanh, -0.01, 0.01, 8}, Bound{UnaryKind::erf, -6, 6, 8},
-                                               Bound{UnaryKind::sigmoid, -30, 30, 4}, Bound{UnaryKind::softplus, -30, 30, 4}, Bound{UnaryKind::silu, -30, 30, 4}}) {
+    for (const auto& [kind, low, high, ulp] :
+         {Bound{UnaryKind::exp, -87, 88, 2}, Bound{UnaryKind::log, 1e-30, 10, 2}, Bound{UnaryKind::log, 0.9, 1.1, 2},
+          Bound{UnaryKind::tanh, -12, 12, 8}, Bound{UnaryKind::tanh, -0.01, 0.01, 8}, Bound{UnaryKind::erf, -6, 6, 8},
+          Bound{UnaryKind::sigmoid, -30, 30, 4}, Bound{UnaryKind::softplus, -30, 30, 4},
+          Bound{UnaryKind::silu, -30, 30, 4}}) {
       const Tensor x = cast(arange(100003, f64) * ((high - low) / 100002) + low, f32);
-      const auto y = to_vector<double>(unary(kind, x)), exact = to_vector<double>(unary(kind, cast(x, f64)));  // f64 is libm's
+      // f64 is libm's.
+      const auto y = to_vector<double>(unary(kind, x)), exact = to_vector<double>(unary(kind, cast(x, f64)));
       double worst = 0, largest = 0;
       for (std::size_t i = 0; i < y.size(); ++i) {
         const auto r = static_cast<float>(std::fabs(exact[i]));
@@ -131,7 +139,8 @@ TEST_CASE("f32 approximations keep to their range and to 8 ulp") {
       CHECK(worst <= ulp);
       if (kind == UnaryKind::tanh || kind == UnaryKind::erf || kind == UnaryKind::sigmoid) CHECK(largest <= 1);
     }
-    for (const float v : to_vector<float>(gelu(cast(arange(4001, f64) * -0.0025 - 1, f32)))) REQUIRE(v <= 0);  // the tail below -1
+    for (const float v : to_vector<float>(gelu(cast(arange(4001, f64) * -0.0025 - 1, f32))))
+      REQUIRE(v <= 0);  // the tail below -1
   }
 }
 

@@ -41,8 +41,9 @@ Sample sample(const std::string& label, const Tensor& x, One run, One reference)
 OpCase reshape_case() {
   OpCase c{"reshape", {}, {}};
   const auto add = [&](const Shape& from, const Shape& asked, const Shape& to) {
-    c.samples.push_back(sample(cat(from, " to ", asked), normal(from, "reshape"), [=](const Tensor& x) { return reshape(x, asked); },
-                               [=](const Tensor& x) { return same_order(x, to); }));
+    c.samples.push_back(sample(
+        cat(from, " to ", asked), normal(from, "reshape"), [=](const Tensor& x) { return reshape(x, asked); },
+        [=](const Tensor& x) { return same_order(x, to); }));
   };
   add({2, 3, 4}, {6, 4}, {6, 4});
   add({2, 3, 4}, {3, -1, 2}, {3, 4, 2});
@@ -55,21 +56,24 @@ OpCase reshape_case() {
   c.samples.push_back(sample("of a permuted tensor", normal({4, 3, 2}, "reshape"),  // cannot be a view: copies
                              [](const Tensor& x) { return reshape(permute(x, {2, 1, 0}), {6, 4}); },
                              [](const Tensor& x) {
-                               return rearranged(x, {6, 4}, [](const Dims& i) { return Dims{i[1], i[0] % 3, i[0] / 3}; });
+                               return rearranged(x, {6, 4},
+                                                 [](const Dims& i) { return Dims{i[1], i[0] % 3, i[0] / 3}; });
                              }));
   c.errors = {{"count", [] { reshape(zeros({2, 3}), {4}); }, "has 6 elements, asked for [4]"},
               {"two holes", [] { reshape(zeros({2, 3}), {-1, -1}); }, "only one size may be -1"},
               {"no division", [] { reshape(zeros({2, 3}), {4, -1}); }, "does not divide"},
               {"hole beside zero", [] { reshape(zeros({0, 3}), {0, -1}); }, "does not divide"},
               {"negative", [] { reshape(zeros({2, 3}), {-2, -3}); }, "sizes must be at least"},
-              {"overflow", [] { reshape(zeros({2, 3}), {std::int64_t{1} << 40, std::int64_t{1} << 40, -1}); }, "has 6 elements"}};
+              {"overflow", [] { reshape(zeros({2, 3}), {std::int64_t{1} << 40, std::int64_t{1} << 40, -1}); },
+               "has 6 elements"}};
   return c;
 }
 
 OpCase permute_case() {
   OpCase c{"permute", {}, {}};
   const auto add = [&](const Shape& from, const Dims& axes, const Dims& clean) {
-    c.samples.push_back(sample(cat(from, " by ", axes), normal(from, "permute"), [=](const Tensor& x) { return permute(x, axes); },
+    c.samples.push_back(sample(cat(from, " by ", axes), normal(from, "permute"),
+                               [=](const Tensor& x) { return permute(x, axes); },
                                [=](const Tensor& x) {
                                  Shape shape;
                                  for (const auto a : clean) shape.push_back(x.size(a));
@@ -95,12 +99,14 @@ OpCase permute_case() {
 OpCase transpose_case() {
   OpCase c{"transpose", {}, {}};
   for (const Shape& shape : {Shape{3, 4, 2}, Shape{3, 1, 2}, Shape{3, 0, 2}, Shape{33, 20, 11}})
-    c.samples.push_back(sample(to_string(shape), normal(shape, "transpose"), [](const Tensor& x) { return transpose(x, 0, -1); },
+    c.samples.push_back(sample(to_string(shape), normal(shape, "transpose"),
+                               [](const Tensor& x) { return transpose(x, 0, -1); },
                                [](const Tensor& x) {
                                  return rearranged(x, {x.size(2), x.size(1), x.size(0)},
                                                    [](const Dims& i) { return Dims{i[2], i[1], i[0]}; });
                                }));
-  c.samples.push_back(sample("axis with itself", normal({3, 4}, "transpose"), [](const Tensor& x) { return transpose(x, 1, 1); },
+  c.samples.push_back(sample("axis with itself", normal({3, 4}, "transpose"),
+                             [](const Tensor& x) { return transpose(x, 1, 1); },
                              [](const Tensor& x) { return same_order(x, x.shape()); }));
   c.errors = {{"outside", [] { transpose(zeros({2, 3}), 0, 2); }, "axis must be in"},
               {"rank 0", [] { transpose(zeros({}), 0, 0); }, "axis must be in"}};
@@ -110,7 +116,8 @@ OpCase transpose_case() {
 OpCase expand_case() {
   OpCase c{"expand", {}, {}};
   const auto add = [&](const Shape& from, const Shape& to) {
-    c.samples.push_back(sample(cat(from, " to ", to), normal(from, "expand"), [=](const Tensor& x) { return expand(x, to); },
+    c.samples.push_back(sample(cat(from, " to ", to), normal(from, "expand"),
+                               [=](const Tensor& x) { return expand(x, to); },
                                [=](const Tensor& x) {
                                  const int lead = to.size() - x.rank();
                                  return rearranged(x, to, [&](const Dims& i) {
@@ -190,7 +197,8 @@ OpCase select_case() {
 
 OpCase unbind_case() {
   OpCase c{"unbind", {}, {}};
-  for (const auto& [shape, axis] : {std::pair<Shape, int>{{4, 3, 2}, 1}, {{3, 5}, -1}, {{1, 4}, 0}, {{2, 0}, 0}, {{3, 17, 13}, 0}}) {
+  for (const auto& [shape, axis] :
+       {std::pair<Shape, int>{{4, 3, 2}, 1}, {{3, 5}, -1}, {{1, 4}, 0}, {{2, 0}, 0}, {{3, 17, 13}, 0}}) {
     const int a = axis;
     Sample s{cat(shape, " axis ", a), {normal(shape, "unbind")}, [a](const Tensors& in) { return unbind(in[0], a); },
              [a](const Tensors& in) {
@@ -212,30 +220,36 @@ OpCase unbind_case() {
   }
   c.samples.push_back({"some parts unused", {normal({3, 4}, "unbind")},
                        [](const Tensors& in) { return Tensors{unbind(in[0], 0)[1]}; },
-                       [](const Tensors& in) { return Tensors{rearranged(in[0], {4}, [](const Dims& i) { return Dims{1, i[0]}; })}; }});
-  c.errors = {{"axis", [] { unbind(zeros({2, 3}), 2); }, "axis must be in"}, {"rank 0", [] { unbind(zeros({}), 0); }, "axis must be in"}};
+                       [](const Tensors& in) {
+                         return Tensors{rearranged(in[0], {4}, [](const Dims& i) { return Dims{1, i[0]}; })};
+                       }});
+  c.errors = {{"axis", [] { unbind(zeros({2, 3}), 2); }, "axis must be in"},
+              {"rank 0", [] { unbind(zeros({}), 0); }, "axis must be in"}};
   return c;
 }
 
 OpCase squeeze_case() {
   OpCase c{"squeeze", {}, {}};
   const auto add = [&](const Shape& from, std::int64_t axis, const Shape& to) {
-    c.samples.push_back(sample(cat(from, " axis ", axis), normal(from, "squeeze"), [=](const Tensor& x) { return squeeze(x, axis); },
-                               [=](const Tensor& x) { return same_order(x, to); }));
+    c.samples.push_back(sample(
+        cat(from, " axis ", axis), normal(from, "squeeze"), [=](const Tensor& x) { return squeeze(x, axis); },
+        [=](const Tensor& x) { return same_order(x, to); }));
   };
   add({3, 1, 2}, 1, {3, 2});
   add({3, 2, 1}, -1, {3, 2});
   add({1}, 0, {});
   add({0, 1}, 1, {0});
-  c.errors = {{"size 2", [] { squeeze(zeros({2, 1}), 0); }, "must have size 1"}, {"axis", [] { squeeze(zeros({1}), 1); }, "axis must be in"}};
+  c.errors = {{"size 2", [] { squeeze(zeros({2, 1}), 0); }, "must have size 1"},
+              {"axis", [] { squeeze(zeros({1}), 1); }, "axis must be in"}};
   return c;
 }
 
 OpCase unsqueeze_case() {
   OpCase c{"unsqueeze", {}, {}};
   const auto add = [&](const Shape& from, std::int64_t axis, const Shape& to) {
-    c.samples.push_back(sample(cat(from, " axis ", axis), normal(from, "unsqueeze"), [=](const Tensor& x) { return unsqueeze(x, axis); },
-                               [=](const Tensor& x) { return same_order(x, to); }));
+    c.samples.push_back(sample(
+        cat(from, " axis ", axis), normal(from, "unsqueeze"), [=](const Tensor& x) { return unsqueeze(x, axis); },
+        [=](const Tensor& x) { return same_order(x, to); }));
   };
   add({3, 2}, 1, {3, 1, 2});
   add({3, 2}, -1, {3, 2, 1});
@@ -291,13 +305,17 @@ std::vector<OpCase> op_cases() {
 // Every layout of a small tensor against every shape of its size: a view where strides allow it, a copy elsewhere, the
 // same elements in both.
 TEST_CASE("reshape of strided tensors") {
-  const Shape shapes[] = {{24}, {2, 12}, {12, 2}, {4, 6}, {6, 4}, {3, 8}, {8, 3}, {2, 3, 4}, {4, 3, 2}, {2, 2, 6}, {1, 24, 1},
-                          {2, 2, 2, 3}, {3, 2, 2, 2}, {2, 1, 3, 1, 4}};
+  const Shape shapes[] = {{24}, {2, 12}, {12, 2}, {4, 6}, {6, 4}, {3, 8}, {8, 3},
+                          {2, 3, 4}, {4, 3, 2}, {2, 2, 6}, {1, 24, 1}, {2, 2, 2, 3}, {3, 2, 2, 2}, {2, 1, 3, 1, 4}};
   const Tensor base = arange(48, f64);
-  Tensors layouts = {reshape(slice(base, 0, 0, 24), {2, 3, 4}), permute(reshape(slice(base, 0, 24, 48), {4, 3, 2}), {2, 1, 0}),
-                     slice(reshape(base, {2, 6, 4}), 1, 0, 6, 2), slice(reshape(base, {2, 3, 8}), 2, 1, 8, 2),
-                     slice(reshape(base, {4, 3, 4}), 0, 1, 3), expand(reshape(slice(base, 0, 3, 7), {1, 1, 4}), {2, 3, 4}),
-                     expand(reshape(slice(base, 0, 3, 9), {2, 3, 1}), {2, 3, 4}), permute(reshape(slice(base, 0, 0, 24), {3, 2, 4}), {1, 0, 2})};
+  Tensors layouts = {reshape(slice(base, 0, 0, 24), {2, 3, 4}),
+                     permute(reshape(slice(base, 0, 24, 48), {4, 3, 2}), {2, 1, 0}),
+                     slice(reshape(base, {2, 6, 4}), 1, 0, 6, 2),
+                     slice(reshape(base, {2, 3, 8}), 2, 1, 8, 2),
+                     slice(reshape(base, {4, 3, 4}), 0, 1, 3),
+                     expand(reshape(slice(base, 0, 3, 7), {1, 1, 4}), {2, 3, 4}),
+                     expand(reshape(slice(base, 0, 3, 9), {2, 3, 1}), {2, 3, 4}),
+                     permute(reshape(slice(base, 0, 0, 24), {3, 2, 4}), {1, 0, 2})};
   for (const auto& x : layouts) {
     REQUIRE(x.shape() == Shape{2, 3, 4});
     for (const auto& shape : shapes) {
@@ -316,7 +334,8 @@ TEST_CASE("views share memory and nothing else") {
   const Tensor x = zeros({4, 6});
   fill_(slice(x, 0, 1, 2), 5);
   CHECK(to_vector<float>(select(x, 0, 1)) == std::vector<float>(6, 5.0f));
-  CHECK(to_vector<float>(slice(x, 0, 1, 4, std::int64_t{1} << 62)) == std::vector<float>(6, 5.0f));  // one row, any step
+  // One row, any step.
+  CHECK(to_vector<float>(slice(x, 0, 1, 4, std::int64_t{1} << 62)) == std::vector<float>(6, 5.0f));
   CHECK(transpose(x, 0, 1).storage() == x.storage());
   CHECK(expand(select(x, 0, 0), {3, 6}).strides() == Dims{0, 1});
 }

@@ -24,8 +24,8 @@ const std::vector<Config>& orders();
 
 // The kernels that have been launched, each with the orders: bit 1 << Order.
 const std::map<const void*, unsigned>& launched_kernels();
-// Writes shim_coverage/<program>.txt of the build folder, for tests/shim/coverage_test.cpp: one line per function of the
-// kernel files (*.cu) in this program: file, the orders as launched_kernels gives them (0: never launched), name.
+// Writes shim_coverage/<program>.txt of the build folder, for tests/shim/coverage_test.cpp: one line per function of
+// the kernel files (*.cu) in this program: file, the orders as launched_kernels gives them (0: never launched), name.
 void write_coverage();
 
 }  // namespace capo::shim

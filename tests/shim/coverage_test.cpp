@@ -1,7 +1,7 @@
-// Every kernel of cuda/*.cu ran on some sample of some op, in every order of threads, and with the race checker. Reads what
-// the op tests wrote: they run first. Prints the kernels, the instances that no sample reaches, and what of cuda/ cannot
-// run on the host, with the reason from its source: a comment "Not on the shim: <reason>." above it, or "No sample: <reason>."
-// where something else than an op launches it.
+// Every kernel of cuda/*.cu ran on some sample of some op, in every order of threads, and with the race checker. Reads
+// what the op tests wrote: they run first. Prints the kernels, the instances that no sample reaches, and what of cuda/
+// cannot run on the host, with the reason from its source: a comment "Not on the shim: <reason>." above it, or "No
+// sample: <reason>." where something else than an op launches it.
 #include <capo/tests/ops_def.h>
 #include <capo/tests/shim/control.h>
 
@@ -93,7 +93,8 @@ void add_program(const std::string& program, Kernels& kernels) {
     const auto at = kernels.find({line.substr(0, a), plain_name(name)});
     if (at == kernels.end()) continue;
     Ran& ran = at->second.instances[name];
-    (program.rfind("race_", 0) == 0 ? ran.race : ran.asan) |= static_cast<unsigned>(std::stoul(line.substr(a + 1, b - a - 1)));
+    (program.rfind("race_", 0) == 0 ? ran.race : ran.asan) |=
+        static_cast<unsigned>(std::stoul(line.substr(a + 1, b - a - 1)));
   }
 }
 
@@ -134,7 +135,8 @@ TEST_CASE("kernels that samples reach") {
     std::printf("%-40s %zu instances\n", where.c_str(), kernel.instances.size());
     print_instances(kernel, unreached);
     instances += kernel.instances.size();
-    CHECK_MESSAGE(!kernel.instances.empty(), where, ": no program has it; on the shim it must be compiled, or say why not");
+    CHECK_MESSAGE(!kernel.instances.empty(), where,
+                  ": no program has it; on the shim it must be compiled, or say why not");
     if (kernel.instances.empty()) continue;
     CHECK_MESSAGE(ran.asan == all_orders(), where, ": no sample launches it in every order of threads");
     CHECK_MESSAGE(ran.race != 0, where, ": no sample launches it with the race checker");

@@ -1,7 +1,7 @@
-// A stand-in for cuBLASLt and the few calls of the CUDA runtime that cuda/cublaslt.cpp makes, after NVIDIA's documentation
-// of cublasLt.h: column-major matrices, op(A) [m, k], op(B) [k, n], C and D [m, n]. It computes on the host in f64 and
-// throws where a call breaks a documented rule: leading dimensions, shapes, alignments promised to the search, pointers of
-// the epilogue. What it cannot tell is which problems the real library declines, and the real one's speed.
+// A stand-in for cuBLASLt and the few calls of the CUDA runtime that cuda/cublaslt.cpp makes, after NVIDIA's
+// documentation of cublasLt.h: column-major matrices, op(A) [m, k], op(B) [k, n], C and D [m, n]. It computes on the
+// host in f64 and throws where a call breaks a documented rule: leading dimensions, shapes, alignments promised to the
+// search, pointers of the epilogue. What it cannot tell is which problems the real library declines, and its speed.
 #include <capo/cuda/runtime.h>
 #include <capo/engine/dtype.h>
 #include <capo/engine/error.h>
@@ -90,13 +90,15 @@ void check_shapes(const Desc& p, const Layout& a, const Layout& b, const Layout&
   const bool ta = p.a == CUBLAS_OP_T, tb = p.b == CUBLAS_OP_T;
   const std::uint64_t m = ta ? a.columns : a.rows, k = ta ? a.rows : a.columns;
   const std::uint64_t k2 = tb ? b.columns : b.rows, n = tb ? b.rows : b.columns;
-  CAPO_CHECK(k == k2 && d.rows == m && d.columns == n && c.rows == m && c.columns == n, "fake cuBLASLt: op(A) [", m, ", ", k,
-             "], op(B) [", k2, ", ", n, "], D [", d.rows, ", ", d.columns, "]");
+  CAPO_CHECK(k == k2 && d.rows == m && d.columns == n && c.rows == m && c.columns == n, "fake cuBLASLt: op(A) [", m,
+             ", ", k, "], op(B) [", k2, ", ", n, "], D [", d.rows, ", ", d.columns, "]");
   for (const Layout* x : {&a, &b, &c, &d}) {
-    CAPO_CHECK(x->ld >= static_cast<std::int64_t>(x->rows), "fake cuBLASLt: leading dimension ", x->ld, " of ", x->rows, " rows");
+    CAPO_CHECK(x->ld >= static_cast<std::int64_t>(x->rows), "fake cuBLASLt: leading dimension ", x->ld, " of ", x->rows,
+               " rows");
     CAPO_CHECK(x->batches == d.batches, "fake cuBLASLt: batches ", x->batches, " and ", d.batches);
   }
-  const bool aux = p.epilogue & 128, bias = p.epilogue & (CUBLASLT_EPILOGUE_BIAS | CUBLASLT_EPILOGUE_BGRADA | CUBLASLT_EPILOGUE_BGRADB);
+  const bool aux = p.epilogue & 128,
+             bias = p.epilogue & (CUBLASLT_EPILOGUE_BIAS | CUBLASLT_EPILOGUE_BGRADA | CUBLASLT_EPILOGUE_BGRADB);
   CAPO_CHECK(!bias || p.bias, "fake cuBLASLt: the epilogue needs a bias pointer");
   CAPO_CHECK(!aux || (p.aux && p.aux_ld >= static_cast<std::int64_t>(m) && p.aux_ld % 8 == 0 && p.aux_step % 8 == 0 &&
                       reinterpret_cast<std::uintptr_t>(p.aux) % 16 == 0),
@@ -118,7 +120,8 @@ void multiply(const Desc& p, double alpha, const void* A, const Layout& a, const
       for (std::int64_t i = 0; i < m; ++i) {
         double sum = 0;
         for (std::int64_t l = 0; l < k; ++l)
-          sum += (ta ? value(a, A, batch, l, i) : value(a, A, batch, i, l)) * (tb ? value(b, B, batch, j, l) : value(b, B, batch, l, j));
+          sum += (ta ? value(a, A, batch, l, i) : value(a, A, batch, i, l)) *
+                 (tb ? value(b, B, batch, j, l) : value(b, B, batch, l, j));
         double y = alpha * sum;
         if (beta != 0) y += beta * load(c.type, C, batch * c.step + j * c.ld + i);
         if (p.epilogue & CUBLASLT_EPILOGUE_BIAS) y += load(d.type, p.bias, batch * p.bias_step + i);
@@ -153,12 +156,13 @@ cublasStatus_t cublasLtCreate(cublasLtHandle_t* handle) {
 }
 const char* cublasLtGetStatusString(cublasStatus_t) { return "fake status"; }
 
-cublasStatus_t cublasLtMatmulDescInit_internal(cublasLtMatmulDesc_t desc, std::size_t, cublasComputeType_t compute, cudaDataType_t scale) {
+cublasStatus_t cublasLtMatmulDescInit_internal(cublasLtMatmulDesc_t desc, std::size_t, cublasComputeType_t compute,
+                                               cudaDataType_t scale) {
   inside<Desc>(desc) = {compute, scale, CUBLAS_OP_N, CUBLAS_OP_N, CUBLASLT_EPILOGUE_DEFAULT, nullptr, nullptr, 0, 0, 0};
   return CUBLAS_STATUS_SUCCESS;
 }
-cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t desc, cublasLtMatmulDescAttributes_t attribute, const void* value,
-                                              std::size_t bytes) {
+cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t desc, cublasLtMatmulDescAttributes_t attribute,
+                                              const void* value, std::size_t bytes) {
   Desc& d = inside<Desc>(desc);
   switch (attribute) {
     case CUBLASLT_MATMUL_DESC_TRANSA: return take(d.a, value, bytes);
@@ -171,13 +175,14 @@ cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t desc, cublasL
     default: detail::fail("fake cuBLASLt: attribute ", static_cast<int>(attribute), " of a product is not known");
   }
 }
-cublasStatus_t cublasLtMatrixLayoutInit_internal(cublasLtMatrixLayout_t layout, std::size_t, cudaDataType type, std::uint64_t rows,
-                                                 std::uint64_t columns, std::int64_t ld) {
+cublasStatus_t cublasLtMatrixLayoutInit_internal(cublasLtMatrixLayout_t layout, std::size_t, cudaDataType type,
+                                                 std::uint64_t rows, std::uint64_t columns, std::int64_t ld) {
   inside<Layout>(layout) = {type, rows, columns, ld, 0, 1};
   return CUBLAS_STATUS_SUCCESS;
 }
-cublasStatus_t cublasLtMatrixLayoutSetAttribute(cublasLtMatrixLayout_t layout, cublasLtMatrixLayoutAttribute_t attribute,
-                                                const void* value, std::size_t bytes) {
+cublasStatus_t cublasLtMatrixLayoutSetAttribute(cublasLtMatrixLayout_t layout,
+                                                cublasLtMatrixLayoutAttribute_t attribute, const void* value,
+                                                std::size_t bytes) {
   Layout& l = inside<Layout>(layout);
   switch (attribute) {
     case CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT: return take(l.batches, value, bytes);
@@ -189,8 +194,9 @@ cublasStatus_t cublasLtMatmulPreferenceInit_internal(cublasLtMatmulPreference_t 
   inside<Preference>(preference) = {0, {256, 256, 256, 256}};
   return CUBLAS_STATUS_SUCCESS;
 }
-cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t preference, cublasLtMatmulPreferenceAttributes_t attribute,
-                                                    const void* value, std::size_t bytes) {
+cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t preference,
+                                                    cublasLtMatmulPreferenceAttributes_t attribute, const void* value,
+                                                    std::size_t bytes) {
   Preference& p = inside<Preference>(preference);
   std::uint32_t mask;
   switch (attribute) {
@@ -203,8 +209,9 @@ cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t p
     default: detail::fail("fake cuBLASLt: attribute ", static_cast<int>(attribute), " of a search is not known");
   }
 }
-cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDesc_t desc, cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b,
-                                              cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t d, cublasLtMatmulPreference_t preference,
+cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDesc_t desc, cublasLtMatrixLayout_t a,
+                                              cublasLtMatrixLayout_t b, cublasLtMatrixLayout_t c,
+                                              cublasLtMatrixLayout_t d, cublasLtMatmulPreference_t preference,
                                               int wanted, cublasLtMatmulHeuristicResult_t results[], int* count) {
   const Desc& p = inside<Desc>(desc);
   check_shapes(p, inside<Layout>(a), inside<Layout>(b), inside<Layout>(c), inside<Layout>(d));
@@ -221,9 +228,10 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDe
   }
   return CUBLAS_STATUS_SUCCESS;
 }
-cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t desc, const void* alpha, const void* a, cublasLtMatrixLayout_t al,
-                              const void* b, cublasLtMatrixLayout_t bl, const void* beta, const void* c, cublasLtMatrixLayout_t cl, void* d,
-                              cublasLtMatrixLayout_t dl, const cublasLtMatmulAlgo_t* algo, void*, std::size_t, cudaStream_t) {
+cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t desc, const void* alpha, const void* a,
+                              cublasLtMatrixLayout_t al, const void* b, cublasLtMatrixLayout_t bl, const void* beta,
+                              const void* c, cublasLtMatrixLayout_t cl, void* d, cublasLtMatrixLayout_t dl,
+                              const cublasLtMatmulAlgo_t* algo, void*, std::size_t, cudaStream_t) {
   const Desc& p = inside<Desc>(desc);
   check_shapes(p, inside<Layout>(al), inside<Layout>(bl), inside<Layout>(cl), inside<Layout>(dl));
   const Algo& chosen = inside<Algo>(algo);
@@ -231,8 +239,8 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t desc, const
   for (int i = 0; i < 4; ++i)
     CAPO_CHECK(reinterpret_cast<std::uintptr_t>(pointers[i]) % chosen.align[i] == 0, "fake cuBLASLt: operand ", i,
                " is less aligned than the search was told, ", chosen.align[i]);
-  multiply(p, *static_cast<const float*>(alpha), a, inside<Layout>(al), b, inside<Layout>(bl), *static_cast<const float*>(beta), c,
-           inside<Layout>(cl), d, inside<Layout>(dl));
+  multiply(p, *static_cast<const float*>(alpha), a, inside<Layout>(al), b, inside<Layout>(bl),
+           *static_cast<const float*>(beta), c, inside<Layout>(cl), d, inside<Layout>(dl));
   ++state().products;
   state().last_algorithm = chosen.offer;
   clock_now += chosen.offer == state().fastest ? 1 : 2;

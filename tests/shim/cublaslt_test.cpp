@@ -1,5 +1,5 @@
-// What cuda/cublaslt.cpp asks of cuBLASLt, against a stand-in that computes what the library documents (cublaslt_fake.cpp):
-// transpositions, batches, epilogues, residuals, alignments, one plan per problem, tuning.
+// What cuda/cublaslt.cpp asks of cuBLASLt, against a stand-in that computes what the library documents
+// (cublaslt_fake.cpp): transpositions, batches, epilogues, residuals, alignments, one plan per problem, tuning.
 #include <capo/cuda/gemm.h>
 #include <capo/engine/dtype.h>
 #include <capo/engine/rng.h>
@@ -19,7 +19,8 @@ namespace {
 struct Case {
   DType dtype = f32;
   std::int64_t m = 24, n = 16, k = 40, matrices = 1;
-  bool a_transposed = false, b_transposed = false, one_b = false, bias = false, z = false, residual = false, sums = false;
+  bool a_transposed = false, b_transposed = false, one_b = false, bias = false, z = false, residual = false,
+       sums = false;
   Activation activation = Activation::none;
   std::int64_t gap = 0;  // between the rows of c
 };
@@ -50,7 +51,8 @@ double activate(Activation activation, double x) {
 struct Buffer {
   Tensor bytes;
   void* data;
-  Buffer(DType t, std::int64_t n, std::uint64_t seed) : bytes(empty({n * static_cast<std::int64_t>(size_of(t)) + 256}, u8, Device{DeviceType::cuda, 0})) {
+  Buffer(DType t, std::int64_t n, std::uint64_t seed)
+      : bytes(empty({n * static_cast<std::int64_t>(size_of(t)) + 256}, u8, Device{DeviceType::cuda, 0})) {
     const auto at = reinterpret_cast<std::uintptr_t>(bytes.data());
     data = reinterpret_cast<void*>((at + 255) / 256 * 256);
     Generator rng(seed);
@@ -66,8 +68,9 @@ struct Run {
   GemmArgs args{};
 
   explicit Run(const Case& x)
-      : is(x), c_row(x.n + x.gap), a(x.dtype, x.matrices * x.m * x.k, 1), b(x.dtype, (x.one_b ? 1 : x.matrices) * x.k * x.n, 2),
-        bias(x.dtype, x.n, 3), z(x.dtype, x.matrices * x.m * c_row, 4), c(x.dtype, x.matrices * x.m * c_row, 5),
+      : is(x), c_row(x.n + x.gap), a(x.dtype, x.matrices * x.m * x.k, 1),
+        b(x.dtype, (x.one_b ? 1 : x.matrices) * x.k * x.n, 2), bias(x.dtype, x.n, 3),
+        z(x.dtype, x.matrices * x.m * c_row, 4), c(x.dtype, x.matrices * x.m * c_row, 5),
         residual(x.dtype, x.matrices * x.m * c_row, 6), sums(x.dtype, x.m, 7) {
     args.dtype = x.dtype;
     args.a = a.data, args.b = b.data, args.c = c.data;

@@ -11,8 +11,8 @@ struct DeviceSettings {
   int devices = 1;            // at most 2
   std::string why_none = "";  // what devices = 0 says
   std::size_t limit = SIZE_MAX;  // bytes of a device
-  bool caching = false;       // blocks made from here on come from the engine's caching allocator, as on a card, in place of
-                              // blocks of exact size that nobody reuses
+  bool caching = false;       // blocks made from here on come from the engine's caching allocator, as on a card, in
+                              // place of blocks of exact size that nobody reuses
 };
 DeviceSettings& device_settings();
 

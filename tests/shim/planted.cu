@@ -137,7 +137,8 @@ void mirror(Bug bug, const float* x, float* y, std::int64_t blocks) {
   }
 }
 
-void step(bool frozen, float* w, const float* g, std::int64_t n, float rate, std::uint32_t seed, const StepState* state) {
+void step(bool frozen, float* w, const float* g, std::int64_t n, float rate, std::uint32_t seed,
+          const StepState* state) {
   const std::int64_t blocks = gpu::blocks_for(n, 64);
   if (frozen)
     gpu::launch("step_by_value", step_by_value, blocks, 64, 0, nullptr, w, g, n, rate, seed);

@@ -78,7 +78,8 @@ TEST_CASE("unwritten output") { reported(failures<Bug::unwritten>(), kRace ? "ne
 
 TEST_CASE("wrong index") {
   if (kRace) return reported(failures<Bug::global_index>(), "outside of it");
-  for (const std::string& text : {report_of(failures<Bug::global_index>), report_of(failures<Bug::shared_index>), report_of(failures<Bug::carved_index>)}) {
+  for (const std::string& text : {report_of(failures<Bug::global_index>), report_of(failures<Bug::shared_index>),
+                                  report_of(failures<Bug::carved_index>)}) {
     CAPTURE(text);
     CHECK((contains(text, "AddressSanitizer") || contains(text, "out of bounds")));
     CHECK(contains(text, "planted.cu"));

@@ -1,7 +1,7 @@
-// An exact checker of races and uninitialised reads: kernel files are compiled with -fsanitize=thread, and the functions
-// that the compiler then calls at every load and store are ours, not libtsan's. One run in any order is enough, because
-// what is checked is not what happened but what was ordered: by a barrier, by __syncwarp within a warp, or by the end of
-// the launch. Shuffles do not order memory.
+// An exact checker of races and uninitialised reads: kernel files are compiled with -fsanitize=thread, and the
+// functions that the compiler then calls at every load and store are ours, not libtsan's. One run in any order is
+// enough, because what is checked is not what happened but what was ordered: by a barrier, by __syncwarp within a warp,
+// or by the end of the launch. Shuffles do not order memory.
 //
 // One cell per byte of a reserved region in which all device and shared memory lies: the last write, and two reads by
 // different threads. (A third reader that only a partial __syncwarp leaves unordered can be missed.)
@@ -18,7 +18,8 @@ namespace {
 constexpr std::size_t kRegion = std::size_t{128} << 20, kGap = 256;
 
 struct Stamp {
-  std::uint32_t launch, block, epoch, clock;  // block: within the launch; epoch: barriers so far; clock: the thread's in its warp
+  // block: within the launch; epoch: barriers so far; clock: the thread's in its warp.
+  std::uint32_t launch, block, epoch, clock;
   std::int32_t thread;
 };
 struct Cell {
@@ -41,8 +42,10 @@ struct Region {
 Region& region() {
   static Region& r = *new Region;
   if (!r.base) {
-    r.base = static_cast<unsigned char*>(mmap(nullptr, kRegion, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
-    void* const cells = mmap(nullptr, kRegion * sizeof(Cell), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    r.base = static_cast<unsigned char*>(
+        mmap(nullptr, kRegion, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+    void* const cells = mmap(nullptr, kRegion * sizeof(Cell), PROT_READ | PROT_WRITE,
+                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     CAPO_CHECK(r.base != MAP_FAILED && cells != MAP_FAILED, "shim: no memory for the race checker");
     r.cells = static_cast<Cell*>(cells);
   }
@@ -95,7 +98,9 @@ void access(const void* address, std::size_t bytes, bool writes) {
   const auto* const p = static_cast<const unsigned char*>(address);
   if (r.thread < 0 || p < r.base || p >= r.base + kRegion || !r.failure.empty()) return;
   const Stamp now{r.launch, r.block, r.epoch, r.clock[r.thread / 32][r.thread % 32][r.thread % 32], r.thread};
-  const auto report = [&](std::size_t i, const std::string& what) { r.failure = cat("thread ", r.thread, " ", writes ? "writes " : "reads ", name_of(p + i), what); };
+  const auto report = [&](std::size_t i, const std::string& what) {
+    r.failure = cat("thread ", r.thread, " ", writes ? "writes " : "reads ", name_of(p + i), what);
+  };
   for (std::size_t i = 0; i < bytes; ++i) {
     Cell& c = r.cells[p - r.base + static_cast<std::ptrdiff_t>(i)];
     if (!c.inside) return report(i, ": outside of it");
@@ -157,7 +162,8 @@ void shared_end(void* p, std::size_t bytes) { forget(p, bytes); }
 void mark_initialised(const void* p, std::size_t bytes) {
   Region& r = region();
   if (p < r.base || p >= r.base + kRegion) return;  // the host's
-  for (std::size_t i = 0; i < bytes; ++i) r.cells[static_cast<const unsigned char*>(p) - r.base + static_cast<std::ptrdiff_t>(i)].initialised = 1;
+  for (std::size_t i = 0; i < bytes; ++i)
+    r.cells[static_cast<const unsigned char*>(p) - r.base + static_cast<std::ptrdiff_t>(i)].initialised = 1;
 }
 
 std::string unwritten(const void* address, std::size_t bytes) {

@@ -167,7 +167,8 @@ Fiber* fresh_fiber() {
   State& s = state();
   if (s.free.empty()) {
     auto f = std::make_unique<Fiber>();
-    void* const p = mmap(nullptr, kStack + kGuard, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void* const p =
+        mmap(nullptr, kStack + kGuard, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     CAPO_CHECK(p != MAP_FAILED, "shim: no memory for a stack");
     mprotect(p, kGuard, PROT_NONE);
     f->base = static_cast<char*>(p) + kGuard;
@@ -223,7 +224,9 @@ void draw_priorities() {
       if (u < t) first = false;
       ++same;
     }
-    if (first) text += cat(" ", same, " wait in ", a.waits, " at ", place(a.file, a.line), " (mask ", a.mask, "), first ", thread_name(t), ";");
+    if (first)
+      text += cat(" ", same, " wait in ", a.waits, " at ", place(a.file, a.line), " (mask ", a.mask, "), first ",
+                  thread_name(t), ";");
   }
   throw Error(cat(text, " ", s.finished, " have left"));
 }
@@ -300,7 +303,10 @@ void finish_thread() {
   check_race();
   const int t = s.current;
   if (!me.async.empty()) fail("leaves with cp.async that nothing waited for", nullptr, 0);
-  if (s.at_barrier) fail(cat("leaves while ", thread_name(s.barrier_first), " waits in __syncthreads"), s.thread[static_cast<std::size_t>(s.barrier_first)].file, s.thread[static_cast<std::size_t>(s.barrier_first)].line);
+  if (s.at_barrier)
+    fail(cat("leaves while ", thread_name(s.barrier_first), " waits in __syncthreads"),
+         s.thread[static_cast<std::size_t>(s.barrier_first)].file,
+         s.thread[static_cast<std::size_t>(s.barrier_first)].line);
   for (const Meeting& m : s.meetings[t / 32])
     if (m.mask >> (t % 32) & 1) fail(cat("leaves, but is in the mask of ", m.kind), m.file, m.line);
   me.done = true;
@@ -440,12 +446,14 @@ void* dynamic_part(int& index, std::size_t bytes) {
   State& s = state();
   const auto i = static_cast<std::size_t>(index++);
   if (i < s.parts.size()) {
-    if (s.parts[i].bytes != bytes) fail(cat("carves ", bytes, " bytes as part ", i, ", another thread ", s.parts[i].bytes), nullptr, 0);
+    if (s.parts[i].bytes != bytes)
+      fail(cat("carves ", bytes, " bytes as part ", i, ", another thread ", s.parts[i].bytes), nullptr, 0);
     return s.parts[i].at;
   }
   s.dynamic_bytes += (bytes + 15) / 16 * 16;
   if (s.dynamic_bytes > s.launch->shared)
-    fail(cat("carves ", s.dynamic_bytes, " bytes of dynamic shared memory, the launch gave ", s.launch->shared), nullptr, 0);
+    fail(cat("carves ", s.dynamic_bytes, " bytes of dynamic shared memory, the launch gave ", s.launch->shared),
+         nullptr, 0);
   unsigned char* const p = shared_bytes(bytes, 16, "dynamic part");
   s.parts.push_back({p, bytes, "dynamic part", nullptr, 0});
   return p;
@@ -460,7 +468,9 @@ void barrier(const char* file, int line) {
   } else {
     const Thread& first = s.thread[static_cast<std::size_t>(s.barrier_first)];
     if (first.line != line || first.file != file)
-      fail(cat("divergent __syncthreads: ", thread_name(s.barrier_first), " waits at ", place(first.file, first.line), ", this one"), file, line);
+      fail(cat("divergent __syncthreads: ", thread_name(s.barrier_first), " waits at ", place(first.file, first.line),
+               ", this one"),
+           file, line);
   }
   if (++s.at_barrier < s.threads) {
     set_ready(s.current, false);
@@ -489,10 +499,14 @@ void collective(unsigned mask, const char* kind, std::size_t size, void* payload
     const Meeting& m = list[i];
     if (m.mask == mask) {
       if (std::strcmp(m.kind, kind) || m.size != size || m.line != line || m.file != file)
-        fail(cat("divergent warp: lanes ", m.arrived, " wait in ", m.kind, " at ", place(m.file, m.line), ", this lane in ", kind), file, line);
+        fail(cat("divergent warp: lanes ", m.arrived, " wait in ", m.kind, " at ", place(m.file, m.line),
+                 ", this lane in ", kind),
+             file, line);
       at = i;
     } else if (m.mask & mask) {
-      fail(cat(kind, " with mask ", mask, ", while lanes ", m.arrived, " wait in ", m.kind, " with mask ", m.mask, " at ", place(m.file, m.line)), file, line);
+      fail(cat(kind, " with mask ", mask, ", while lanes ", m.arrived, " wait in ", m.kind, " with mask ", m.mask,
+               " at ", place(m.file, m.line)),
+           file, line);
     }
   }
   if (at == list.size()) list.push_back({mask, 0, kind, size, file, line, {}});
@@ -545,11 +559,14 @@ void ldmatrix_x4(std::uint32_t* r, const void* row, bool transposed, const char*
 }
 
 void cp_async(void* to, const void* from, int bytes, int valid, const char* file, int line) {
-  const auto misaligned = [&](const void* p) { return reinterpret_cast<std::uintptr_t>(p) % static_cast<unsigned>(bytes) != 0; };
+  const auto misaligned = [&](const void* p) {
+    return reinterpret_cast<std::uintptr_t>(p) % static_cast<unsigned>(bytes) != 0;
+  };
   if (misaligned(to) || (valid && misaligned(from))) fail("misaligned cp.async", file, line);
   Thread& me = self();
   me.async.push_back({to, from, bytes, valid, me.groups});
-  std::memset(to, 0xff, static_cast<std::size_t>(bytes));  // anything, until its wait: too early is as visible as too late
+  // Anything, until its wait: too early is as visible as too late.
+  std::memset(to, 0xff, static_cast<std::size_t>(bytes));
   race::async_begin(to, static_cast<std::size_t>(bytes));
 }
 
@@ -569,10 +586,12 @@ void cp_async_wait(int left) {
 
 void run(const Launch& launch) {
   State& s = state();
-  CAPO_CHECK(launch.blocks >= 1 && launch.blocks < std::int64_t{1} << 31, launch.name, ": blocks must be 1 to 2^31 - 1, got ", launch.blocks);
+  CAPO_CHECK(launch.blocks >= 1 && launch.blocks < std::int64_t{1} << 31, launch.name,
+             ": blocks must be 1 to 2^31 - 1, got ", launch.blocks);
   CAPO_CHECK(launch.threads >= 32 && launch.threads % 32 == 0 && launch.threads <= kMaxThreads, launch.name,
              ": threads must be a multiple of 32 up to 1024, got ", launch.threads);
-  CAPO_CHECK(launch.shared <= kMaxShared, launch.name, ": at most ", kMaxShared, " bytes of shared memory, got ", launch.shared);
+  CAPO_CHECK(launch.shared <= kMaxShared, launch.name, ": at most ", kMaxShared, " bytes of shared memory, got ",
+             launch.shared);
   if (s.recording) s.recorded.push_back(launch);
   if (s.capturing) return;
   s.launched[launch.kernel] |= 1u << static_cast<int>(s.config.order);
@@ -593,7 +612,8 @@ void run(const Launch& launch) {
   std::vector<std::int64_t> blocks(static_cast<std::size_t>(launch.blocks));
   std::iota(blocks.begin(), blocks.end(), 0);
   if (s.config.order == Order::reverse) std::reverse(blocks.begin(), blocks.end());
-  if (s.config.order == Order::random || s.config.order == Order::warp_ahead) std::shuffle(blocks.begin(), blocks.end(), s.random);
+  if (s.config.order == Order::random || s.config.order == Order::warp_ahead)
+    std::shuffle(blocks.begin(), blocks.end(), s.random);
   for (const std::int64_t block : blocks) {
     s.block = block;
     run_block();

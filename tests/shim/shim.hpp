@@ -91,7 +91,8 @@ void check_written(const void* p, std::size_t bytes);
 template <class T>
 class Buffer {
  public:
-  explicit Buffer(std::size_t n, const char* name = "buffer") : n_(n), p_(static_cast<T*>(allocate(n * sizeof(T), name))) {}
+  explicit Buffer(std::size_t n, const char* name = "buffer")
+      : n_(n), p_(static_cast<T*>(allocate(n * sizeof(T), name))) {}
   explicit Buffer(const std::vector<T>& v, const char* name = "buffer") : Buffer(v.size(), name) { set(v); }
   ~Buffer() { release(p_); }
   Buffer(const Buffer&) = delete;
@@ -240,8 +241,12 @@ inline unsigned __ballot_sync(unsigned mask, int predicate, CAPO_SHIM_HERE) {
                          false, file, line);
   return both[1];
 }
-inline int __any_sync(unsigned mask, int predicate, CAPO_SHIM_HERE) { return __ballot_sync(mask, predicate, file, line) != 0; }
-inline int __all_sync(unsigned mask, int predicate, CAPO_SHIM_HERE) { return __ballot_sync(mask, predicate, file, line) == mask; }
+inline int __any_sync(unsigned mask, int predicate, CAPO_SHIM_HERE) {
+  return __ballot_sync(mask, predicate, file, line) != 0;
+}
+inline int __all_sync(unsigned mask, int predicate, CAPO_SHIM_HERE) {
+  return __ballot_sync(mask, predicate, file, line) == mask;
+}
 
 // ---------------------------------------------------------------- vector types and intrinsics
 struct alignas(8) float2 { float x, y; };
@@ -263,7 +268,9 @@ inline unsigned __float_as_uint(float x) { return std::bit_cast<unsigned>(x); }
 inline float __uint_as_float(unsigned x) { return std::bit_cast<float>(x); }
 inline int __popc(unsigned x) { return std::popcount(x); }
 inline int __clz(int x) { return std::countl_zero(static_cast<unsigned>(x)); }
-inline unsigned __umulhi(unsigned a, unsigned b) { return static_cast<unsigned>((static_cast<std::uint64_t>(a) * b) >> 32); }
+inline unsigned __umulhi(unsigned a, unsigned b) {
+  return static_cast<unsigned>((static_cast<std::uint64_t>(a) * b) >> 32);
+}
 template <class T>
 T __ldg(const T* p) { return *p; }
 inline void __trap(CAPO_SHIM_HERE) { capo::shim::fail("__trap()", file, line); }

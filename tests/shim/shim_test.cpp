@@ -1,5 +1,5 @@
-// The CUDA kernels on the host shim against plain loops in double, under every order of threads; planted bugs; record and
-// replay. Linked twice: with ASan and UBSan (shim_test), and with the race checker (shim_race_test).
+// The CUDA kernels on the host shim against plain loops in double, under every order of threads; planted bugs; record
+// and replay. Linked twice: with ASan and UBSan (shim_test), and with the race checker (shim_race_test).
 #include <doctest/doctest.h>
 
 #include <capo/cuda/kernels.h>
@@ -47,7 +47,9 @@ std::vector<float> normals(std::size_t n, float mean = 0) {
 }
 
 // NaN fails.
-bool near(double got, double want, double tolerance) { return got == want || std::abs(got - want) <= tolerance * (1 + std::abs(want)); }
+bool near(double got, double want, double tolerance) {
+  return got == want || std::abs(got - want) <= tolerance * (1 + std::abs(want));
+}
 
 void check_all(const std::vector<float>& got, const std::vector<double>& want, double tolerance) {
   REQUIRE(got.size() == want.size());
@@ -86,7 +88,8 @@ TEST_CASE("layer_norm forward and backward") {
           dw[j] += dy[at(c)] * h, db[j] += dy[at(c)];
         }
         for (std::int64_t c = 0; c < columns; ++c) {
-          const double h = (x[at(c)] - mean) * rstd, g = static_cast<double>(dy[at(c)]) * w[static_cast<std::size_t>(c)];
+          const double h = (x[at(c)] - mean) * rstd,
+                       g = static_cast<double>(dy[at(c)]) * w[static_cast<std::size_t>(c)];
           dx[at(c)] = rstd * (g - (rms ? 0 : sg) - h * sgh);
         }
       }
@@ -94,10 +97,16 @@ TEST_CASE("layer_norm forward and backward") {
         shim::config() = order;
         const std::int64_t chunks = (rows + kLayerNormChunk - 1) / kLayerNormChunk;
         const auto np = static_cast<std::size_t>(chunks * columns), nr = static_cast<std::size_t>(rows);
-        const Buffer<float> xd(x, "x"), dyd(dy, "dy"), wd(w, "weight"), bd(bias, "bias"), yd(n, "y"), md(nr, "mean"), rd(nr, "rstd"),
-            dxd(n, "dx"), wpart(np, "dweight_part"), bpart(np, "dbias_part"), dwd(nc, "dweight"), dbd(nc, "dbias");
-        kernels::layer_norm_cuda({f32, f32, rms, xd.get(), wd.get(), bd.get(), yd.get(), rms ? nullptr : md.get(), rd.get(), rows, columns, eps}, rows, nullptr);
-        kernels::layer_norm_backward_cuda({f32, f32, rms, xd.get(), dyd.get(), wd.get(), rms ? nullptr : md.get(), rd.get(), dxd.get(), wpart.get(), bpart.get(), rows, columns, dwd.get(), dbd.get()}, chunks, nullptr);
+        const Buffer<float> xd(x, "x"), dyd(dy, "dy"), wd(w, "weight"), bd(bias, "bias"), yd(n, "y"), md(nr, "mean"),
+            rd(nr, "rstd"), dxd(n, "dx"), wpart(np, "dweight_part"), bpart(np, "dbias_part"), dwd(nc, "dweight"),
+            dbd(nc, "dbias");
+        kernels::layer_norm_cuda({f32, f32, rms, xd.get(), wd.get(), bd.get(), yd.get(), rms ? nullptr : md.get(),
+                                  rd.get(), rows, columns, eps},
+                                 rows, nullptr);
+        kernels::layer_norm_backward_cuda(
+            {f32, f32, rms, xd.get(), dyd.get(), wd.get(), rms ? nullptr : md.get(), rd.get(), dxd.get(), wpart.get(),
+             bpart.get(), rows, columns, dwd.get(), dbd.get()},
+            chunks, nullptr);
         check_all(yd.read(), y, columns == 1 ? 2e-2 : 2e-4);
         if (columns > 1) check_all(dxd.read(), dx, 2e-3);
         if (columns > 1) check_all(dwd.read(), dw, 2e-3);
@@ -118,11 +127,14 @@ TEST_CASE("attention forward on mma") {
     for (std::size_t i = 0; i < n; ++i) v[i] = static_cast<std::uint16_t>(gpu::to_bf16x2(f[i], 0));
     return v;
   };
-  for (const Case& c : {Case{1, 1, 1, 1, false, false}, Case{1, 2, 33, 65, false, true}, Case{2, 1, 70, 70, true, false}, Case{1, 1, 130, 60, true, false}, Case{1, 1, 5, 197, false, false}}) {
+  for (const Case& c :
+       {Case{1, 1, 1, 1, false, false}, Case{1, 2, 33, 65, false, true}, Case{2, 1, 70, 70, true, false},
+        Case{1, 1, 130, 60, true, false}, Case{1, 1, 5, 197, false, false}}) {
     const std::int64_t d = 64, w = c.h * d;
     // q, k and v are slices of wider rows, read in place: strides that are not the contiguous ones.
     const std::int64_t qrow = w + 8, krow = 2 * w;
-    const auto q = halves(static_cast<std::size_t>(c.b * c.nq * qrow)), kv = halves(static_cast<std::size_t>(c.b * c.nk * krow));
+    const auto q = halves(static_cast<std::size_t>(c.b * c.nq * qrow)),
+               kv = halves(static_cast<std::size_t>(c.b * c.nk * krow));
     const auto bias = halves(static_cast<std::size_t>(c.h * c.nq * c.nk));
     const double scale = 0.125;
     std::vector<double> o(static_cast<std::size_t>(c.b * c.nq * w)), lse(static_cast<std::size_t>(c.b * c.h * c.nq));
@@ -135,21 +147,25 @@ TEST_CASE("attention forward on mma") {
             if (c.causal && j > i + c.nk - c.nq) continue;
             double s = 0;
             for (std::int64_t e = 0; e < d; ++e)
-              s += value(q[static_cast<std::size_t>((b * c.nq + i) * qrow + h * d + e)]) * value(kv[static_cast<std::size_t>((b * c.nk + j) * krow + h * d + e)]);
+              s += value(q[static_cast<std::size_t>((b * c.nq + i) * qrow + h * d + e)]) *
+                   value(kv[static_cast<std::size_t>((b * c.nk + j) * krow + h * d + e)]);
             s = s * scale + (c.bias ? value(bias[static_cast<std::size_t>((h * c.nq + i) * c.nk + j)]) : 0);
             sum += p[static_cast<std::size_t>(j)] = std::exp(s);
           }
           lse[static_cast<std::size_t>((b * c.h + h) * c.nq + i)] = sum > 0 ? std::log(sum) : -INFINITY;
           for (std::int64_t e = 0; e < d && sum > 0; ++e)
             for (std::int64_t j = 0; j < c.nk; ++j)
-              o[static_cast<std::size_t>((b * c.nq + i) * w + h * d + e)] += p[static_cast<std::size_t>(j)] / sum * value(kv[static_cast<std::size_t>((b * c.nk + j) * krow + w + h * d + e)]);
+              o[static_cast<std::size_t>((b * c.nq + i) * w + h * d + e)] +=
+                  p[static_cast<std::size_t>(j)] / sum *
+                  value(kv[static_cast<std::size_t>((b * c.nk + j) * krow + w + h * d + e)]);
         }
     for (const Config& order : kOrders) {
       shim::config() = order;
       const Buffer<std::uint16_t> qd(q, "q"), kvd(kv, "kv"), bd(bias, "bias"), od(o.size(), "o");
       const Buffer<float> ld(lse.size(), "lse");
-      const AttentionArgs args{bf16, qd.get(), kvd.get(), kvd.get() + w, c.bias ? bd.get() : nullptr, od.get(), ld.get(), c.h, c.nq, c.nk, d, d,
-                               {c.nq * qrow, qrow, d}, {c.nk * krow, krow, d}, {c.nk * krow, krow, d}, {0, c.nq * c.nk, c.nk, 1}, scale, c.causal, 0, 0};
+      const AttentionArgs args{bf16, qd.get(), kvd.get(), kvd.get() + w, c.bias ? bd.get() : nullptr, od.get(),
+                               ld.get(), c.h, c.nq, c.nk, d, d, {c.nq * qrow, qrow, d}, {c.nk * krow, krow, d},
+                               {c.nk * krow, krow, d}, {0, c.nq * c.nk, c.nk, 1}, scale, c.causal, 0, 0};
       CHECK(kernels::attention_mma(args, c.b * c.h, nullptr));
       std::vector<float> got;
       for (const std::uint16_t u : od.read()) got.push_back(gpu::from_bf16(u));
@@ -345,7 +361,9 @@ TEST_CASE("planted bugs are found") {
 
 TEST_CASE("many failures in one process") {
   shim::config() = {};
-  for (int i = 0; i < 50; ++i) CHECK(found(i % 2 ? Bug::divergent_barrier : Bug::wrong_mask, {Order::random, static_cast<std::uint64_t>(i)}) != "");
+  for (int i = 0; i < 50; ++i)
+    CHECK(found(i % 2 ? Bug::divergent_barrier : Bug::wrong_mask, {Order::random, static_cast<std::uint64_t>(i)}) !=
+          "");
   CHECK(found(Bug::none, {}) == "");
 }
 

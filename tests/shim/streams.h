@@ -1,6 +1,6 @@
-// The order of copies that run beside the kernels, on the host: a copy waits as long as the rules allow, so that whoever reads its
-// result without waiting for it finds what was there before (NaN in a fresh block), and whoever changes its source too early
-// spoils it.
+// The order of copies that run beside the kernels, on the host: a copy waits as long as the rules allow, so that
+// whoever reads its result without waiting for it finds what was there before (NaN in a fresh block), and whoever
+// changes its source too early spoils it.
 #pragma once
 
 #include <cstddef>
