@@ -60,7 +60,8 @@ Case product(std::int64_t m, std::int64_t n, std::int64_t k, std::int64_t batch 
 
 void layer(std::vector<Case>& cases, std::int64_t rows, std::int64_t in, std::int64_t out, Activation activation) {
   const Tensor x = leaf({rows, in}), w = leaf({out, in}), b = leaf({out}), dy = random({rows, out});
-  const std::string name = cat("linear ", rows, ": ", in, " -> ", out, activation == Activation::none ? "" : cat(" ", name_of(activation)));
+  const std::string name =
+      cat("linear ", rows, ": ", in, " -> ", out, activation == Activation::none ? "" : cat(" ", name_of(activation)));
   const double flops = 2.0 * static_cast<double>(rows * in * out);
   cases.push_back({name, flops, [=] { linear(x, w, b, activation); }});
   const Tensor y = linear(x, w, b, activation);
@@ -130,17 +131,18 @@ int main(int argc, char** argv) {
         c.seconds.push_back(now() - start);
       }
     }
-    std::printf("%s, %d thread%s, peak %.0f GFLOP/s per core\n%-48s %9s %9s %8s %8s %6s\n", to_string(isa()).c_str(), threads,
-                threads > 1 ? "s" : "", top * 1e-9, "f32", "min us", "median", "GFLOP/s", "(median)", "peak");
+    std::printf("%s, %d thread%s, peak %.0f GFLOP/s per core\n%-48s %9s %9s %8s %8s %6s\n", to_string(isa()).c_str(),
+                threads, threads > 1 ? "s" : "", top * 1e-9, "f32", "min us", "median", "GFLOP/s", "(median)", "peak");
     for (auto& c : cases) {
       std::sort(c.seconds.begin(), c.seconds.end());
       const double least = c.seconds[0], middle = c.seconds[c.seconds.size() / 2];
-      std::printf("%-48s %9.1f %9.1f %8.1f %8.1f %5.0f%%\n", c.name.c_str(), least * 1e6, middle * 1e6, c.flops / least * 1e-9,
-                  c.flops / middle * 1e-9, 100 * c.flops / least / (top * threads));
-      json += cat(json.empty() ? "" : ", ", "{\"case\": \"", c.name, "\", \"threads\": ", threads, ", \"min_us\": ", least * 1e6,
-                  ", \"median_us\": ", middle * 1e6, ", \"gflops\": ", c.flops / least * 1e-9, ", \"peak_gflops\": ",
-                  top * threads * 1e-9, "}");
+      std::printf("%-48s %9.1f %9.1f %8.1f %8.1f %5.0f%%\n", c.name.c_str(), least * 1e6, middle * 1e6,
+                  c.flops / least * 1e-9, c.flops / middle * 1e-9, 100 * c.flops / least / (top * threads));
+      json += cat(json.empty() ? "" : ", ", "{\"case\": \"", c.name, "\", \"threads\": ", threads,
+                  ", \"min_us\": ", least * 1e6, ", \"median_us\": ", middle * 1e6,
+                  ", \"gflops\": ", c.flops / least * 1e-9, ", \"peak_gflops\": ", top * threads * 1e-9, "}");
     }
   }
-  std::printf("RESULT {\"bench\": \"gemm\", \"isa\": \"%s\", \"cases\": [%s]}\n", to_string(isa()).c_str(), json.c_str());
+  std::printf("RESULT {\"bench\": \"gemm\", \"isa\": \"%s\", \"cases\": [%s]}\n", to_string(isa()).c_str(),
+              json.c_str());
 }

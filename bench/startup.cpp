@@ -25,7 +25,7 @@ int main() {
   for (int i = 0; i < 20; ++i) fields >> field;
   const double started = std::stod(field) / static_cast<double>(sysconf(_SC_CLK_TCK));
   const double ms = 1e3 * (static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec) - started);
-  std::printf("first op done %.0f ms after process start (clock tick %.0f ms), value %.0f\n", ms, 1e3 / static_cast<double>(sysconf(_SC_CLK_TCK)),
-              to_vector<float>(y)[0]);
+  std::printf("first op done %.0f ms after process start (clock tick %.0f ms), value %.0f\n", ms,
+              1e3 / static_cast<double>(sysconf(_SC_CLK_TCK)), to_vector<float>(y)[0]);
   std::printf("RESULT {\"bench\":\"startup\",\"ms\":%.0f}\n", ms);
 }

@@ -53,9 +53,12 @@ int main(int argc, char** argv) {
     update.push_back(t3 - t2);
   }
   const double step = median(forward) + median(backward_time) + median(update);
-  std::printf("%s/%d, batch %d, %d threads, %s: forward %.1f ms, backward %.1f ms, AdamW %.1f ms, %.0f images/s, loss %.4f\n", size,
-              patch, batch, num_threads(), to_string(matmul_precision()).c_str(), 1e3 * median(forward), 1e3 * median(backward_time), 1e3 * median(update),
-              batch / step, loss_value);
-  std::printf("RESULT {\"bench\":\"vit_step\",\"model\":\"%s/%d\",\"batch\":%d,\"threads\":%d,\"precision\":\"%s\",\"images_per_s\":%.1f}\n",
-              size, patch, batch, num_threads(), to_string(matmul_precision()).c_str(), batch / step);
+  std::printf(
+      "%s/%d, batch %d, %d threads, %s: forward %.1f ms, backward %.1f ms, AdamW %.1f ms, %.0f images/s, loss %.4f\n",
+      size, patch, batch, num_threads(), to_string(matmul_precision()).c_str(), 1e3 * median(forward),
+      1e3 * median(backward_time), 1e3 * median(update), batch / step, loss_value);
+  std::printf(
+      "RESULT {\"bench\":\"vit_step\",\"model\":\"%s/%d\",\"batch\":%d,\"threads\":%d,\"precision\":\"%s\","
+      "\"images_per_s\":%.1f}\n",
+      size, patch, batch, num_threads(), to_string(matmul_precision()).c_str(), batch / step);
 }

@@ -50,7 +50,8 @@ Served gemm(const json& c) {
   const memory::desc bias({1, n}, type, tag::ab);
   const auto op = with_bias ? matmul::desc(a, b, bias, y) : matmul::desc(a, b, y);
   const matmul::primitive_desc made(op, cpu());
-  std::unordered_map<int, memory> args{{DNNL_ARG_SRC, random(a, m, k)}, {DNNL_ARG_WEIGHTS, random(made.weights_desc(), k, n)},
+  std::unordered_map<int, memory> args{{DNNL_ARG_SRC, random(a, m, k)},
+                                       {DNNL_ARG_WEIGHTS, random(made.weights_desc(), k, n)},
                                        {DNNL_ARG_DST, memory(y, cpu())}};
   if (with_bias) args.emplace(DNNL_ARG_BIAS, random(bias, 1, n));
   Served served{[product = matmul(made), args] {
@@ -77,6 +78,7 @@ Served make(const json& c) {
 int main(int argc, char** argv) {
   if (argc > 2 && std::string(argv[1]) == "--threads") threads_asked = std::atoi(argv[2]);
   const dnnl_version_t* v = dnnl_version();
-  const std::string version = std::to_string(v->major) + "." + std::to_string(v->minor) + "." + std::to_string(v->patch);
+  const std::string version =
+      std::to_string(v->major) + "." + std::to_string(v->minor) + "." + std::to_string(v->patch);
   capo::bench::serve({{"seconds", 0}, {"versions", {{"oneDNN", version}}}}, make);
 }

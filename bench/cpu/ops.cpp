@@ -56,7 +56,8 @@ Served gemm(const json& c) {
   set_matmul_precision(c.value("round", false) ? bf16 : f32);
   const bool ta = c.value("ta", false), tb = c.value("tb", false);
   const Tensor a = ta ? transpose(random({k, m}, dtype), 0, 1) : random({m, k}, dtype);
-  const Tensor b = random(tb ? Shape{n, k} : Shape{k, n}, dtype), bias = c.value("bias", false) ? random({n}, dtype) : Tensor();
+  const Tensor b = random(tb ? Shape{n, k} : Shape{k, n}, dtype),
+               bias = c.value("bias", false) ? random({n}, dtype) : Tensor();
   if (tb) return {[=] { linear(a, b, bias); }};
   return {[=] { matmul(a, b); }};
 }
@@ -87,7 +88,8 @@ Served conv_pass(const json& c) {
   Shape weight{c["out"].get<std::int64_t>()};
   for (const std::int64_t size : kernel) weight.push_back(size);
   weight.push_back(in.back());
-  const ConvOptions options{.stride = {c.value("stride", std::int64_t{1})}, .pad_before = {c.value("pad", std::int64_t{0})}};
+  const ConvOptions options{.stride = {c.value("stride", std::int64_t{1})},
+                            .pad_before = {c.value("pad", std::int64_t{0})}};
   const Tensor x = random(in), w = random(weight);
   const std::string pass = c["pass"];
   if (pass == "forward") return {[=] { conv(x, w, {}, options); }};
@@ -134,7 +136,9 @@ Served adamw(const json& c) {
   for (TensorList& list : lists)
     for (std::int64_t i = 0; i < tensors; ++i) list.push_back(random({elements}));
   for (const Tensor& v : lists[3]) copy_into(v, square(v));
-  return {[params = lists[0], grads = lists[1], m = lists[2], v = lists[3]] { adamw_(params, grads, m, v, {.step = 100}); }};
+  return {[params = lists[0], grads = lists[1], m = lists[2], v = lists[3]] {
+    adamw_(params, grads, m, v, {.step = 100});
+  }};
 }
 
 #if defined(__x86_64__)
@@ -162,7 +166,8 @@ Served copy(const json& c) {
   const auto run = [=] {
     const float* in = from.data<float>();
     float* out = to.data<float>();
-    parallel_for(n, 1 << 16, [&](std::int64_t begin, std::int64_t end) { stream(out + begin, in + begin, end - begin); });
+    parallel_for(n, 1 << 16,
+                 [&](std::int64_t begin, std::int64_t end) { stream(out + begin, in + begin, end - begin); });
   };
   return {run, 8.0 * static_cast<double>(n)};
 }

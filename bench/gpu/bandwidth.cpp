@@ -29,23 +29,27 @@ struct Passes {
   DType dtype;
   std::vector<Case> cases;
 
-  void add(const std::string& name, double bytes, std::function<void()> run) { cases.push_back({name, bytes, std::move(run)}); }
+  void add(const std::string& name, double bytes, std::function<void()> run) {
+    cases.push_back({name, bytes, std::move(run)});
+  }
 
   void copies() {
     const std::int64_t n = std::int64_t{1} << (options.tiny ? 12 : 29);  // 1 GiB in bf16: many times the L2
     const Tensor one = random({std::min<std::int64_t>(n, 1 << 24)}, dtype, options.device);
     const Tensor from = empty({n}, dtype, options.device), to = empty({n}, dtype, options.device);
     for (std::int64_t at = 0; at < n; at += one.numel())
-      copy_bytes(static_cast<char*>(from.data()) + at * static_cast<std::int64_t>(size_of(dtype)), options.device, one.data(),
-                 options.device, one.nbytes());
+      copy_bytes(static_cast<char*>(from.data()) + at * static_cast<std::int64_t>(size_of(dtype)), options.device,
+                 one.data(), options.device, one.nbytes());
     const double bytes = 2.0 * static_cast<double>(from.nbytes());
-    add("copy, the driver's", bytes, [=] { copy_bytes(to.data(), to.device(), from.data(), from.device(), from.nbytes()); });
+    add("copy, the driver's", bytes,
+        [=] { copy_bytes(to.data(), to.device(), from.data(), from.device(), from.nbytes()); });
     add("copy, our kernel", bytes, [=] { copy_into(to, from); });
   }
 
   // Bytes: what must move, each tensor once; statistics and [C] vectors are left out.
   void norm(std::int64_t rows, std::int64_t columns) {
-    const Tensor x = leaf(random({rows, columns}, dtype, options.device)), dy = random({rows, columns}, dtype, options.device);
+    const Tensor x = leaf(random({rows, columns}, dtype, options.device)),
+                 dy = random({rows, columns}, dtype, options.device);
     const Tensor w = leaf(random({columns}, dtype, options.device)), b = leaf(random({columns}, dtype, options.device));
     const std::string name = cat("layer norm ", rows, " x ", columns);
     const double pass = static_cast<double>(x.nbytes());
@@ -53,7 +57,8 @@ struct Passes {
     const Tensor y = layer_norm(x, w, b);
     add(name + ", backward", 3 * pass, [=] { grad({y}, {x, w, b}, {dy}, {.keep_graph = true}); });
     // sum = x + branch and its norm; backward: dy and the stream's own gradient come in, one gradient goes out to both.
-    const Tensor branch = leaf(random({rows, columns}, dtype, options.device)), ds = random({rows, columns}, dtype, options.device);
+    const Tensor branch = leaf(random({rows, columns}, dtype, options.device)),
+                 ds = random({rows, columns}, dtype, options.device);
     add("residual + " + name + ", forward", 4 * pass, [=] { add_layer_norm(x, branch, w, b); });
     const AddNorm both = add_layer_norm(x, branch, w, b);
     add("residual + " + name + ", backward", 4 * pass,
@@ -71,7 +76,8 @@ struct Passes {
     add(cat("AdamW f32, ", shapes.size(), " tensors"), bytes, [=] { adamw_(p, g, m, v, {}); });
   }
 
-  // The optimiser on the model's weights in `dtype`: f32 master, m and v read and written, gradient read, weight written.
+  // The optimiser on the model's weights in `dtype`: f32 master, m and v read and written, gradient read, weight
+  // written.
   void optimizer(train::AdamW& step, nn::Module& model) {
     double bytes = 0;
     for (nn::Parameter* p : model.parameters()) {

@@ -14,7 +14,9 @@ namespace {
 void check(cublasStatus_t code, const char* what) {
   CAPO_CHECK(code == CUBLAS_STATUS_SUCCESS, "bench: cuBLASLt ", what, ": ", cublasLtGetStatusString(code));
 }
-void check(cudaError_t code, const char* what) { CAPO_CHECK(code == cudaSuccess, "bench: ", what, ": ", cudaGetErrorString(code)); }
+void check(cudaError_t code, const char* what) {
+  CAPO_CHECK(code == cudaSuccess, "bench: ", what, ": ", cudaGetErrorString(code));
+}
 
 constexpr std::size_t kWorkspace = std::size_t{32} << 20;  // what Capo gives it as well
 constexpr int kOffers = 64, kTimed = 5;
@@ -42,7 +44,8 @@ struct Stored {
   cublasOperation_t op;
 };
 Stored stored(const Tensor& t) {
-  CAPO_CHECK(t.rank() == 2 && (t.strides()[1] == 1 || t.strides()[0] == 1), "bench: a product needs matrices with a unit stride");
+  CAPO_CHECK(t.rank() == 2 && (t.strides()[1] == 1 || t.strides()[0] == 1),
+             "bench: a product needs matrices with a unit stride");
   if (t.strides()[1] == 1) return {t.size(1), t.size(0), t.strides()[0], CUBLAS_OP_N};
   return {t.size(0), t.size(1), t.strides()[1], CUBLAS_OP_T};
 }
@@ -59,8 +62,8 @@ struct BestProduct::State {
 
   cublasStatus_t multiply(const cublasLtMatmulAlgo_t& algo) const {
     const float one = 1, zero = 0;
-    return cublasLtMatmul(handle(), product, &one, b.data(), first, a.data(), second, &zero, c.data(), result, c.data(), result,
-                          &algo, workspace(), kWorkspace, stream);
+    return cublasLtMatmul(handle(), product, &one, b.data(), first, a.data(), second, &zero, c.data(), result, c.data(),
+                          result, &algo, workspace(), kWorkspace, stream);
   }
 
   // Milliseconds of one product; negative when the algorithm refuses.
@@ -107,7 +110,8 @@ BestProduct::BestProduct(const Tensor& a, const Tensor& b, const Tensor& bias) :
     set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, static_cast<const void*>(bias.data()));
   }
   const auto layout = [&](cublasLtMatrixLayout_t& made, const Stored& m) {
-    check(cublasLtMatrixLayoutCreate(&made, type, static_cast<std::uint64_t>(m.rows), static_cast<std::uint64_t>(m.columns), m.ld),
+    check(cublasLtMatrixLayoutCreate(&made, type, static_cast<std::uint64_t>(m.rows),
+                                     static_cast<std::uint64_t>(m.columns), m.ld),
           "makes no layout");
   };
   layout(s.first, x);
@@ -116,11 +120,12 @@ BestProduct::BestProduct(const Tensor& a, const Tensor& b, const Tensor& bias) :
 
   cublasLtMatmulPreference_t preference;
   check(cublasLtMatmulPreferenceCreate(&preference), "makes no preference");
-  check(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &kWorkspace, sizeof kWorkspace),
+  check(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &kWorkspace,
+                                             sizeof kWorkspace),
         "takes no workspace");
   std::vector<cublasLtMatmulHeuristicResult_t> found(kOffers);
-  const cublasStatus_t asked = cublasLtMatmulAlgoGetHeuristic(handle(), s.product, s.first, s.second, s.result, s.result, preference,
-                                                              kOffers, found.data(), &s.offered);
+  const cublasStatus_t asked = cublasLtMatmulAlgoGetHeuristic(handle(), s.product, s.first, s.second, s.result,
+                                                              s.result, preference, kOffers, found.data(), &s.offered);
   cublasLtMatmulPreferenceDestroy(preference);
   check(asked, "offers nothing");
   cudaEvent_t begin, end;

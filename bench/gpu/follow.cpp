@@ -1,6 +1,7 @@
 // The same training on two devices: 100 steps of a ViT-Ti from one seed on the same images, losses side by side.
 //   bench_gpu_follow [--device cuda] [--steps 100] [--dtype f32]; --device cpu --tiny compares the CPU with itself
-// The CPU always runs in f32. f32 on the device must stay within 1 % of the CPU's loss (of 0.1, below that) at every step.
+// The CPU always runs in f32. f32 on the device must stay within 1 % of the CPU's loss (of 0.1, below that) at every
+// step.
 #include <capo/autograd/autograd.h>
 #include <capo/bench/gpu/harness.h>
 #include <capo/models/train/optim.h>
@@ -82,10 +83,11 @@ void body(Options o) {
     const double difference = std::isfinite(there[n]) ? std::fabs(there[n] - here[n]) / std::max(here[n], 0.1) : 1e9;
     if (difference > worst) worst = difference, at = i;
   }
-  std::printf("loss %.4f to %.4f on the CPU, %.4f to %.4f on %s in %s; apart by at most %.3f %% (step %d)\n", here.front(), here.back(),
-              there.front(), there.back(), to_string(o.device).c_str(), to_string(dtype).c_str(), 100 * worst, at);
-  print_result({{"bench", "follow"}, {"device", to_string(o.device)}, {"dtype", to_string(dtype)}, {"tiny", o.tiny}, {"steps", steps},
-                {"worst", worst}, {"worst_step", at}, {"cpu", here}, {"losses", there}});
+  std::printf("loss %.4f to %.4f on the CPU, %.4f to %.4f on %s in %s; apart by at most %.3f %% (step %d)\n",
+              here.front(), here.back(), there.front(), there.back(), to_string(o.device).c_str(),
+              to_string(dtype).c_str(), 100 * worst, at);
+  print_result({{"bench", "follow"}, {"device", to_string(o.device)}, {"dtype", to_string(dtype)}, {"tiny", o.tiny},
+                {"steps", steps}, {"worst", worst}, {"worst_step", at}, {"cpu", here}, {"losses", there}});
   CAPO_CHECK(dtype != f32 || worst <= 0.01, "follow: the losses part by ", 100 * worst, " % in step ", at);
 }
 

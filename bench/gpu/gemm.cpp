@@ -26,7 +26,8 @@ struct Products {
   // a [M, K] times b [K, N]; with a bias as linear() does it.
   void add(const std::string& name, const Tensor& a, const Tensor& b, const Tensor& bias, std::function<void()> run) {
     if (name.find(options.only) == std::string::npos) return;
-    const double flops = 2.0 * static_cast<double>(a.size(0)) * static_cast<double>(a.size(1)) * static_cast<double>(b.size(1));
+    const double flops =
+        2.0 * static_cast<double>(a.size(0)) * static_cast<double>(a.size(1)) * static_cast<double>(b.size(1));
     cases.push_back({"capo " + name, flops, std::move(run)});
 #if defined(CAPO_BENCH_CUDA)
     if (!options.device.is_cuda()) return;
@@ -93,12 +94,14 @@ void body(Options o) {
       row["cublaslt"] = figures(best);
       row["search"] = p.peers[name];
       row["of_best"] = share;
-      std::printf(" %12.1f %9.1f%% %8d", best.work / median(best.seconds) * 1e-12, 100 * share, p.peers[name]["offered"].get<int>());
+      std::printf(" %12.1f %9.1f%% %8d", best.work / median(best.seconds) * 1e-12, 100 * share,
+                  p.peers[name]["offered"].get<int>());
     }
     std::printf("\n");
     rows.push_back(row);
   }
-  print_result({{"bench", "gemm"}, {"device", to_string(o.device)}, {"dtype", to_string(dtype)}, {"tiny", o.tiny}, {"rows", rows}});
+  print_result({{"bench", "gemm"}, {"device", to_string(o.device)}, {"dtype", to_string(dtype)},
+                {"tiny", o.tiny}, {"rows", rows}});
 }
 
 }  // namespace

@@ -53,8 +53,8 @@ double median_ratio(const std::vector<double>& a, const std::vector<double>& b);
 nlohmann::json figures(const Case& c);
 void print_result(const nlohmann::json& result);
 
-// Of this process, from the kernel (Linux): bytes resident now, and the most since the last call of reset_resident_peak(),
-// which first gives freed memory back to the system. 0 elsewhere.
+// Of this process, from the kernel (Linux): bytes resident now, and the most since the last call of
+// reset_resident_peak(), which first gives freed memory back to the system. 0 elsewhere.
 std::int64_t resident_bytes();
 std::int64_t resident_peak_bytes();
 void reset_resident_peak();

@@ -11,9 +11,10 @@ namespace capo::bench {
 // Between profiler(true) and profiler(false) a profiler that was told to wait (ncu --profile-from-start off) looks on.
 void profiler(bool on);
 
-// On CUDA the calls are captured once as a graph and replayed between two events, so that only the device's time counts.
-// A function that cannot be captured is launched in a loop (captured() is false: host time may then show). On the CPU
-// the wall clock times the loop. The function's results must be temporaries, and its inputs must outlive the Replay.
+// On CUDA the calls are captured once as a graph and replayed between two events, so that only the device's time
+// counts. A function that cannot be captured is launched in a loop (captured() is false: host time may then show). On
+// the CPU the wall clock times the loop. The function's results must be temporaries, and its inputs must outlive the
+// Replay.
 class Replay {
  public:
   // Runs it three times first. As many calls as take `least` seconds, at most 200.

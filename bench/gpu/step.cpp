@@ -1,9 +1,10 @@
 // One row of models.h: training steps, wall clock around synchronised batches of them; peak memory from the allocator.
-//   bench_gpu_step --row vit_b16 [--device cuda] [--dtype bf16] [--batch N] [--rounds 15] [--graph | --infer] [--serve | --profile]
+//   bench_gpu_step --row vit_b16 [--device cuda] [--dtype bf16] [--batch N] [--rounds 15]
+//                  [--graph | --infer] [--serve | --profile]
 // --serve, for bench/gpu/pair.py: after the warm-up a line "READY {json}", then for every line "N" on the input N steps
-// and a line "ROUND {json}"; the RESULT line at the input's end. --profile: after the warm-up one step, shown to a profiler. --graph: the
-// step as one captured graph. --infer: the forward pass alone. On the CPU the memory of a step is also told as what one step adds to
-// the resident size.
+// and a line "ROUND {json}"; the RESULT line at the input's end. --profile: after the warm-up one step, shown to a
+// profiler. --graph: the step as one captured graph. --infer: the forward pass alone. On the CPU the memory of a step
+// is also told as what one step adds to the resident size.
 #include <capo/bench/gpu/models.h>
 #include <capo/bench/gpu/replay.h>
 #include <capo/engine/backend.h>
@@ -64,8 +65,10 @@ void body(Options o) {
   const std::int64_t live = allocator(o.device).stats().live_bytes;
   if (graph) step.capture();  // a graph's memory is taken here: replays allocate nothing
   const double guess = timed(step, o.device, o.tiny || !o.device.is_cuda() ? 1 : 3);
-  nlohmann::json result{{"bench", "step"}, {"engine", "capo"}, {"variant", infer ? "infer" : graph ? "graph" : "eager"}, {"row", wanted.name},
-                        {"device", to_string(o.device)}, {"dtype", to_string(dtype)}, {"tiny", o.tiny}, {"batch", step.batch()},
+  nlohmann::json result{{"bench", "step"}, {"engine", "capo"},
+                        {"variant", infer ? "infer" : graph ? "graph" : "eager"}, {"row", wanted.name},
+                        {"device", to_string(o.device)}, {"dtype", to_string(dtype)},
+                        {"tiny", o.tiny}, {"batch", step.batch()},
                         {"parameters", step.parameters(false)}, {"trainable", step.parameters(true)},
                         {"flops_per_image", step.flops_per_image()}};
   std::vector<double> rounds;
@@ -75,7 +78,8 @@ void body(Options o) {
   };
   if (serve) {
     say("READY", {{"seconds", guess}});
-    for (std::string line; std::getline(std::cin, line);) say("ROUND", {{"seconds", round(std::max(1, std::atoi(line.c_str())))}});
+    for (std::string line; std::getline(std::cin, line);)
+      say("ROUND", {{"seconds", round(std::max(1, std::atoi(line.c_str())))}});
   } else {
     const int steps = o.tiny ? 1 : std::max(3, static_cast<int>(std::ceil(0.5 / guess)));
     for (int i = 0; i < o.rounds; ++i) round(steps);
@@ -95,7 +99,8 @@ void body(Options o) {
     result["rounds"] = rounds;
     result["images_per_second"] = static_cast<double>(step.batch()) / median(rounds);
     std::printf("%s: %.2f ms a step, %.0f images/s, peak %.2f GiB\n", wanted.name, 1e3 * median(rounds),
-                static_cast<double>(step.batch()) / median(rounds), static_cast<double>(memory.peak_bytes) / 1073741824.0);
+                static_cast<double>(step.batch()) / median(rounds),
+                static_cast<double>(memory.peak_bytes) / 1073741824.0);
   }
   print_result(result);
 }
