@@ -17,7 +17,8 @@ Image random_resized_crop(const Image& im, const Preprocess& p, const Augment& a
     const auto w = static_cast<int>(std::lround(std::sqrt(target * ratio)));
     const auto h = static_cast<int>(std::lround(std::sqrt(target / ratio)));
     if (w < 1 || h < 1 || w > im.width || h > im.height) continue;
-    const auto top = static_cast<int>(rng.below(im.height - h + 1)), left = static_cast<int>(rng.below(im.width - w + 1));
+    const auto top = static_cast<int>(rng.below(im.height - h + 1)),
+               left = static_cast<int>(rng.below(im.width - w + 1));
     return resize_image(crop(im, top, left, h, w), p.size, p.size, p.interpolation);
   }
   int h = im.height, w = im.width;
@@ -47,10 +48,11 @@ void check_augment(const Augment& a) {
              "augment: 0 < ratio_min <= ratio_max <= 100 is needed, got ", a.ratio_min, " and ", a.ratio_max);
   CAPO_CHECK(a.flip >= 0 && a.flip <= 1, "augment: flip must be in [0, 1], got ", a.flip);
   CAPO_CHECK(a.rand_ops >= 0 && a.rand_ops <= 16, "augment: rand_ops must be in [0, 16], got ", a.rand_ops);
-  CAPO_CHECK(a.rand_strength >= 0 && a.rand_strength <= 1, "augment: rand_strength must be in [0, 1], got ", a.rand_strength);
+  CAPO_CHECK(a.rand_strength >= 0 && a.rand_strength <= 1, "augment: rand_strength must be in [0, 1], got ",
+             a.rand_strength);
   CAPO_CHECK(a.erase >= 0 && a.erase <= 1 && a.erase_min > 0 && a.erase_min <= a.erase_max && a.erase_max <= 1,
-             "augment: erase must be a probability and 0 < erase_min <= erase_max <= 1, got ", a.erase, ", ", a.erase_min, ", ",
-             a.erase_max);
+             "augment: erase must be a probability and 0 < erase_min <= erase_max <= 1, got ", a.erase, ", ",
+             a.erase_min, ", ", a.erase_max);
 }
 
 Image augment_image(const Image& image, const Preprocess& p, const Augment& a, std::uint64_t seed, std::int64_t epoch,
@@ -67,7 +69,8 @@ Image augment_image(const Image& image, const Preprocess& p, const Augment& a, s
   return out;
 }
 
-void erase_in(float* x, int size, int channels, const Augment& a, std::uint64_t seed, std::int64_t epoch, std::int64_t index) {
+void erase_in(float* x, int size, int channels, const Augment& a, std::uint64_t seed, std::int64_t epoch,
+              std::int64_t index) {
   SampleRng rng(seed, kStreamErase, static_cast<std::uint64_t>(epoch), static_cast<std::uint64_t>(index));
   if (!rng.chance(a.erase)) return;
   const float area = static_cast<float>(size) * static_cast<float>(size);
@@ -79,7 +82,8 @@ void erase_in(float* x, int size, int channels, const Augment& a, std::uint64_t 
     if (h < 1 || w < 1 || h > size || w > size) continue;
     const auto top = static_cast<int>(rng.below(size - h + 1)), left = static_cast<int>(rng.below(size - w + 1));
     for (int y = top; y < top + h; ++y) {
-      std::fill_n(x + (static_cast<std::ptrdiff_t>(y) * size + left) * channels, static_cast<std::ptrdiff_t>(w) * channels, 0.0f);
+      std::fill_n(x + (static_cast<std::ptrdiff_t>(y) * size + left) * channels,
+                  static_cast<std::ptrdiff_t>(w) * channels, 0.0f);
     }
     return;
   }
@@ -87,8 +91,8 @@ void erase_in(float* x, int size, int channels, const Augment& a, std::uint64_t 
 
 MixDraw draw_mix(const Mixing& m, std::int64_t n, int height, int width, std::uint64_t seed, std::int64_t epoch,
                  std::int64_t batch) {
-  CAPO_CHECK(m.mixup_alpha >= 0 && m.cutmix_alpha >= 0 && m.mixup_alpha <= 100 && m.cutmix_alpha <= 100 && m.probability >= 0 &&
-                 m.probability <= 1 && m.label_smoothing >= 0 && m.label_smoothing < 1,
+  CAPO_CHECK(m.mixup_alpha >= 0 && m.cutmix_alpha >= 0 && m.mixup_alpha <= 100 && m.cutmix_alpha <= 100 &&
+                 m.probability >= 0 && m.probability <= 1 && m.label_smoothing >= 0 && m.label_smoothing < 1,
              "mixing: alphas must be in [0, 100], probability in [0, 1], label_smoothing in [0, 1)");
   MixDraw d;
   if (!m.any() || n < 1) return d;
@@ -104,7 +108,8 @@ MixDraw draw_mix(const Mixing& m, std::int64_t n, int height, int width, std::ui
   if (!cut) return d;
   // A window of share 1 - lambda around a random centre, clipped; lambda then is what is really kept.
   const float side = std::sqrt(1 - d.lambda);
-  const auto h = static_cast<int>(static_cast<float>(height) * side), w = static_cast<int>(static_cast<float>(width) * side);
+  const auto h = static_cast<int>(static_cast<float>(height) * side),
+             w = static_cast<int>(static_cast<float>(width) * side);
   const auto cy = static_cast<int>(rng.below(height)), cx = static_cast<int>(rng.below(width));
   d.top = std::clamp(cy - h / 2, 0, height);
   d.bottom = std::clamp(cy - h / 2 + h, 0, height);
@@ -115,13 +120,14 @@ MixDraw draw_mix(const Mixing& m, std::int64_t n, int height, int width, std::ui
   return d;
 }
 
-std::vector<float> apply_mix(const MixDraw& d, const Mixing& m, std::vector<float>& x, int height, int width, int channels,
-                             const std::vector<std::int64_t>& label, int classes) {
+std::vector<float> apply_mix(const MixDraw& d, const Mixing& m, std::vector<float>& x, int height, int width,
+                             int channels, const std::vector<std::int64_t>& label, int classes) {
   const std::size_t n = label.size(), row = static_cast<std::size_t>(width) * channels, sample = row * height;
-  CAPO_CHECK(classes > 0 && x.size() == n * sample, "apply_mix: x must be [", n, ", ", height, ", ", width, ", ", channels,
-             "], got ", x.size(), " values");
+  CAPO_CHECK(classes > 0 && x.size() == n * sample, "apply_mix: x must be [", n, ", ", height, ", ", width, ", ",
+             channels, "], got ", x.size(), " values");
   if (d.kind != MixDraw::Kind::none) {
-    CAPO_CHECK(d.partner.size() == n, "apply_mix: one partner per sample is needed, got ", d.partner.size(), " for ", n);
+    CAPO_CHECK(d.partner.size() == n, "apply_mix: one partner per sample is needed, got ", d.partner.size(), " for ",
+               n);
     const std::vector<float> before = x;
     for (std::size_t i = 0; i < n; ++i) {
       const float* other = before.data() + static_cast<std::size_t>(d.partner[i]) * sample;

@@ -54,7 +54,8 @@ Image augment_image(const Image& image, const Preprocess& p, const Augment& a, s
 // (value / 255 - mean) / std into dst [size, size, channels], HWC. The image must be size x size with 1 or 3 channels.
 void normalize_into(float* dst, const Image& image, const Preprocess& p);
 // Random erasing of a normalised sample [size, size, channels].
-void erase_in(float* x, int size, int channels, const Augment& a, std::uint64_t seed, std::int64_t epoch, std::int64_t index);
+void erase_in(float* x, int size, int channels, const Augment& a, std::uint64_t seed, std::int64_t epoch,
+              std::int64_t index);
 
 // The 14 operations of RandAugment on an RGB image (grey images come back unchanged where a colour is needed).
 enum class RandOp {
@@ -86,7 +87,7 @@ struct MixDraw {
 MixDraw draw_mix(const Mixing& m, std::int64_t n, int height, int width, std::uint64_t seed, std::int64_t epoch,
                  std::int64_t batch);
 // x [n, height, width, channels] in place; returns soft labels [n, classes], smoothed, also for Kind::none.
-std::vector<float> apply_mix(const MixDraw& d, const Mixing& m, std::vector<float>& x, int height, int width, int channels,
-                             const std::vector<std::int64_t>& label, int classes);
+std::vector<float> apply_mix(const MixDraw& d, const Mixing& m, std::vector<float>& x, int height, int width,
+                             int channels, const std::vector<std::int64_t>& label, int classes);
 
 }  // namespace capo

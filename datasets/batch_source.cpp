@@ -14,7 +14,8 @@ train::Batch LoaderSource::next() {
   b.x = train::to_device(cast(from_vector(host.x, {host.n, host.h, host.w, host.c}), dtype_), device_);
   b.labels = train::to_device(from_vector(host.label, {host.n}), device_);
   if (!host.soft.empty())
-    b.soft = train::to_device(from_vector(host.soft, {host.n, static_cast<std::int64_t>(loader_.num_classes())}), device_);
+    b.soft =
+        train::to_device(from_vector(host.soft, {host.n, static_cast<std::int64_t>(loader_.num_classes())}), device_);
   loader_.recycle(std::move(host));
   return b;
 }

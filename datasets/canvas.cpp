@@ -57,7 +57,8 @@ void Canvas::line(float y0, float x0, float y1, float x1, float thickness, Color
   for (int y = ys.from; y < ys.to; ++y) {
     const Span xs = pixels_near(x0, x1, radius + 1, width());
     for (int x = xs.from; x < xs.to; ++x) {
-      const float d = detail::segment_distance(static_cast<float>(y) + 0.5f, static_cast<float>(x) + 0.5f, y0, x0, y1, x1);
+      const float d =
+          detail::segment_distance(static_cast<float>(y) + 0.5f, static_cast<float>(x) + 0.5f, y0, x0, y1, x1);
       if (d < radius + 0.5f) blend(y, x, color, alpha * coverage(d, radius));
     }
   }

@@ -16,15 +16,16 @@ class PlanesDataset : public ImageDataset {
 
   void add_file(const std::string& path) {
     std::string bytes = read_file(path, kMaxFileBytes);
-    CAPO_CHECK(!bytes.empty() && bytes.size() % record_ == 0, path, ": size must be a multiple of the record's ", record_,
-               " bytes, got ", bytes.size());
+    CAPO_CHECK(!bytes.empty() && bytes.size() % record_ == 0, path, ": size must be a multiple of the record's ",
+               record_, " bytes, got ", bytes.size());
     const std::size_t records = bytes.size() / record_;
     CAPO_CHECK(layout_.records == 0 || size_ + static_cast<std::int64_t>(records) <= layout_.records, path,
                ": too many records, ", name(), " has ", layout_.records, ", got ",
                size_ + static_cast<std::int64_t>(records));
     for (std::size_t i = 0; i < records; ++i) {
       const int label = static_cast<unsigned char>(bytes[i * record_ + layout_.label_at]);
-      CAPO_CHECK(label < num_classes(), path, ": label must be less than ", num_classes(), ", got ", label, " in record ", i);
+      CAPO_CHECK(label < num_classes(), path, ": label must be less than ", num_classes(), ", got ", label,
+                 " in record ", i);
     }
     size_ += static_cast<std::int64_t>(records);
     files_.push_back({size_, std::move(bytes)});
@@ -54,7 +55,8 @@ class PlanesDataset : public ImageDataset {
     check_index(i);
     std::int64_t begin = 0;
     for (const auto& f : files_) {
-      if (i < f.end) return reinterpret_cast<const std::uint8_t*>(f.bytes.data()) + static_cast<std::size_t>(i - begin) * record_;
+      if (i < f.end)
+        return reinterpret_cast<const std::uint8_t*>(f.bytes.data()) + static_cast<std::size_t>(i - begin) * record_;
       begin = f.end;
     }
     return nullptr;  // not reached: check_index
@@ -122,7 +124,8 @@ DatasetPtr open_cifar10(const std::string& folder, const std::string& split) {
 
 DatasetPtr open_cifar100(const std::string& folder, const std::string& split, bool coarse) {
   const std::string file = pick("cifar100", split, "/train.bin", "/test.bin");
-  auto names = read_class_names(folder + (coarse ? "/coarse_label_names.txt" : "/fine_label_names.txt"), coarse ? 20 : 100);
+  auto names =
+      read_class_names(folder + (coarse ? "/coarse_label_names.txt" : "/fine_label_names.txt"), coarse ? 20 : 100);
   return open_planes({folder + file}, {32, 2, coarse ? 0 : 1, split == "train" ? 50000 : 10000},
                      cat("cifar100", coarse ? "-coarse " : " ", split), std::move(names));
 }
@@ -137,7 +140,8 @@ DatasetPtr open_tinyimagenet32(const std::string& folder, const std::string& spl
 DatasetPtr open_flowers64(const std::string& folder, const std::string& split) {
   const std::string file = pick("flowers64", split, "/train.bin", "/test.bin");
   auto names = read_class_names(folder + "/label_names.txt", 89);
-  return open_planes({folder + file}, {64, 1, 0, split == "train" ? 1778 : 890}, "flowers64 " + split, std::move(names));
+  return open_planes({folder + file}, {64, 1, 0, split == "train" ? 1778 : 890}, "flowers64 " + split,
+                     std::move(names));
 }
 
 }  // namespace capo

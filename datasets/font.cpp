@@ -76,7 +76,8 @@ float glyph_distance(const Glyph& g, float row, float column) {
       if (!dot(g, r, c)) continue;
       const float y = static_cast<float>(r) + 0.5f, x = static_cast<float>(c) + 0.5f;
       const auto join = [&](int dr, int dc) {
-        best = std::min(best, segment_distance(row, column, y, x, y + static_cast<float>(dr), x + static_cast<float>(dc)));
+        best =
+            std::min(best, segment_distance(row, column, y, x, y + static_cast<float>(dr), x + static_cast<float>(dc)));
       };
       join(0, 0);
       if (dot(g, r, c + 1)) join(0, 1);

@@ -65,16 +65,18 @@ IdxArray parse_idx(std::string_view bytes, const std::string& name) {
   const int rank = byte(3);
   CAPO_CHECK(rank >= 1 && rank <= 4, name, ": IDX rank must be in [1, 4], got ", rank);
   const std::size_t header = 4 + 4 * static_cast<std::size_t>(rank);
-  CAPO_CHECK(bytes.size() >= header, name, ": IDX file is truncated, the header needs ", header, " bytes, got ", bytes.size());
+  CAPO_CHECK(bytes.size() >= header, name, ": IDX file is truncated, the header needs ", header, " bytes, got ",
+             bytes.size());
   IdxArray out;
   std::uint64_t need = 1;
   for (std::size_t at = 4; at < header; at += 4) {
-    const std::uint64_t n = std::uint64_t{byte(at)} << 24 | std::uint64_t{byte(at + 1)} << 16 | std::uint64_t{byte(at + 2)} << 8 | byte(at + 3);
+    const std::uint64_t n = std::uint64_t{byte(at)} << 24 | std::uint64_t{byte(at + 1)} << 16 |
+                            std::uint64_t{byte(at + 2)} << 8 | byte(at + 3);
     out.shape.push_back(static_cast<std::int64_t>(n));
     CAPO_CHECK(!__builtin_mul_overflow(need, n, &need), name, ": IDX shape overflows, got ", out.shape);
   }
-  CAPO_CHECK(need == bytes.size() - header, name, ": IDX shape ", out.shape, " needs ", need, " bytes after the header, got ",
-             bytes.size() - header);
+  CAPO_CHECK(need == bytes.size() - header, name, ": IDX shape ", out.shape, " needs ", need,
+             " bytes after the header, got ", bytes.size() - header);
   out.bytes = bytes.substr(header);
   return out;
 }
@@ -87,7 +89,8 @@ IdxArray read_idx(const std::string& path) {
 DatasetPtr open_idx(const std::string& images, const std::string& labels, std::string name,
                     std::vector<std::string> class_names, const IdxOptions& options) {
   IdxArray x = read_idx(images);
-  CAPO_CHECK(x.shape.size() == 3 && x.shape[0] > 0 && x.shape[1] > 0 && x.shape[2] > 0 && x.shape[1] <= 4096 && x.shape[2] <= 4096,
+  CAPO_CHECK(x.shape.size() == 3 && x.shape[0] > 0 && x.shape[1] > 0 && x.shape[2] > 0 && x.shape[1] <= 4096 &&
+                 x.shape[2] <= 4096,
              images, ": images must be [n, h, w] with sides in [1, 4096], got ", x.shape);
   IdxArray y = read_idx(labels);
   CAPO_CHECK(y.shape.size() == 1 && y.shape[0] == x.shape[0], labels, ": labels must be [", x.shape[0],
@@ -97,13 +100,15 @@ DatasetPtr open_idx(const std::string& images, const std::string& labels, std::s
     CAPO_CHECK(label < class_names.size(), labels, ": label must be less than ", class_names.size(), ", got ",
                static_cast<int>(label), " at ", i);
   }
-  return std::make_shared<IdxDataset>(std::move(name), std::move(class_names), std::move(x), std::move(y.bytes), options);
+  return std::make_shared<IdxDataset>(std::move(name), std::move(class_names), std::move(x), std::move(y.bytes),
+                                      options);
 }
 
 DatasetPtr open_fashion_mnist(const std::string& folder, const std::string& split, const IdxOptions& options) {
-  return open_mnist_like("fashion-mnist", folder, split,
-                         {"T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"},
-                         options);
+  return open_mnist_like(
+      "fashion-mnist", folder, split,
+      {"T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"},
+      options);
 }
 
 DatasetPtr open_mnist(const std::string& folder, const std::string& split, const IdxOptions& options) {

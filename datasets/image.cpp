@@ -48,7 +48,8 @@ void check_huffman(std::string_view segment, const std::string& name) {
     CAPO_CHECK(segment.size() >= 17, name, ": JPEG is damaged, a Huffman table is cut off");
     std::size_t sum = 0;
     for (std::size_t i = 1; i <= 16; ++i) sum += static_cast<unsigned char>(segment[i]);
-    CAPO_CHECK(sum <= 256 && sum <= segment.size() - 17, name, ": JPEG is damaged, a Huffman table has ", sum, " symbols");
+    CAPO_CHECK(sum <= 256 && sum <= segment.size() - 17, name, ": JPEG is damaged, a Huffman table has ", sum,
+               " symbols");
     segment.remove_prefix(17 + sum);
   }
 }
@@ -57,8 +58,10 @@ void check_huffman(std::string_view segment, const std::string& name) {
 void check_jpeg(std::string_view bytes, const std::string& name) {
   const auto segment_at = [&](std::size_t at) {  // at: the marker's second byte
     CAPO_CHECK(bytes.size() - at >= 3, name, ": JPEG is truncated in a header segment");
-    const std::size_t length = static_cast<unsigned char>(bytes[at + 1]) * 256u + static_cast<unsigned char>(bytes[at + 2]);
-    CAPO_CHECK(length >= 2 && length <= bytes.size() - at - 1, name, ": JPEG is truncated in a header segment of ", length, " bytes");
+    const std::size_t length =
+        static_cast<unsigned char>(bytes[at + 1]) * 256u + static_cast<unsigned char>(bytes[at + 2]);
+    CAPO_CHECK(length >= 2 && length <= bytes.size() - at - 1, name, ": JPEG is truncated in a header segment of ",
+               length, " bytes");
     return bytes.substr(at + 3, length - 2);
   };
   // Segments up to the first scan; like stb, skip padding between them.
@@ -74,7 +77,8 @@ void check_jpeg(std::string_view bytes, const std::string& name) {
   }
   // From there on, entropy-coded data: 0xFF is followed by 0x00 or a marker. Any further table is checked wherever it
   // may be, and the last scan must be followed by an end-of-image.
-  for (std::size_t t = at; (t = bytes.find("\xff\xc4", t)) != bytes.npos; t += 2) check_huffman(segment_at(t + 1), name);
+  for (std::size_t t = at; (t = bytes.find("\xff\xc4", t)) != bytes.npos; t += 2)
+    check_huffman(segment_at(t + 1), name);
   const auto scan = bytes.rfind("\xff\xda"), end = bytes.rfind("\xff\xd9");
   CAPO_CHECK(end != bytes.npos && end > scan, name, ": JPEG is truncated, its end marker is missing");
 }
@@ -82,8 +86,8 @@ void check_jpeg(std::string_view bytes, const std::string& name) {
 void check_image(const char* op, const Image& im) {
   CAPO_CHECK(im.height > 0 && im.width > 0 && im.channels > 0 &&
                  im.pixels.size() == static_cast<std::size_t>(im.height) * im.width * im.channels,
-             op, ": image must have height x width x channels pixels, got ", im.height, " x ", im.width, " x ", im.channels,
-             " with ", im.pixels.size());
+             op, ": image must have height x width x channels pixels, got ", im.height, " x ", im.width, " x ",
+             im.channels, " with ", im.pixels.size());
 }
 
 // ---- resize: the arithmetic of Pillow's Resample.c, so that pipelines built on Pillow see the same bytes.
@@ -193,7 +197,8 @@ int round_half_even(int twice) {
 const char* to_string(Interpolation i) { return i == Interpolation::bicubic ? "bicubic" : "bilinear"; }
 
 Interpolation interpolation_of(std::string_view name) {
-  CAPO_CHECK(name == "bilinear" || name == "bicubic", "interpolation: must be bilinear or bicubic, got ", name.substr(0, 40));
+  CAPO_CHECK(name == "bilinear" || name == "bicubic", "interpolation: must be bilinear or bicubic, got ",
+             name.substr(0, 40));
   return name == "bicubic" ? Interpolation::bicubic : Interpolation::bilinear;
 }
 
@@ -202,7 +207,8 @@ Image decode_image(std::string_view bytes, const std::string& name) {
              " bytes are accepted, got ", bytes.size());
   const bool png = bytes.substr(0, 8) == std::string_view("\x89PNG\r\n\x1a\n", 8);
   const bool jpeg = bytes.substr(0, 3) == "\xff\xd8\xff";
-  CAPO_CHECK(png || jpeg, name, ": must be a PNG or JPEG image, got ", bytes.empty() ? "an empty file" : "other content");
+  CAPO_CHECK(png || jpeg, name, ": must be a PNG or JPEG image, got ",
+             bytes.empty() ? "an empty file" : "other content");
   if (jpeg) check_jpeg(bytes, name);  // before stb sees any of it
   const auto* data = reinterpret_cast<const unsigned char*>(bytes.data());
   const int size = static_cast<int>(bytes.size());
@@ -218,7 +224,8 @@ Image decode_image(std::string_view bytes, const std::string& name) {
   if (png) check_png_chunks(bytes, name);
 
   // Room for the decoder's largest honest buffer: the doubled inflate buffer, JPEG planes padded to whole blocks.
-  const std::size_t max_alloc = 2 * bytes.size() + 16 * static_cast<std::size_t>(info.width + 32) * (info.height + 32) + 65536;
+  const std::size_t max_alloc =
+      2 * bytes.size() + 16 * static_cast<std::size_t>(info.width + 32) * (info.height + 32) + 65536;
   Image out;
   const auto take = [](void* user, const unsigned char* rgb, int w, int h) {
     Image& im = *static_cast<Image*>(user);
@@ -226,8 +233,8 @@ Image decode_image(std::string_view bytes, const std::string& name) {
     std::memcpy(im.pixels.data(), rgb, im.pixels.size());
   };
   CAPO_CHECK(detail::stb_load_rgb(data, size, max_alloc, take, &out, &reason), name, ": image is damaged, ", reason);
-  CAPO_CHECK(out.width == info.width && out.height == info.height, name, ": image is damaged, its header says ", info.height,
-             " x ", info.width, ", got ", out.height, " x ", out.width);
+  CAPO_CHECK(out.width == info.width && out.height == info.height, name, ": image is damaged, its header says ",
+             info.height, " x ", info.width, ", got ", out.height, " x ", out.width);
   return out;
 }
 
@@ -251,9 +258,10 @@ Image resize_short_side(const Image& image, int side, Interpolation mode) {
 
 Image crop(const Image& image, int top, int left, int height, int width) {
   check_image("crop", image);
-  CAPO_CHECK(height > 0 && width > 0 && top >= 0 && left >= 0 && top <= image.height - height && left <= image.width - width,
-             "crop: window must lie inside the image ", image.height, " x ", image.width, ", got ", height, " x ", width,
-             " at (", top, ", ", left, ")");
+  CAPO_CHECK(
+      height > 0 && width > 0 && top >= 0 && left >= 0 && top <= image.height - height && left <= image.width - width,
+      "crop: window must lie inside the image ", image.height, " x ", image.width, ", got ", height, " x ", width,
+      " at (", top, ", ", left, ")");
   Image out(height, width, image.channels);
   for (int y = 0; y < height; ++y) {
     std::memcpy(out.at(y, 0), image.at(top + y, left), static_cast<std::size_t>(width) * image.channels);
@@ -262,8 +270,8 @@ Image crop(const Image& image, int top, int left, int height, int width) {
 }
 
 Image center_crop(const Image& image, int height, int width) {
-  CAPO_CHECK(height <= image.height && width <= image.width, "center_crop: image must be at least ", height, " x ", width,
-             ", got ", image.height, " x ", image.width);
+  CAPO_CHECK(height <= image.height && width <= image.width, "center_crop: image must be at least ", height, " x ",
+             width, ", got ", image.height, " x ", image.width);
   return crop(image, round_half_even(image.height - height), round_half_even(image.width - width), height, width);
 }
 

@@ -58,20 +58,21 @@ struct Loader::Impl final : Maker<HostBatch> {
       if (i > 0 && !wanted()) return {};
       const std::int64_t index = b.index[static_cast<std::size_t>(i)];
       const Image stored = set->image(index);
-      const Image image = opt.augment ? augment_image(stored, pre, *opt.augment, opt.seed, b.epoch, index) : eval_image(stored, pre);
+      const Image image =
+          opt.augment ? augment_image(stored, pre, *opt.augment, opt.seed, b.epoch, index) : eval_image(stored, pre);
       if (i == 0) {
         b.c = image.channels;
         sample = static_cast<std::size_t>(b.h) * b.w * b.c;
         b.x.resize(static_cast<std::size_t>(b.n) * sample);
       }
-      CAPO_CHECK(image.channels == b.c, set->name(), ": images of a batch must have one channel count, got ", image.channels,
-                 " after ", b.c);
+      CAPO_CHECK(image.channels == b.c, set->name(), ": images of a batch must have one channel count, got ",
+                 image.channels, " after ", b.c);
       float* x = b.x.data() + static_cast<std::size_t>(i) * sample;
       normalize_into(x, image, pre);
       if (opt.augment && opt.augment->erase > 0) erase_in(x, pre.size, b.c, *opt.augment, opt.seed, b.epoch, index);
       const std::int64_t label = set->label(index);
-      CAPO_CHECK(label >= 0 && label < set->num_classes(), set->name(), ": label must be in [0, ", set->num_classes(), "), got ",
-                 label, " for sample ", index);
+      CAPO_CHECK(label >= 0 && label < set->num_classes(), set->name(), ": label must be in [0, ", set->num_classes(),
+                 "), got ", label, " for sample ", index);
       b.label[static_cast<std::size_t>(i)] = label;
     }
     if (opt.mixing.any()) {
@@ -82,19 +83,23 @@ struct Loader::Impl final : Maker<HostBatch> {
   }
 };
 
-Loader::Loader(DatasetPtr set, const Preprocess& preprocess, const LoaderOptions& options) : impl_(std::make_unique<Impl>()) {
+Loader::Loader(DatasetPtr set, const Preprocess& preprocess, const LoaderOptions& options)
+    : impl_(std::make_unique<Impl>()) {
   CAPO_CHECK(set && set->size() > 0 && set->num_classes() > 0, set ? set->name() : "Loader", ": nothing to load");
   CAPO_CHECK(options.batch_size > 0, "Loader: batch_size must be positive, got ", options.batch_size);
-  CAPO_CHECK(options.workers >= 0 && options.workers <= 1024, "Loader: workers must be in [0, 1024], got ", options.workers);
-  CAPO_CHECK(options.prefetch >= 1 && options.prefetch <= 4096, "Loader: prefetch must be in [1, 4096], got ", options.prefetch);
-  CAPO_CHECK(preprocess.size >= 1 && preprocess.size <= 4096, "Loader: preprocess size must be in [1, 4096], got ", preprocess.size);
+  CAPO_CHECK(options.workers >= 0 && options.workers <= 1024, "Loader: workers must be in [0, 1024], got ",
+             options.workers);
+  CAPO_CHECK(options.prefetch >= 1 && options.prefetch <= 4096, "Loader: prefetch must be in [1, 4096], got ",
+             options.prefetch);
+  CAPO_CHECK(preprocess.size >= 1 && preprocess.size <= 4096, "Loader: preprocess size must be in [1, 4096], got ",
+             preprocess.size);
   if (options.augment) check_augment(*options.augment);
   draw_mix(options.mixing, 0, 1, 1, 0, 0, 0);  // checks the settings
   Impl& m = *impl_;
   const std::int64_t full = set->size() / options.batch_size;
   m.per_epoch = options.drop_last ? full : full + (set->size() % options.batch_size != 0);
-  CAPO_CHECK(m.per_epoch > 0, set->name(), ": not even one batch of ", options.batch_size, " with drop_last, got ", set->size(),
-             " samples");
+  CAPO_CHECK(m.per_epoch > 0, set->name(), ": not even one batch of ", options.batch_size, " with drop_last, got ",
+             set->size(), " samples");
   m.set = std::move(set);
   m.pre = preprocess;
   m.opt = options;
@@ -111,8 +116,8 @@ HostBatch Loader::next() { return impl_->results->next(); }
 
 void Loader::seek(std::int64_t epoch, std::int64_t batch) {
   Impl& m = *impl_;
-  CAPO_CHECK(epoch >= 0 && epoch < (std::int64_t{1} << 40) && batch >= 0 && batch < m.per_epoch, "Loader: seek needs epoch in [0, 2^40) and batch in [0, ", m.per_epoch,
-             "), got ", epoch, " and ", batch);
+  CAPO_CHECK(epoch >= 0 && epoch < (std::int64_t{1} << 40) && batch >= 0 && batch < m.per_epoch,
+             "Loader: seek needs epoch in [0, 2^40) and batch in [0, ", m.per_epoch, "), got ", epoch, " and ", batch);
   m.results->seek(epoch * m.per_epoch + batch);
 }
 

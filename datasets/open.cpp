@@ -16,8 +16,9 @@ bool exists(const std::string& path) {
 
 // The file each split cannot do without; what is missing beyond it is told by the reader itself.
 void check_present(const std::string& file, const std::string& name, const std::string& how) {
-  CAPO_CHECK(exists(file), file, ": not found; data sets lie in the folder CAPO_DATA names, or else in ~/.cache/capo; get ",
-             name, " with ", how);
+  CAPO_CHECK(exists(file), file,
+             ": not found; data sets lie in the folder CAPO_DATA names, or else in ~/.cache/capo; get ", name, " with ",
+             how);
 }
 
 }  // namespace
@@ -58,12 +59,14 @@ DatasetPtr open_dataset(const std::string& name, const std::string& root_or_empt
     const std::string debian = "/usr/share/datasets/fashion-mnist";
     if (name == "fashion-mnist" && !holds(folder) && holds(debian)) folder = debian;
     if (!holds(folder)) {
-      check_present(folder + file, name, name == "mnist" ? "its four IDX files there" : get + " or Debian's package dataset-fashion-mnist");
+      check_present(folder + file, name,
+                    name == "mnist" ? "its four IDX files there" : get + " or Debian's package dataset-fashion-mnist");
     }
     return name == "mnist" ? open_mnist(folder, split) : open_fashion_mnist(folder, split);
   }
   CAPO_CHECK(name.find('/') != name.npos || exists(name), name,
-             ": unknown data set; known are cifar10, cifar100, cifar100-coarse, tinyimagenet32, flowers64, fashion-mnist, mnist "
+             ": unknown data set; known are cifar10, cifar100, cifar100-coarse, tinyimagenet32, flowers64, "
+             "fashion-mnist, mnist "
              "and paths of image folders");
   return open_image_folder(split.empty() ? name : name + "/" + split);
 }

@@ -160,7 +160,8 @@ std::string fit(std::string text, float size, float room) {
 }  // namespace
 
 Image plot(const std::vector<Series>& series, const PlotOptions& o) {
-  CAPO_CHECK(o.width >= 200 && o.height >= 150, "plot: must be at least 200 wide and 150 high, got ", o.width, " x ", o.height);
+  CAPO_CHECK(o.width >= 200 && o.height >= 150, "plot: must be at least 200 wide and 150 high, got ", o.width, " x ",
+             o.height);
   Frame f{};
   f.log_y = o.log_y;
   for (const auto& s : series) {
@@ -218,7 +219,8 @@ Image plot(const std::vector<Series>& series, const PlotOptions& o) {
       const Point& p = line[k];
       if (!p.ok) continue;
       const bool joined = k > 0 && line[k - 1].ok, lonely = !joined && (k + 1 == line.size() || !line[k + 1].ok);
-      if (joined) canvas.line(line[k - 1].y, line[k - 1].x, p.y, p.x, s.thin ? 1.2f : 2.4f, colors[i], s.thin ? 0.45f : 1);
+      if (joined)
+        canvas.line(line[k - 1].y, line[k - 1].x, p.y, p.x, s.thin ? 1.2f : 2.4f, colors[i], s.thin ? 0.45f : 1);
       if (s.markers || lonely) canvas.disc(p.y, p.x, 3.8f, colors[i]);
     }
   }
@@ -226,16 +228,18 @@ Image plot(const std::vector<Series>& series, const PlotOptions& o) {
 
   const float middle = left + static_cast<float>(f.width) / 2;
   canvas.text(20, middle - Canvas::text_width(o.title, kTitleSize) / 2, o.title, kTitleSize, kInk);
-  canvas.text(static_cast<float>(o.height) - 25, middle - Canvas::text_width(o.x_label, kLabelSize) / 2, o.x_label, kLabelSize,
-              kInk);
-  canvas.text_upwards(static_cast<float>(f.top) + static_cast<float>(f.height) / 2 + Canvas::text_width(o.y_label, kLabelSize) / 2,
-                      14, o.y_label, kLabelSize, kInk);
+  canvas.text(static_cast<float>(o.height) - 25, middle - Canvas::text_width(o.x_label, kLabelSize) / 2, o.x_label,
+              kLabelSize, kInk);
+  canvas.text_upwards(
+      static_cast<float>(f.top) + static_cast<float>(f.height) / 2 + Canvas::text_width(o.y_label, kLabelSize) / 2, 14,
+      o.y_label, kLabelSize, kInk);
   return canvas.image();
 }
 
 Image contact_sheet(const std::vector<Image>& images, const std::vector<Caption>& captions, int columns, int scale) {
-  CAPO_CHECK(!images.empty() && columns > 0 && scale > 0, "contact_sheet: needs images, columns > 0 and scale > 0, got ",
-             images.size(), " images, columns ", columns, ", scale ", scale);
+  CAPO_CHECK(!images.empty() && columns > 0 && scale > 0,
+             "contact_sheet: needs images, columns > 0 and scale > 0, got ", images.size(), " images, columns ",
+             columns, ", scale ", scale);
   CAPO_CHECK(captions.empty() || captions.size() == images.size(),
              "contact_sheet: captions must be none or one per image, got ", captions.size(), " for ", images.size());
   constexpr int kGap = 8, kFrame = 2;
@@ -248,7 +252,8 @@ Image contact_sheet(const std::vector<Image>& images, const std::vector<Caption>
   const float size = cell_w < 90 ? 7.0f : 9.0f;
   const int line_h = static_cast<int>(size) + 5;
   int lines = 0;
-  for (const auto& c : captions) lines = std::max(lines, static_cast<int>(std::count(c.text.begin(), c.text.end(), '\n')) + 1);
+  for (const auto& c : captions)
+    lines = std::max(lines, static_cast<int>(std::count(c.text.begin(), c.text.end(), '\n')) + 1);
   const int text_h = captions.empty() ? 0 : line_h * lines + 4;
   const int step_y = cell_h + 2 * kFrame + text_h + kGap, step_x = cell_w + 2 * kFrame + kGap;
   Canvas canvas(rows * step_y + kGap, cols * step_x + kGap);
@@ -259,14 +264,15 @@ Image contact_sheet(const std::vector<Image>& images, const std::vector<Caption>
     canvas.paste(im, y, x, scale);
     if (captions.empty()) continue;
     const Caption& c = captions[static_cast<std::size_t>(i)];
-    canvas.frame_rect(y - kFrame, x - kFrame, im.height * scale + 2 * kFrame, im.width * scale + 2 * kFrame, c.color, kFrame);
+    canvas.frame_rect(y - kFrame, x - kFrame, im.height * scale + 2 * kFrame, im.width * scale + 2 * kFrame, c.color,
+                      kFrame);
     const auto room = static_cast<float>(cell_w + 2 * kFrame);
     int text_y = top + cell_h + 2 * kFrame + 4;
     for (std::size_t from = 0; from <= c.text.size(); text_y += line_h) {
       const std::size_t end = std::min(c.text.find('\n', from), c.text.size());
       const std::string text = fit(c.text.substr(from, end - from), size, room);
-      canvas.text(static_cast<float>(text_y), static_cast<float>(left) + (room - Canvas::text_width(text, size)) / 2, text,
-                  size, c.color);
+      canvas.text(static_cast<float>(text_y), static_cast<float>(left) + (room - Canvas::text_width(text, size)) / 2,
+                  text, size, c.color);
       from = end + 1;
     }
   }
@@ -300,7 +306,8 @@ Image heat_overlay(const Image& image, const float* map, int height, int width, 
       const float sx = source(x, image.width, width);
       const int x0 = static_cast<int>(sx), x1 = std::min(x0 + 1, width - 1);
       const float fy = sy - static_cast<float>(y0), fx = sx - static_cast<float>(x0);
-      const float v = (at(y0, x0) * (1 - fx) + at(y0, x1) * fx) * (1 - fy) + (at(y1, x0) * (1 - fx) + at(y1, x1) * fx) * fy;
+      const float v =
+          (at(y0, x0) * (1 - fx) + at(y0, x1) * fx) * (1 - fy) + (at(y1, x0) * (1 - fx) + at(y1, x1) * fx) * fy;
       const Color c = map_color(v, colors);
       const float heat[3] = {static_cast<float>(c.r), static_cast<float>(c.g), static_cast<float>(c.b)};
       std::uint8_t* p = out.at(y, x);

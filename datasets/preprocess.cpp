@@ -33,9 +33,11 @@ void three_of(const Json& v, const char* what, const std::string& name, float ou
 }  // namespace
 
 std::string to_json(const Preprocess& p) {
-  const auto list = [](const float v[3]) { return cat("[", shortest(v[0]), ",", shortest(v[1]), ",", shortest(v[2]), "]"); };
-  return cat("{\"size\":", p.size, ",\"mean\":", list(p.mean), ",\"std\":", list(p.std), ",\"crop_pct\":", shortest(p.crop_pct),
-             ",\"interpolation\":\"", to_string(p.interpolation), "\"}");
+  const auto list = [](const float v[3]) {
+    return cat("[", shortest(v[0]), ",", shortest(v[1]), ",", shortest(v[2]), "]");
+  };
+  return cat("{\"size\":", p.size, ",\"mean\":", list(p.mean), ",\"std\":", list(p.std),
+             ",\"crop_pct\":", shortest(p.crop_pct), ",\"interpolation\":\"", to_string(p.interpolation), "\"}");
 }
 
 Preprocess preprocess_from_json(const std::string& text, const std::string& name) {
@@ -44,7 +46,8 @@ Preprocess preprocess_from_json(const std::string& text, const std::string& name
   const Json j = Json::parse(text);
   const char* const known[] = {"size", "mean", "std", "crop_pct", "interpolation"};
   for (const char* k : known) CAPO_CHECK(j.contains(k), name, ": missing key \"", k, "\"");
-  CAPO_CHECK(j.size() == std::size(known), name, ": unknown key, known are size, mean, std, crop_pct and interpolation");
+  CAPO_CHECK(j.size() == std::size(known), name,
+             ": unknown key, known are size, mean, std, crop_pct and interpolation");
   Preprocess p;
   const Json& size = j["size"];
   CAPO_CHECK(size.is_number_unsigned() && size.get<std::uint64_t>() >= 1 && size.get<std::uint64_t>() <= 4096, name,
@@ -95,8 +98,8 @@ Image eval_image(const Image& image, const Preprocess& p) {
 
 void normalize_into(float* dst, const Image& image, const Preprocess& p) {
   CAPO_CHECK(image.height == p.size && image.width == p.size && (image.channels == 1 || image.channels == 3),
-             "normalize_into: image must be ", p.size, " x ", p.size, " with 1 or 3 channels, got ", image.height, " x ",
-             image.width, " x ", image.channels);
+             "normalize_into: image must be ", p.size, " x ", p.size, " with 1 or 3 channels, got ", image.height,
+             " x ", image.width, " x ", image.channels);
   // One table per channel: 256 divisions instead of one per pixel.
   float table[3][256];
   for (int c = 0; c < image.channels; ++c) {

@@ -86,8 +86,8 @@ Image smooth(const Image& im) {
     const std::uint8_t *up = im.at(y - 1, 1), *mid = im.at(y, 1), *down = im.at(y + 1, 1);
     std::uint8_t* o = out.at(y, 1);
     for (int i = 0; i < inner; ++i) {
-      const int sum = up[i - step] + up[i] + up[i + step] + mid[i - step] + 5 * mid[i] + mid[i + step] + down[i - step] + down[i] +
-                      down[i + step];
+      const int sum = up[i - step] + up[i] + up[i + step] + mid[i - step] + 5 * mid[i] + mid[i + step] +
+                      down[i - step] + down[i] + down[i + step];
       o[i] = static_cast<std::uint8_t>((sum + 6) / 13);
     }
   }
@@ -173,7 +173,9 @@ Image apply_rand_op(const Image& im, RandOp op, float s) {
     case RandOp::sharpness: {
       const Image base = smooth(im);
       const auto step = static_cast<std::size_t>(im.channels);
-      return enhance(im, factor, [&](std::size_t pixel, std::size_t c) { return static_cast<float>(base.pixels[pixel * step + c]); });
+      return enhance(im, factor, [&](std::size_t pixel, std::size_t c) {
+        return static_cast<float>(base.pixels[pixel * step + c]);
+      });
     }
     case RandOp::posterize: {
       const int bits = 8 - static_cast<int>(std::lround(4 * size));

@@ -50,7 +50,9 @@ class SampleRng {
 };
 
 // The purposes in use.
-enum SampleStream : std::uint64_t { kStreamShuffle = 1, kStreamSubset, kStreamAugment, kStreamErase, kStreamMix, kStreamPatch, kStreamVolume };
+enum SampleStream : std::uint64_t {
+  kStreamShuffle = 1, kStreamSubset, kStreamAugment, kStreamErase, kStreamMix, kStreamPatch, kStreamVolume
+};
 
 // The order of n things in an epoch.
 std::vector<std::int64_t> shuffled_order(std::int64_t n, std::uint64_t seed, std::int64_t epoch);

@@ -98,7 +98,8 @@ bool stb_info(const unsigned char* data, int size, StbInfo* info, const char** r
   }
 }
 
-bool stb_load_rgb(const unsigned char* data, int size, std::size_t max_alloc, StbPixels take, void* user, const char** reason) {
+bool stb_load_rgb(const unsigned char* data, int size, std::size_t max_alloc, StbPixels take, void* user,
+                  const char** reason) {
   Arena memory(max_alloc);
   try {
     int width = 0, height = 0, channels = 0;

@@ -16,6 +16,7 @@ bool stb_info(const unsigned char* data, int size, StbInfo* info, const char** r
 // Hands RGB pixels to `take`, which copies them (they are gone afterwards). False: `reason` tells why.
 // No single allocation exceeds max_alloc bytes.
 using StbPixels = void (*)(void* user, const unsigned char* rgb, int width, int height);
-bool stb_load_rgb(const unsigned char* data, int size, std::size_t max_alloc, StbPixels take, void* user, const char** reason);
+bool stb_load_rgb(const unsigned char* data, int size, std::size_t max_alloc, StbPixels take, void* user,
+                  const char** reason);
 
 }  // namespace capo::detail

@@ -35,13 +35,14 @@ std::vector<std::vector<std::int64_t>> shuffled_classes(const ImageDataset& set,
   return classes;
 }
 
-DatasetPtr take_first(DatasetPtr set, const std::vector<std::int64_t>& counts, std::uint64_t seed, const std::string& name) {
+DatasetPtr take_first(DatasetPtr set, const std::vector<std::int64_t>& counts, std::uint64_t seed,
+                      const std::string& name) {
   const auto classes = shuffled_classes(*set, seed);
   std::vector<std::int64_t> indices;
   for (std::size_t c = 0; c < classes.size(); ++c) {
     const auto have = static_cast<std::int64_t>(classes[c].size());
-    CAPO_CHECK(counts[c] <= have, name, ": class \"", set->class_names()[c], "\" has only ", have, " samples, got a wish for ",
-               counts[c]);
+    CAPO_CHECK(counts[c] <= have, name, ": class \"", set->class_names()[c], "\" has only ", have,
+               " samples, got a wish for ", counts[c]);
     indices.insert(indices.end(), classes[c].begin(), classes[c].begin() + counts[c]);
   }
   std::sort(indices.begin(), indices.end());
@@ -66,7 +67,8 @@ DatasetPtr few_shot(DatasetPtr set, std::int64_t per_class, std::uint64_t seed) 
 }
 
 DatasetPtr balanced_subset(DatasetPtr set, std::int64_t total, std::uint64_t seed) {
-  CAPO_CHECK(set && total > 0 && total <= set->size(), "balanced_subset: total must be in [1, size of the set], got ", total);
+  CAPO_CHECK(set && total > 0 && total <= set->size(), "balanced_subset: total must be in [1, size of the set], got ",
+             total);
   const auto classes = static_cast<std::size_t>(set->num_classes());
   std::vector<std::int64_t> left(classes), counts(classes);
   for (std::int64_t i = 0; i < set->size(); ++i) ++left[static_cast<std::size_t>(set->label(i))];
@@ -74,7 +76,8 @@ DatasetPtr balanced_subset(DatasetPtr set, std::int64_t total, std::uint64_t see
   std::iota(order.begin(), order.end(), std::size_t{0});
   SampleRng(seed, kStreamSubset, ~std::uint64_t{0}, 1).shuffle(order);
   for (std::int64_t wanted = total; wanted > 0;) {  // again while small classes leave some to the others
-    const auto open = static_cast<std::int64_t>(std::count_if(left.begin(), left.end(), [](std::int64_t n) { return n > 0; }));
+    const auto open =
+        static_cast<std::int64_t>(std::count_if(left.begin(), left.end(), [](std::int64_t n) { return n > 0; }));
     const std::int64_t share = std::max<std::int64_t>(wanted / open, 1);
     for (const std::size_t c : order) {
       const std::int64_t take = std::min({share, left[c], wanted});
