@@ -22,7 +22,9 @@ struct Backbone<vit::Vit> {
     return vit::load_vit(weights, {.classes = classes, .image = image}, build);
   }
   static int side(const vit::Vit& model) { return model.config.image; }
-  static vit::VitConfig config_from_json(std::string_view text, const std::string& source) { return vit::config_from_json(text, source); }
+  static vit::VitConfig config_from_json(std::string_view text, const std::string& source) {
+    return vit::config_from_json(text, source);
+  }
 };
 
 template <>
@@ -32,7 +34,9 @@ struct Backbone<resnet::Resnet> {
     return resnet::load_resnet(weights, {.classes = classes}, build);
   }
   static int side(const resnet::Resnet&) { return 0; }  // any
-  static resnet::ResnetConfig config_from_json(std::string_view text, const std::string& source) { return resnet::config_from_json(text, source); }
+  static resnet::ResnetConfig config_from_json(std::string_view text, const std::string& source) {
+    return resnet::config_from_json(text, source);
+  }
 };
 
 template <>
@@ -42,7 +46,9 @@ struct Backbone<mobilenet::Mobilenet> {
     return mobilenet::load_mobilenet(weights, {.classes = classes}, build);
   }
   static int side(const mobilenet::Mobilenet&) { return 0; }  // any
-  static mobilenet::MobilenetConfig config_from_json(std::string_view text, const std::string& source) { return mobilenet::config_from_json(text, source); }
+  static mobilenet::MobilenetConfig config_from_json(std::string_view text, const std::string& source) {
+    return mobilenet::config_from_json(text, source);
+  }
 };
 
 // f.template operator()<M>() for the family's model class.
@@ -50,7 +56,8 @@ template <class F>
 auto with_family(const std::string& family, F&& f) {
   if (family == Backbone<vit::Vit>::kFamily) return f.template operator()<vit::Vit>();
   if (family == Backbone<resnet::Resnet>::kFamily) return f.template operator()<resnet::Resnet>();
-  CAPO_CHECK(family == Backbone<mobilenet::Mobilenet>::kFamily, "--family: must be vit, resnet or mobilenet, got ", family);
+  CAPO_CHECK(family == Backbone<mobilenet::Mobilenet>::kFamily, "--family: must be vit, resnet or mobilenet, got ",
+             family);
   return f.template operator()<mobilenet::Mobilenet>();
 }
 

@@ -1,7 +1,7 @@
 // Neural dependencies: how well a category's logit is a combination of a few others', in one network and between two.
 //   dependencies --model resnet20 --weights a.safetensors --other vit --other-weights b.safetensors --data cifar100
-// Coefficients come from training images (CovLasso, then least squares on the categories it chose); what is kept is judged
-// on test images: the recall of a category whose logit is replaced. Writes the graph and the curve as pictures.
+// Coefficients come from training images (CovLasso, then least squares on the categories it chose); what is kept is
+// judged on test images: the recall of a category whose logit is replaced. Writes the graph and the curve as pictures.
 #include <capo/datasets/open.h>
 #include <capo/datasets/plot.h>
 #include <capo/datasets/png.h>
@@ -24,7 +24,8 @@ namespace {
 
 examples::Table table_of(const DatasetPtr& set, const examples::Judge& a, const examples::Judge& b) {
   const examples::Judged left = a(set), right = b(set);
-  return {to_vector<float>(concat({left.logits, right.logits}, 1)), to_vector<std::int64_t>(left.labels), set->num_classes()};
+  return {to_vector<float>(concat({left.logits, right.logits}, 1)), to_vector<std::int64_t>(left.labels),
+          set->num_classes()};
 }
 
 }  // namespace
@@ -46,15 +47,18 @@ int main(int argc, char** argv) try {
   if (const int code = examples::read_command_line(app, argc, argv); code >= 0) return code;
   examples::show_log();
   std::filesystem::create_directories(out);
-  const examples::Judge a({.model = name, .weights = weights, .workers = 2}), b({.model = other, .weights = other_weights, .workers = 2});
+  const examples::Judge a({.model = name, .weights = weights, .workers = 2}),
+      b({.model = other, .weights = other_weights, .workers = 2});
   const DatasetPtr test_set = open_dataset(data, "", "test");
-  const examples::Table fit = table_of(balanced_subset(open_dataset(data, "", "train"), fit_images, 0), a, b), test = table_of(test_set, a, b);
+  const examples::Table fit = table_of(balanced_subset(open_dataset(data, "", "train"), fit_images, 0), a, b),
+                        test = table_of(test_set, a, b);
   const int k = test.categories;
   dependencies::Moments moments(2 * k);
   moments.add(fit.z.data(), static_cast<std::int64_t>(fit.label.size()));
   const dependencies::Matrix c = moments.covariance();
 
-  const std::string inside_a = name + " from itself", inside_b = other + " from itself", a_of_b = name + " from " + other, b_of_a = other + " from " + name;
+  const std::string inside_a = name + " from itself", inside_b = other + " from itself",
+                    a_of_b = name + " from " + other, b_of_a = other + " from " + name;
   struct Case { std::string name; int first, candidates; };
   const Case cases[] = {{inside_a, 0, 0}, {inside_b, k, k}, {a_of_b, 0, k}, {b_of_a, k, 0}};
   std::vector<Series> curves;
@@ -64,19 +68,24 @@ int main(int argc, char** argv) try {
   for (const Case& one : cases) {
     const examples::Summary s = examples::analyse(c, moments.mean(), test, one.first, one.candidates, max_support);
     const double mean_kept = std::accumulate(s.kept.begin(), s.kept.end(), 0.0) / k;
-    std::printf("%-24s %8.0f %% %10.1f %% %14.4f %16.4f\n", one.name.c_str(), 100 * s.keeping, 100 * mean_kept, s.error, s.floor);
+    std::printf("%-24s %8.0f %% %10.1f %% %14.4f %16.4f\n", one.name.c_str(), 100 * s.keeping, 100 * mean_kept, s.error,
+                s.floor);
     curves.push_back({.name = one.name, .y = s.curve});
     for (std::size_t i = 0; i < s.found.size(); ++i) {
       report += cat(one.name, ",", test_set->class_names()[i], ",", s.kept[i], ",", s.found[i].error);
       for (std::size_t j = 0; j < s.found[i].support.size(); ++j)
-        report += cat(",", s.found[i].theta[j], " ", test_set->class_names()[static_cast<std::size_t>(s.found[i].support[j] % k)]);
+        report += cat(",", s.found[i].theta[j], " ",
+                      test_set->class_names()[static_cast<std::size_t>(s.found[i].support[j] % k)]);
       report += "\n";
     }
-    result[one.name] = {{"categories_keeping_90", s.keeping}, {"recall_kept", mean_kept}, {"relative_error", s.error}, {"least_error", s.floor}};
+    result[one.name] = {{"categories_keeping_90", s.keeping}, {"recall_kept", mean_kept},
+                        {"relative_error", s.error}, {"least_error", s.floor}};
     if (one.first == one.candidates)
-      write_png(out + (one.first == 0 ? "/graph.png" : "/graph_other.png"), examples::dependency_graph(s.found, test_set->class_names()));
+      write_png(out + (one.first == 0 ? "/graph.png" : "/graph_other.png"),
+                examples::dependency_graph(s.found, test_set->class_names()));
   }
-  write_png(out + "/kept.png", plot(curves, {.title = "Recall kept by a category made of others", .x_label = "categories it is made of",
+  write_png(out + "/kept.png", plot(curves, {.title = "Recall kept by a category made of others",
+                                             .x_label = "categories it is made of",
                                              .y_label = "recall, share of before", .y_min = 0, .y_max = 1.1}));
   write_file_atomic(out + "/report.csv", report);
   std::printf("%s/graph.png, graph_other.png, kept.png, report.csv\nRESULT %s\n", out.c_str(), result.dump().c_str());

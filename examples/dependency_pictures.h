@@ -14,7 +14,8 @@ namespace capo::examples {
 
 // Categories on a circle; from each target a line to the `strongest` categories that it is made of, blue for positive,
 // red for negative coefficients, wider and darker the larger |theta|.
-inline Image dependency_graph(const std::vector<dependencies::Dependency>& found, const std::vector<std::string>& names, int strongest = 3) {
+inline Image dependency_graph(const std::vector<dependencies::Dependency>& found, const std::vector<std::string>& names,
+                              int strongest = 3) {
   constexpr int kSide = 1400;
   constexpr float kMiddle = kSide / 2.0f, kRadius = 510;
   Canvas canvas(kSide, kSide);
@@ -26,12 +27,14 @@ inline Image dependency_graph(const std::vector<dependencies::Dependency>& found
   for (const auto& d : found) {
     std::vector<std::size_t> order(d.support.size());
     for (std::size_t k = 0; k < order.size(); ++k) order[k] = k;
-    std::sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return std::abs(d.theta[a]) > std::abs(d.theta[b]); });
+    std::sort(order.begin(), order.end(),
+              [&](std::size_t a, std::size_t b) { return std::abs(d.theta[a]) > std::abs(d.theta[b]); });
     for (std::size_t k = 0; k < order.size() && k < static_cast<std::size_t>(strongest); ++k) {
       const float theta = static_cast<float>(d.theta[order[k]]), size = std::min(1.0f, std::abs(theta));
       const auto [y0, x0] = place(d.target % n, kRadius);
       const auto [y1, x1] = place(d.support[order[k]] % n, kRadius);
-      canvas.line(y0, x0, y1, x1, 0.5f + 2.5f * size, theta > 0 ? Color{30, 90, 200} : Color{200, 50, 40}, 0.15f + 0.6f * size);
+      canvas.line(y0, x0, y1, x1, 0.5f + 2.5f * size, theta > 0 ? Color{30, 90, 200} : Color{200, 50, 40},
+                  0.15f + 0.6f * size);
     }
   }
   for (int i = 0; i < n; ++i) {

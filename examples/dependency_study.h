@@ -20,7 +20,8 @@ struct Table {
 };
 
 // Right answers for category d.target (the network that column belongs to) with its logit as it is, and replaced.
-inline std::pair<int, int> right_answers(const Table& t, const std::vector<double>& mean, const dependencies::Dependency& d) {
+inline std::pair<int, int> right_answers(const Table& t, const std::vector<double>& mean,
+                                         const dependencies::Dependency& d) {
   const int k = t.categories, own = d.target % k, first = d.target - own;
   int before = 0, after = 0;
   for (std::size_t r = 0; r < t.label.size(); ++r) {
@@ -41,7 +42,8 @@ struct Summary {
   std::vector<dependencies::Dependency> found;           // of each category, at most max_support others
   std::vector<double> kept;                // recall after / before; 1 where it was 0 before
   std::vector<double> curve;               // mean of kept by support size
-  double error = 0, floor = 0, keeping = 0;  // means of the relative error and the least possible one; share with kept >= 0.9
+  // Means of the relative error and the least possible one; share with kept >= 0.9.
+  double error = 0, floor = 0, keeping = 0;
 };
 
 inline Summary analyse(const dependencies::Matrix& c, const std::vector<double>& mean, const Table& test, int first,
@@ -59,7 +61,8 @@ inline Summary analyse(const dependencies::Matrix& c, const std::vector<double>&
       const auto [before, after] = right_answers(test, mean, d);
       return before == 0 ? 1.0 : static_cast<double>(after) / before;
     };
-    for (const dependencies::Dependency& step : dependencies::lasso_path(c, target, candidates, {.max_support = max_support})) {
+    for (const dependencies::Dependency& step :
+         dependencies::lasso_path(c, target, candidates, {.max_support = max_support})) {
       if (step.support == best.support) continue;
       best = dependencies::refit(c, target, step.support);
       by_size[best.support.size()] = share(best);

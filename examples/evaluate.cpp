@@ -18,9 +18,12 @@ using namespace capo;
 namespace {
 
 void print_calibration(const train::Calibration& c) {
-  std::printf("calibration error (15 bins): expected %.2f %%, greatest %.2f %%\n  confidence  accuracy   images\n", 100 * c.ece, 100 * c.mce);
+  std::printf("calibration error (15 bins): expected %.2f %%, greatest %.2f %%\n  confidence  accuracy   images\n",
+              100 * c.ece, 100 * c.mce);
   for (const auto& bin : c.bins)
-    if (bin.count > 0) std::printf("    %6.2f %%  %6.2f %%  %7lld\n", 100 * bin.confidence, 100 * bin.accuracy, static_cast<long long>(bin.count));
+    if (bin.count > 0)
+      std::printf("    %6.2f %%  %6.2f %%  %7lld\n", 100 * bin.confidence, 100 * bin.accuracy,
+                  static_cast<long long>(bin.count));
 }
 
 void print_confusion(const Tensor& matrix, const std::vector<std::string>& names) {
@@ -39,7 +42,8 @@ void print_confusion(const Tensor& matrix, const std::vector<std::string>& names
     if (i / k != i % k && m[i] > 0) order.push_back(i);
   std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return m[a] > m[b]; });
   for (std::size_t i = 0; i < order.size() && i < 5; ++i)
-    std::printf("%s taken for %s: %lld times\n", names[order[i] / k].c_str(), names[order[i] % k].c_str(), static_cast<long long>(m[order[i]]));
+    std::printf("%s taken for %s: %lld times\n", names[order[i] / k].c_str(), names[order[i] % k].c_str(),
+                static_cast<long long>(m[order[i]]));
 }
 
 }  // namespace
@@ -63,16 +67,18 @@ int main(int argc, char** argv) try {
   const auto [z, y] = judge(set);
   CAPO_CHECK(z.size(1) == set->num_classes(), o.weights, ": gives ", z.size(1), " classes, ", set->name(), " has ",
              set->num_classes());
-  const double top1 = train::top_k_accuracy(z, y, 1), top5 = train::top_k_accuracy(z, y, 5), loss = train::mean_log_loss(z, y);
+  const double top1 = train::top_k_accuracy(z, y, 1), top5 = train::top_k_accuracy(z, y, 5),
+               loss = train::mean_log_loss(z, y);
   const train::Calibration calibrated = train::calibration(z, y);
-  std::printf("%s on %s: %lld images, top-1 %.2f %%, top-5 %.2f %%, log loss %.4f\n", o.model.c_str(), set->name().c_str(),
-              static_cast<long long>(set->size()), 100 * top1, 100 * top5, loss);
+  std::printf("%s on %s: %lld images, top-1 %.2f %%, top-5 %.2f %%, log loss %.4f\n", o.model.c_str(),
+              set->name().c_str(), static_cast<long long>(set->size()), 100 * top1, 100 * top5, loss);
   print_calibration(calibrated);
   print_confusion(train::confusion_matrix(z, y), set->class_names());
   // Shares of ten thousand images are whole hundredths: printed as such.
   const auto percent = [](double share) { return std::round(share * 1e6) / 1e4; };
-  const nlohmann::json line{{"example", "evaluate"}, {"model", o.model}, {"data", data}, {"images", set->size()}, {"top1", percent(top1)},
-                            {"top5", percent(top5)}, {"log_loss", loss}, {"ece", percent(calibrated.ece)}, {"device", to_string(judge.device)}};
+  const nlohmann::json line{{"example", "evaluate"}, {"model", o.model}, {"data", data},
+                            {"images", set->size()}, {"top1", percent(top1)}, {"top5", percent(top5)},
+                            {"log_loss", loss}, {"ece", percent(calibrated.ece)}, {"device", to_string(judge.device)}};
   std::printf("RESULT %s\n", line.dump().c_str());
 } catch (const std::exception& e) {
   std::fprintf(stderr, "evaluate: %s\n", e.what());

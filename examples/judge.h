@@ -29,7 +29,8 @@ inline void add_options(CLI::App& app, JudgeOptions& o) {
   app.add_option("--weights", o.weights, "safetensors: ours, torchvision's, timm's or akamaster's names")->required();
   app.add_option("--preprocess", o.preprocess,
                  "a JSON file (size, mean, std, crop_pct, interpolation) in place of what the weights state");
-  app.add_option("--image", o.image, "input size in pixels; 0: the weights' own, else 32")->check(CLI::NonNegativeNumber);
+  app.add_option("--image", o.image, "input size in pixels; 0: the weights' own, else 32")
+      ->check(CLI::NonNegativeNumber);
   app.add_option("--batch", o.batch, "images at once in the network")->check(at_least_one());
   app.add_option("--workers", o.workers, "loader threads");
   app.add_option("--device", o.device, "of the network: cpu, cuda or cuda:N");

@@ -36,7 +36,8 @@ constexpr const char* kModelNames =
     "resnext50_32x4d, ..; mobilenet_v2; cct_7_3x1, ..; vit_ti/8 (ti, s, b, l, h / patch)";
 
 template <class M>
-NamedModel named(std::unique_ptr<M> model, std::string config, const std::string& preprocess, const std::string& classes) {
+NamedModel named(std::unique_ptr<M> model, std::string config, const std::string& preprocess,
+                 const std::string& classes) {
   auto classifier = std::make_unique<train::ClassifierOf<M>>(*model);
   return {std::move(model), std::move(classifier), {std::move(config), preprocess, classes, {}}};
 }
@@ -52,7 +53,8 @@ inline void check_classes(const ModelOptions& o, int classes) {
 inline NamedModel open_vit(const std::string& name, const ModelOptions& o, const nn::Build& build) {
   const auto slash = name.find('/');
   const int patch = slash == std::string::npos ? 0 : std::atoi(name.c_str() + slash + 1);
-  CAPO_CHECK(patch > 0 || (name == "vit" && !o.weights.empty()), "--model: a ViT is named with its patch size, as vit_ti/8, got ", name);
+  CAPO_CHECK(patch > 0 || (name == "vit" && !o.weights.empty()),
+             "--model: a ViT is named with its patch size, as vit_ti/8, got ", name);
   NamedModel m;
   vit::VitConfig c;
   if (o.weights.empty()) {
@@ -60,10 +62,14 @@ inline NamedModel open_vit(const std::string& name, const ModelOptions& o, const
     c.drop_path = o.drop_path, c.patch_drop = o.patch_drop;
     m = named(std::make_unique<vit::Vit>(c, build), to_json(c), "", "");
   } else {
-    vit::LoadedVit file = vit::load_vit(o.weights, {.classes = head_of(o), .image = o.image, .patch = patch, .drop_path = o.drop_path, .patch_drop = o.patch_drop}, build);
+    vit::LoadedVit file = vit::load_vit(
+        o.weights,
+        {.classes = head_of(o), .image = o.image, .patch = patch, .drop_path = o.drop_path, .patch_drop = o.patch_drop},
+        build);
     c = file.model->config;
     const vit::VitConfig wanted = name == "vit" ? c : vit::config(name.substr(0, slash), c.image, c.patch, c.classes);
-    CAPO_CHECK(c.dim == wanted.dim && c.depth == wanted.depth, "--model ", name, ": ", o.weights, " holds a ViT of width ", c.dim, " and ", c.depth, " blocks");
+    CAPO_CHECK(c.dim == wanted.dim && c.depth == wanted.depth, "--model ", name, ": ", o.weights,
+               " holds a ViT of width ", c.dim, " and ", c.depth, " blocks");
     check_classes(o, c.classes);
     m = named(std::move(file.model), to_json(c), file.preprocess, file.classes);
   }
@@ -117,7 +123,8 @@ inline NamedModel open_cct(const std::string& name, const ModelOptions& o, const
 
 inline NamedModel open_model(const std::string& name, const ModelOptions& o, const nn::Build& build) {
   const bool vit = name.starts_with("vit"), cct = name.starts_with("cct"), mobilenet = name == "mobilenet_v2";
-  CAPO_CHECK(o.width == 0 || !(vit || cct || mobilenet), "--width: belongs to ResNets, got ", o.width, " with --model ", name);
+  CAPO_CHECK(o.width == 0 || !(vit || cct || mobilenet), "--width: belongs to ResNets, got ", o.width, " with --model ",
+             name);
   CAPO_CHECK(!o.new_head || !o.weights.empty(), "--new-head: needs --weights; a new model's head is new");
   if (mobilenet) return open_mobilenet(o, build);
   if (cct) return open_cct(name, o, build);

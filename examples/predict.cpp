@@ -20,7 +20,8 @@ namespace {
 
 // The tuned model's class probabilities.
 template <class M>
-Tensor probabilities(const tuners::TunerCard& card, const std::string& folder, const std::string& weights, const Tensor& x) {
+Tensor probabilities(const tuners::TunerCard& card, const std::string& folder, const std::string& weights,
+                     const Tensor& x) {
   using B = examples::Backbone<M>;
   const auto config = B::config_from_json(card.model, folder);
   const auto loaded = B::open(weights, config.classes, static_cast<int>(x.size(1)), {.device = x.device()});

@@ -1,10 +1,10 @@
 // A linear probe: what a frozen network's outputs tell about other classes.
 //   probe --model mobilenet_v2 --weights mobilenetv2-imagenet-int8.safetensors --data flowers64 --image 160
-// The recipe: images resized (bicubic) to --image pixels and taken through the network once; each of its outputs standardised by the
-// training images' mean and deviation; multinomial logistic regression with the penalty P/2 |W|^2 on the mean loss, from zeros, by
-// full-batch gradient steps with Nesterov's momentum 0.9 and the rate 1 / (L/2 + P), L the greatest eigenvalue of the outputs'
-// correlation matrix (power iteration). P, unless told: the best of kPenalties on a fifth of each class's training images by the
-// other four fifths. The test images are looked at once.
+// The recipe: images resized (bicubic) to --image pixels and taken through the network once; each of its outputs
+// standardised by the training images' mean and deviation; multinomial logistic regression with the penalty P/2 |W|^2
+// on the mean loss, from zeros, by full-batch gradient steps with Nesterov's momentum 0.9 and the rate 1 / (L/2 + P), L
+// the greatest eigenvalue of the outputs' correlation matrix (power iteration). P, unless told: the best of kPenalties
+// on a fifth of each class's training images by the other four fifths. The test images are looked at once.
 #include <capo/datasets/open.h>
 #include <capo/datasets/subset.h>
 #include <capo/engine/threads.h>
@@ -52,7 +52,8 @@ double greatest_eigenvalue(const Tensor& x) {
 
 // The mean loss of the last step, before it.
 double fit(Probe& probe, const Tensor& x, const Tensor& y, double penalty, int steps) {
-  train::Sgd optimizer(probe, {.momentum = 0.9, .nesterov = true, .weight_decay = penalty, .rules = {{"head.bias", 1, 0}}});
+  train::Sgd optimizer(probe,
+                       {.momentum = 0.9, .nesterov = true, .weight_decay = penalty, .rules = {{"head.bias", 1, 0}}});
   const double rate = 1 / (greatest_eigenvalue(x) / 2 + penalty);
   double last = 0;
   for (int i = 0; i < steps; ++i) {
@@ -88,7 +89,8 @@ double best_penalty(const Outputs& seen, const Outputs& held_out, int classes, i
   double best = 0, best_top1 = -1;
   for (double penalty : kPenalties) {
     const double top1 = probe_accuracy(seen, held_out, classes, penalty, steps).top1;
-    std::printf("penalty %g: %.2f %% of %lld held-out training images\n", penalty, top1, static_cast<long long>(held_out.y.size(0)));
+    std::printf("penalty %g: %.2f %% of %lld held-out training images\n", penalty, top1,
+                static_cast<long long>(held_out.y.size(0)));
     if (top1 > best_top1) best = penalty, best_top1 = top1;
   }
   return best;
@@ -128,9 +130,13 @@ int main(int argc, char** argv) try {
   const Outputs all{concat({of_most.x, of_rest.x}, 0), concat({of_most.y, of_rest.y}, 0)};
   const auto [top1, top5, loss] = probe_accuracy(all, test, classes, penalty, steps);
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-  std::printf("%s on %s at %d px: %lld outputs, %lld training images, loss %.4f; test top-1 %.2f %%, top-5 %.2f %% of %lld (%.0f s)\n", o.model.c_str(), data.c_str(),
-              judge.preprocess.size, static_cast<long long>(all.x.size(1)), static_cast<long long>(all.x.size(0)), loss, top1, top5, static_cast<long long>(test_set->size()), seconds);
-  const nlohmann::json line{{"example", "probe"}, {"model", o.model}, {"data", data}, {"image", judge.preprocess.size}, {"penalty", penalty}, {"steps", steps}, {"top1", top1}, {"top5", top5}};
+  std::printf(
+      "%s on %s at %d px: %lld outputs, %lld training images, loss %.4f; test top-1 %.2f %%, top-5 %.2f %% of %lld "
+      "(%.0f s)\n",
+      o.model.c_str(), data.c_str(), judge.preprocess.size, static_cast<long long>(all.x.size(1)),
+      static_cast<long long>(all.x.size(0)), loss, top1, top5, static_cast<long long>(test_set->size()), seconds);
+  const nlohmann::json line{{"example", "probe"}, {"model", o.model}, {"data", data}, {"image", judge.preprocess.size},
+                            {"penalty", penalty}, {"steps", steps}, {"top1", top1}, {"top5", top5}};
   std::printf("RESULT %s\n", line.dump().c_str());
 } catch (const std::exception& e) {
   std::fprintf(stderr, "probe: %s\n", e.what());

@@ -48,8 +48,8 @@ class ProgressBar {
     char text[320];
     std::snprintf(text, sizeof text,
                   "epoch %lld/%lld  %lld/%lld  loss %.4f  lr %.2e  %.0f img/s%s  eta %s  mem %.0f MiB (peak %.0f)",
-                  static_cast<long long>(p.epoch + 1), static_cast<long long>(p.epochs), static_cast<long long>(p.batch),
-                  static_cast<long long>(p.batches), p.loss, p.lr, p.images_per_s,
+                  static_cast<long long>(p.epoch + 1), static_cast<long long>(p.epochs),
+                  static_cast<long long>(p.batch), static_cast<long long>(p.batches), p.loss, p.lr, p.images_per_s,
                   p.wait_share > 0.2 ? " (waiting for data)" : "", duration_text(p.eta_seconds).c_str(),
                   static_cast<double>(p.live_bytes) / 1048576.0, static_cast<double>(p.peak_bytes) / 1048576.0);
     if (!tty_) {
@@ -82,7 +82,8 @@ class ProgressBar {
     const auto now = Clock::now();
     if (std::chrono::duration<double>(now - shown_).count() < every_) return;
     shown_ = now;
-    std::fprintf(stderr, tty_ ? "\r%lld/%lld %s\x1b[K" : "%lld/%lld %s\n", static_cast<long long>(done), static_cast<long long>(all), what);
+    std::fprintf(stderr, tty_ ? "\r%lld/%lld %s\x1b[K" : "%lld/%lld %s\n", static_cast<long long>(done),
+                 static_cast<long long>(all), what);
     open_line_ = tty_;
     std::fflush(stderr);
   }

@@ -18,7 +18,8 @@
 namespace capo::examples {
 
 struct Recipe {
-  std::string model = "vit_ti/8", dataset = "tinyimagenet32", optimizer = "adamw", decay = "cosine", precision = "f32", train_only;
+  std::string model = "vit_ti/8", dataset = "tinyimagenet32", optimizer = "adamw", decay = "cosine", precision = "f32",
+              train_only;
   int width = 0, image = 32, epochs = 30, batch = 128, pad = -1, rand_ops = 0;
   double lr = 1e-3, min_lr = 0.01, warmup = 1, momentum = 0.9, weight_decay = -1, clip_norm = 1, label_smoothing = 0.1;
   bool nesterov = false;
@@ -55,7 +56,8 @@ struct Recipe {
     v("mixup", mixup, 0, 100, "alpha (0: off)");
     v("cutmix", cutmix, 0, 100, "alpha (0: off)");
     v("precision", precision, "of the matrix products: f32, or bf16 (operands rounded, sums f32)");
-    v("train_only", train_only, "a pattern of parameters or modules (tuners/spec.h), as @norm: all else keeps its initial values");
+    v("train_only", train_only,
+      "a pattern of parameters or modules (tuners/spec.h), as @norm: all else keeps its initial values");
     v("seed", seed, 0, std::int64_t{1} << 53, "");
   }
 };
@@ -76,8 +78,8 @@ inline void read_recipe(Recipe& r, const std::string& path) {
   file.finish();
 }
 
-// --recipe FILE, read into r, and an option for each field ("--weight-decay" for weight_decay) whose default is then the
-// file's value.
+// --recipe FILE, read into r, and an option for each field ("--weight-decay" for weight_decay) whose default is then
+// the file's value.
 inline void add_recipe(CLI::App& app, Recipe& r, int argc, char** argv) {
   static std::string path;  // CLI11 writes it again
   for (int i = 1; i < argc; ++i) {
@@ -90,7 +92,8 @@ inline void add_recipe(CLI::App& app, Recipe& r, int argc, char** argv) {
   r.fields([&](const char* key, auto& value, const auto&... more) {
     std::string option = cat("--", key);
     std::replace(option.begin(), option.end(), '_', '-');
-    if constexpr (std::is_same_v<decltype(value), bool&>) app.add_flag(option + ",!--no-" + option.substr(2), value, (more, ...));
+    if constexpr (std::is_same_v<decltype(value), bool&>)
+      app.add_flag(option + ",!--no-" + option.substr(2), value, (more, ...));
     else if constexpr (sizeof...(more) == 1) app.add_option(option, value, (more, ...));
     else [&](auto low, auto high, const char* help) {
         using Number = std::remove_reference_t<decltype(value)>;
@@ -101,8 +104,8 @@ inline void add_recipe(CLI::App& app, Recipe& r, int argc, char** argv) {
 
 inline Augment augment_of(const Recipe& r) {
   const auto share = [](double v) { return static_cast<float>(v); };
-  return {.crop = Augment::Crop::pad, .pad = r.pad < 0 ? r.image / 8 : r.pad, .flip = share(r.flip), .rand_ops = r.rand_ops,
-          .rand_strength = share(r.rand_strength), .erase = share(r.erase)};
+  return {.crop = Augment::Crop::pad, .pad = r.pad < 0 ? r.image / 8 : r.pad, .flip = share(r.flip),
+          .rand_ops = r.rand_ops, .rand_strength = share(r.rand_strength), .erase = share(r.erase)};
 }
 
 // The trainer's part.
@@ -116,7 +119,9 @@ inline train::TrainOptions train_options(const Recipe& r) {
   o.schedule = {.lr = r.lr, .min_lr = r.lr * r.min_lr};
   CAPO_CHECK(r.decay == "cosine" || r.decay == "linear" || r.decay == "constant",
              "--decay: must be cosine, linear or constant, got ", r.decay);
-  o.schedule.decay = r.decay == "cosine" ? train::Decay::cosine : r.decay == "linear" ? train::Decay::linear : train::Decay::constant;
+  o.schedule.decay = r.decay == "cosine"   ? train::Decay::cosine
+                     : r.decay == "linear" ? train::Decay::linear
+                                           : train::Decay::constant;
   o.warmup_epochs = r.warmup;
   o.clip_norm = r.clip_norm;
   o.ema_decay = r.ema;
