@@ -65,7 +65,8 @@ namespace {
 
 TunerCard parse_card(const std::string& folder, std::string& tensors_hash) {
   const std::string path = card_path(folder);
-  CAPO_CHECK(::access(path.c_str(), F_OK) == 0, path, ": not found; give the folder that save_tuner wrote (tune: OUT/tuner)");
+  CAPO_CHECK(::access(path.c_str(), F_OK) == 0, path,
+             ": not found; give the folder that save_tuner wrote (tune: OUT/tuner)");
   const std::string written = read_file(path, kMaxJson);
   check_json_object(written, path, 8);
   const nlohmann::json j = nlohmann::json::parse(written);

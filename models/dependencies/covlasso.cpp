@@ -97,7 +97,9 @@ class Descent {
 
 }  // namespace
 
-Moments::Moments(int n) : mean_(at(n)), sums_(at(n) * at(n)) { CAPO_CHECK(n > 0, "moments: columns must be positive, got ", n); }
+Moments::Moments(int n) : mean_(at(n)), sums_(at(n) * at(n)) {
+  CAPO_CHECK(n > 0, "moments: columns must be positive, got ", n);
+}
 
 void Moments::add(const float* rows, std::int64_t count) {
   CAPO_CHECK(count >= 0, "moments: count must not be negative, got ", count);
@@ -156,7 +158,8 @@ Dependency refit(const Matrix& c, int target, const std::vector<int>& support) {
   Eigen::VectorXd with(k);
   for (Eigen::Index i = 0; i < k; ++i) {
     with[i] = c(d.support[static_cast<std::size_t>(i)], target);
-    for (Eigen::Index j = 0; j < k; ++j) gram(i, j) = c(d.support[static_cast<std::size_t>(i)], d.support[static_cast<std::size_t>(j)]);
+    for (Eigen::Index j = 0; j < k; ++j)
+      gram(i, j) = c(d.support[static_cast<std::size_t>(i)], d.support[static_cast<std::size_t>(j)]);
   }
   const Eigen::VectorXd theta = gram.completeOrthogonalDecomposition().solve(with);
   d.theta.assign(theta.data(), theta.data() + k);

@@ -78,7 +78,8 @@ std::string numbered(std::size_t i) {
 
 // The list must be the model's: 52 convolutions, then the classifier as one of 1x1. Returns its outputs.
 int check_layers(const std::string& path, const std::string& text, Mobilenet& model) {
-  CAPO_CHECK(text.size() <= 65536 && nlohmann::json::accept(text), path, ": the metadata \"layers\" must be a JSON list");
+  CAPO_CHECK(text.size() <= 65536 && nlohmann::json::accept(text), path,
+             ": the metadata \"layers\" must be a JSON list");
   const nlohmann::json layers = nlohmann::json::parse(text);
   std::vector<std::string> wanted;
   for (nn::Module* m : model.modules())
@@ -86,10 +87,11 @@ int check_layers(const std::string& path, const std::string& text, Mobilenet& mo
       const bool linear = m->parent()->name() == "conv";  // a block's last convolution
       wanted.push_back(line_of(*conv, numbered(wanted.size()), linear ? "none" : "relu6"));
     }
-  CAPO_CHECK(layers.is_array() && layers.size() == wanted.size() + 1, path, ": must list ", wanted.size() + 1, " layers, got ",
-             layers.size());
+  CAPO_CHECK(layers.is_array() && layers.size() == wanted.size() + 1, path, ": must list ", wanted.size() + 1,
+             " layers, got ", layers.size());
   for (std::size_t i = 0; i < wanted.size(); ++i)
-    CAPO_CHECK(layers[i].dump() == wanted[i], path, ": layer ", i, " must be ", wanted[i], ", got ", layers[i].dump().substr(0, 200));
+    CAPO_CHECK(layers[i].dump() == wanted[i], path, ": layer ", i, " must be ", wanted[i], ", got ",
+               layers[i].dump().substr(0, 200));
   const nlohmann::json& last = layers.back();
   const bool whole = last.is_object() && last.contains("out") && last["out"].is_number_unsigned();
   CAPO_CHECK(whole && last["out"].get<std::uint64_t>() <= 10'000'000, path, ": the last layer must have outputs, got ",
@@ -104,7 +106,8 @@ nn::StateDict dequantised(const std::string& path, nn::StateDict dict, Mobilenet
   const auto take = [&](const std::string& name, DType dtype) {
     const auto it = stored.find(name);
     CAPO_CHECK(it != stored.end() && it->second.dtype() == dtype, path, ": must hold ", name, " in ", dtype,
-               it == stored.end() ? ", which is missing" : ", got ", it == stored.end() ? std::string() : describe(it->second));
+               it == stored.end() ? ", which is missing" : ", got ",
+               it == stored.end() ? std::string() : describe(it->second));
     const Tensor t = it->second;
     stored.erase(it);
     return t;
@@ -114,10 +117,11 @@ nn::StateDict dequantised(const std::string& path, nn::StateDict dict, Mobilenet
   const auto layer = [&](nn::Module& m, bool is_head) {
     const std::string name = numbered(i++);
     const Tensor w = take(name + ".weight_int8", i8), scale = take(name + ".scale", f32);
-    CAPO_CHECK(w.rank() == 4 && scale.shape() == Shape{w.size(0)}, path, ": ", name, " must have four axes and a scale for each output, got ",
-               w.shape(), " and ", scale.shape());
+    CAPO_CHECK(w.rank() == 4 && scale.shape() == Shape{w.size(0)}, path, ": ", name,
+               " must have four axes and a scale for each output, got ", w.shape(), " and ", scale.shape());
     const Tensor weight = cast(w, f32) * reshape(scale, {w.size(0), 1, 1, 1});
-    out.push_back({m.path() + ".weight", is_head ? reshape(weight, {w.size(0), w.numel() / std::max<std::int64_t>(w.size(0), 1)}) : weight});
+    out.push_back({m.path() + ".weight",
+                   is_head ? reshape(weight, {w.size(0), w.numel() / std::max<std::int64_t>(w.size(0), 1)}) : weight});
     out.push_back({m.path() + ".bias", take(name + ".bias", f32)});
   };
   for (nn::Module* m : model.modules())
@@ -127,7 +131,8 @@ nn::StateDict dequantised(const std::string& path, nn::StateDict dict, Mobilenet
   return out;
 }
 
-LoadedMobilenet load_int8(const std::string& path, const std::string& layers, const LoadOptions& load, const nn::Build& build) {
+LoadedMobilenet load_int8(const std::string& path, const std::string& layers, const LoadOptions& load,
+                          const nn::Build& build) {
   const NoGrad off;
   MobilenetConfig c;
   c.norms = false;
@@ -148,7 +153,8 @@ LoadedMobilenet load_int8(const std::string& path, const std::string& layers, co
   }
   auto model = std::make_unique<Mobilenet>(c, build);
   nn::load_state(*model, dict, {.skip = {other_head ? "classifier.1.*" : ""}});
-  return {std::move(model), R"({"size":224,"mean":[0.5,0.5,0.5],"std":[0.5,0.5,0.5],"crop_pct":0.875,"interpolation":"bicubic"})", ""};
+  return {std::move(model),
+          R"({"size":224,"mean":[0.5,0.5,0.5],"std":[0.5,0.5,0.5],"crop_pct":0.875,"interpolation":"bicubic"})", ""};
 }
 
 }  // namespace
@@ -160,7 +166,8 @@ LoadedMobilenet load_mobilenet(const std::string& path, const LoadOptions& load,
   MobilenetConfig c = header.config.empty() ? config_from_names(header.tensors) : config_from_json(header.config, path);
   const bool other_head = load.classes >= 0;
   if (other_head) c.classes = load.classes;
-  return {nn::load_model<Mobilenet>(path, c, other_head ? "classifier.1.*" : "", build), header.preprocess, header.classes};
+  return {nn::load_model<Mobilenet>(path, c, other_head ? "classifier.1.*" : "", build), header.preprocess,
+          header.classes};
 }
 
 }  // namespace capo::mobilenet

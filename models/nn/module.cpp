@@ -90,8 +90,8 @@ std::string Parameter::path() const { return join(up_->path(), name_); }
 Kind Parameter::kind() const { return up_->kind(); }
 
 void Parameter::set(const Tensor& t) {
-  CAPO_CHECK(t.shape() == value_.shape() && t.dtype() == value_.dtype() && t.device() == value_.device(), path(), ": a new value must be ",
-             describe(value_), ", got ", describe(t));
+  CAPO_CHECK(t.shape() == value_.shape() && t.dtype() == value_.dtype() && t.device() == value_.device(), path(),
+             ": a new value must be ", describe(value_), ", got ", describe(t));
   const bool on = requires_grad(value_);
   value_ = t.grad_slot() ? t.detach() : t;
   if (!buffer_) set_requires_grad(value_, on);

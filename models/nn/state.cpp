@@ -67,8 +67,8 @@ Matched match(Module& m, const StateDict& dict, const LoadOptions& options) {
     else if (skipped(options, path))
       left_out.push_back(path);
     else
-      misfits.misfitting.push_back(cat(path, " must be ", p->value().dtype(), " ", wanted, ", got ", it->second->dtype(),
-                                       " ", it->second->shape()));
+      misfits.misfitting.push_back(cat(path, " must be ", p->value().dtype(), " ", wanted, ", got ",
+                                       it->second->dtype(), " ", it->second->shape()));
     given.erase(it);
   }
   for (const auto& t : dict) {
@@ -111,7 +111,8 @@ std::vector<std::string> load_state(Module& m, const StateDict& dict, const Load
   const NoGrad off;
   Matched matched = match(m, dict, options);
   for (auto& [p, t] : matched.pairs) {
-    const Tensor ours = cast(from_file_layout(*t, p->layout()), p->value().dtype());  // on the host, where every dtype is
+    // Cast on the host, where every dtype is.
+    const Tensor ours = cast(from_file_layout(*t, p->layout()), p->value().dtype());
     copy_into(p->value(), to(ours, p->value().device()));
   }
   return std::move(matched.left_out);

@@ -61,7 +61,8 @@ ResnetConfig config(std::string_view name, int classes) {
     }
   std::string all = "resnet20, resnet32, resnet44, resnet56, resnet110";
   for (const Row& r : imagenet_rows()) all += cat(", ", r.name);
-  detail::fail("resnet: name must be one of ", all, ", \"se\" before or \"d\" behind an ImageNet one, got \"", name, "\"");
+  detail::fail("resnet: name must be one of ", all, ", \"se\" before or \"d\" behind an ImageNet one, got \"", name,
+               "\"");
 }
 
 namespace {

@@ -97,8 +97,8 @@ File read_checkpoint(const std::string& path) {
       file.dict.push_back({e.name, t});
     }
     const Json& wanted = file.info.at("sha256");
-    CAPO_CHECK(wanted.size() == file.dict.size(), path, ": must list a hash for each of ", file.dict.size(), " tensors, got ",
-               wanted.size());
+    CAPO_CHECK(wanted.size() == file.dict.size(), path, ": must list a hash for each of ", file.dict.size(),
+               " tensors, got ", wanted.size());
     const auto got = hashes(file.dict);
     for (std::size_t i = 0; i < got.size(); ++i)
       CAPO_CHECK(wanted.at(file.dict[i].name).get<std::string>() == got[i], path, ": tensor ", file.dict[i].name,
@@ -167,7 +167,8 @@ void Checkpointer::save(const TrainState& state) {
   const Position& at = state.position;
   Json info{{"format", kFormat}, {"library", kLibrary}, {"epoch", at.epoch}, {"batch", at.batch}, {"step", at.step},
             {"best", exact(at.best)}, {"loss_sum", exact(at.loss_sum)}, {"loss_count", at.loss_count},
-            {"csv_rows", at.csv_rows}, {"loss_scale", at.loss_scale}, {"clean_steps", at.clean_steps}, {"seed", state.seed}, {"schedule", json_of(state.schedule)}, {"settings", state.settings},
+            {"csv_rows", at.csv_rows}, {"loss_scale", at.loss_scale}, {"clean_steps", at.clean_steps},
+            {"seed", state.seed}, {"schedule", json_of(state.schedule)}, {"settings", state.settings},
             {"frozen_sha256", frozen_hash(*state.module)}, {"generators", Json::object()}, {"sha256", Json::object()}};
   for (const auto& [path, g] : generators(*state.module))
     info["generators"][path] = {{"seed", g->seed()}, {"stream", g->stream()}, {"offset", g->offset()}};
@@ -232,8 +233,8 @@ std::string Checkpointer::load(TrainState& state) {
     const Json& info = file.info;
     CAPO_CHECK(info.at("format") == kFormat, path, ": format must be ", kFormat, ", got ", info.at("format").dump());
     check_names(cat(path, ": was made by another recipe or model"), list, file.dict);
-    CAPO_CHECK(info.at("seed").get<std::uint64_t>() == state.seed, path, ": was made with seed ", info.at("seed").dump(),
-               ", this run has ", state.seed);
+    CAPO_CHECK(info.at("seed").get<std::uint64_t>() == state.seed, path, ": was made with seed ",
+               info.at("seed").dump(), ", this run has ", state.seed);
     const Json schedule = json_of(state.schedule);
     for (const auto& [key, value] : schedule.items())
       CAPO_CHECK(info.at("schedule").at(key) == value, path, ": the schedule's ", key, " differs from this run's");
@@ -243,11 +244,13 @@ std::string Checkpointer::load(TrainState& state) {
     CAPO_CHECK(info.at("frozen_sha256") == frozen, path, ": belongs to other frozen parameters, their SHA-256 must be ",
                info.at("frozen_sha256").get<std::string>(), ", got ", frozen);
     const Json& g = info.at("generators");
-    CAPO_CHECK(g.size() == streams.size(), path, ": holds ", g.size(), " random streams, the module has ", streams.size());
+    CAPO_CHECK(g.size() == streams.size(), path, ": holds ", g.size(), " random streams, the module has ",
+               streams.size());
     for (const auto& [name, generator] : streams) {
       CAPO_CHECK(g.contains(name), path, ": has no random stream of ", name);
       const Json& s = g.at(name);
-      CAPO_CHECK(s.at("stream").get<std::uint64_t>() == generator->stream(), path, ": the random stream of ", name, " differs");
+      CAPO_CHECK(s.at("stream").get<std::uint64_t>() == generator->stream(), path, ": the random stream of ", name,
+                 " differs");
       stored.push_back({s.at("seed").get<std::uint64_t>(), s.at("offset").get<std::uint64_t>()});
     }
     at.epoch = info.at("epoch").get<std::int64_t>();

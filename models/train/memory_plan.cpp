@@ -13,7 +13,8 @@ std::int64_t live(Device device) { return allocator(device).stats().live_bytes; 
 std::int64_t grad_bytes(const Optimizer& optimizer) {
   std::int64_t bytes = 0;
   for (const nn::Parameter* p : optimizer.parameters())
-    if (const Tensor g = grad_of(p->value()); g.defined()) bytes += static_cast<std::int64_t>(rounded_bytes(g.storage()->bytes()));
+    if (const Tensor g = grad_of(p->value()); g.defined())
+      bytes += static_cast<std::int64_t>(rounded_bytes(g.storage()->bytes()));
   return bytes;
 }
 

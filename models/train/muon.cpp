@@ -62,8 +62,8 @@ Muon::Muon(nn::Module& module, const MuonOptions& options)
 
 std::string Muon::settings() const {
   const MuonOptions& o = options_;
-  return cat("muon ", o.momentum, o.nesterov ? " nesterov " : " ", o.ns_steps, " adamw ", o.beta1, " ", o.beta2, " ", o.eps,
-             " decay ", o.weight_decay, text_of(o.rules));
+  return cat("muon ", o.momentum, o.nesterov ? " nesterov " : " ", o.ns_steps, " adamw ", o.beta1, " ", o.beta2, " ",
+             o.eps, " decay ", o.weight_decay, text_of(o.rules));
 }
 
 void Muon::update(const Group& group) {

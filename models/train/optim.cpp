@@ -241,7 +241,8 @@ Sgd::Sgd(nn::Module& module, const SgdOptions& options)
 }
 
 std::string Sgd::settings() const {
-  return cat("sgd ", options_.momentum, options_.nesterov ? " nesterov" : "", " decay ", options_.weight_decay, text_of(options_.rules));
+  return cat("sgd ", options_.momentum, options_.nesterov ? " nesterov" : "", " decay ", options_.weight_decay,
+             text_of(options_.rules));
 }
 
 void Sgd::update(const Group& group) {
@@ -262,7 +263,8 @@ AdamW::AdamW(nn::Module& module, const AdamWOptions& options)
 }
 
 std::string AdamW::settings() const {
-  return cat("adamw ", options_.beta1, " ", options_.beta2, " ", options_.eps, " decay ", options_.weight_decay, text_of(options_.rules));
+  return cat("adamw ", options_.beta1, " ", options_.beta2, " ", options_.eps, " decay ", options_.weight_decay,
+             text_of(options_.rules));
 }
 
 void AdamW::update(const Group& group) { update_adamw(group, options_.beta1, options_.beta2, options_.eps); }

@@ -49,17 +49,21 @@ std::pair<std::vector<std::pair<std::int64_t, std::string>>, bool> kept_bytes(Ta
 
 std::string what_is_held(Task& task, const Optimizer& optimizer, const Ema* ema, const Batch& batch) {
   const Device device = task.module().build().device;
-  std::string text = cat("\nheld on ", device, ": weights ", mib(bytes_of(task.module().parameters(true))), ", optimizer ",
-                         mib(optimizer.state_bytes()), ", averages ", mib(ema ? ema->state_bytes() : 0));
+  std::string text =
+      cat("\nheld on ", device, ": weights ", mib(bytes_of(task.module().parameters(true))), ", optimizer ",
+          mib(optimizer.state_bytes()), ", averages ", mib(ema ? ema->state_bytes() : 0));
   if (batch.x.defined()) {
     const auto [modules, whole] = kept_bytes(task, batch);
     std::int64_t total = 0;
     for (const auto& [bytes, path] : modules) total += bytes;
-    text += cat("\nkept for the backward pass ", whole ? "at the end of the forward: " : "when the forward ran out of memory: ", mib(total));
-    for (std::size_t i = 0; i < modules.size() && i < 8; ++i) text += cat("\n  ", modules[i].second, " ", mib(modules[i].first));
+    text += cat("\nkept for the backward pass ",
+                whole ? "at the end of the forward: " : "when the forward ran out of memory: ", mib(total));
+    for (std::size_t i = 0; i < modules.size() && i < 8; ++i)
+      text += cat("\n  ", modules[i].second, " ", mib(modules[i].first));
   }
   const DeviceMemory m = device_memory(device);
-  text += cat("\nnow: ", mib(m.blocks.live_bytes), " in use, ", mib(m.blocks.cached_bytes), " cached, workspaces ", mib(m.workspace));
+  text += cat("\nnow: ", mib(m.blocks.live_bytes), " in use, ", mib(m.blocks.cached_bytes), " cached, workspaces ",
+              mib(m.workspace));
   if (m.total > 0) text += cat(", ", mib(m.free), " of ", mib(m.total), " free");
   return text;
 }

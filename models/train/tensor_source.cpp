@@ -13,9 +13,10 @@ namespace capo::train {
 
 TensorSource::TensorSource(const Tensor& x, const Tensor& labels, std::int64_t batch_size, std::uint64_t shuffle_seed)
     : x_(x), labels_(labels), batch_size_(batch_size), seed_(shuffle_seed) {
-  CAPO_CHECK(x.rank() >= 1 && labels.rank() == 1 && labels.dtype() == i64 && labels.size(0) == x.size(0) && x.size(0) > 0 &&
-                 labels.device() == x.device(),
-             "tensor_source: needs x [N, ...] and labels i64 [N] on one device, got ", describe(x), " and ", describe(labels));
+  CAPO_CHECK(x.rank() >= 1 && labels.rank() == 1 && labels.dtype() == i64 && labels.size(0) == x.size(0) &&
+                 x.size(0) > 0 && labels.device() == x.device(),
+             "tensor_source: needs x [N, ...] and labels i64 [N] on one device, got ", describe(x), " and ",
+             describe(labels));
   CAPO_CHECK(batch_size > 0, "tensor_source: batch_size must be positive, got ", batch_size);
   order_epoch();
 }
@@ -48,7 +49,8 @@ Batch TensorSource::next() {
 }
 
 void TensorSource::seek(std::int64_t epoch, std::int64_t batch) {
-  CAPO_CHECK(epoch >= 0 && batch >= 0 && batch < batches_per_epoch(), "tensor_source: no batch ", batch, " of epoch ", epoch);
+  CAPO_CHECK(epoch >= 0 && batch >= 0 && batch < batches_per_epoch(), "tensor_source: no batch ", batch, " of epoch ",
+             epoch);
   epoch_ = epoch;
   batch_ = batch;
   order_epoch();

@@ -97,7 +97,8 @@ TensorBoard::TensorBoard(const std::string& dir, std::int64_t resume_step) {
   ::gethostname(host, sizeof host - 1);
   const auto seconds =
       std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch()).count();
-  path_ = cat(dir, "/events.out.tfevents.", seconds, ".", static_cast<const char*>(host), ".", ::getpid(), ".", count.fetch_add(1));
+  path_ = cat(dir, "/events.out.tfevents.", seconds, ".", static_cast<const char*>(host), ".", ::getpid(), ".",
+              count.fetch_add(1));
   fd_ = open_append(path_, O_EXCL);
   std::string version = event_head(0);
   put_bytes(version, 3, "brain.Event:2");  // file_version
@@ -129,7 +130,8 @@ void TensorBoard::scalar(std::string_view tag, std::int64_t step, double value) 
   append(event);
 }
 
-CsvLog::CsvLog(const std::string& path, const std::string& header, std::int64_t rows, std::int64_t last_step) : path_(path) {
+CsvLog::CsvLog(const std::string& path, const std::string& header, std::int64_t rows, std::int64_t last_step)
+    : path_(path) {
   std::error_code ignored;
   if (const auto folder = std::filesystem::path(path).parent_path(); !folder.empty())
     std::filesystem::create_directories(folder, ignored);

@@ -48,7 +48,9 @@ class Staging {
   std::size_t bytes_ = 0;
 };
 
-std::size_t padded(const Tensor& t) { return t.defined() && t.device().is_cpu() ? (t.nbytes() + 63) & ~std::size_t{63} : 0; }
+std::size_t padded(const Tensor& t) {
+  return t.defined() && t.device().is_cpu() ? (t.nbytes() + 63) & ~std::size_t{63} : 0;
+}
 
 }  // namespace
 
@@ -63,7 +65,8 @@ struct ToDevice::Impl {
     std::exception_ptr error;
   };
 
-  Impl(BatchSource& s, Device d, int n) : source(s), device(d), prefetch(static_cast<std::size_t>(n)), backend(backend_for(d)) {}
+  Impl(BatchSource& s, Device d, int n)
+      : source(s), device(d), prefetch(static_cast<std::size_t>(n)), backend(backend_for(d)) {}
 
   BatchSource& source;
   const Device device;
@@ -120,7 +123,8 @@ struct ToDevice::Impl {
   }
 
   void run() {
-    backend.set_stream(device.index, backend.copy_stream(device.index));  // of this thread: memory made here belongs to it
+    // Of this thread: memory made here belongs to it.
+    backend.set_stream(device.index, backend.copy_stream(device.index));
     Staging first(backend), second(backend);
     std::array<Staging*, 2> staging{&first, &second};
     std::unique_lock lock(mutex);

@@ -17,7 +17,8 @@ namespace {
 using Clock = std::chrono::steady_clock;
 double since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
-constexpr std::int64_t kCleanSteps = 2000;  // until the loss scale doubles (Micikevicius et al. 2018; PyTorch's GradScaler)
+// Until the loss scale doubles (Micikevicius et al. 2018; PyTorch's GradScaler).
+constexpr std::int64_t kCleanSteps = 2000;
 
 double host_item(const Tensor& t) { return to_host(t.detach()).item(); }
 
@@ -46,7 +47,8 @@ struct Watch {
     auto* w = static_cast<Watch*>(user);
     if (!w->finding.empty()) return;
     if (const NotFinite r = count_not_finite(y); r.count > 0)
-      w->finding = cat("the output of ", op, current_module().empty() ? "" : " in ", current_module(), " (", text_of(r, y), ")");
+      w->finding =
+          cat("the output of ", op, current_module().empty() ? "" : " in ", current_module(), " (", text_of(r, y), ")");
   }
 };
 
@@ -76,7 +78,8 @@ std::int64_t elements(const std::vector<Shape>& shapes) {
 
 // Runs the step again and says where the first value that is not finite comes from.
 std::string find_not_finite(Task& task, const Batch& batch) {
-  if (const NotFinite r = count_not_finite(batch.x); r.count > 0) return cat("the batch itself (", text_of(r, batch.x), ")");
+  if (const NotFinite r = count_not_finite(batch.x); r.count > 0)
+    return cat("the batch itself (", text_of(r, batch.x), ")");
   nn::Module& root = task.module();
   const auto parameters = root.parameters(true);
   for (nn::Parameter* p : parameters)
@@ -104,7 +107,8 @@ std::string find_not_finite(Task& task, const Batch& batch) {
   } const at_end{grads};
   for (auto& g : grads) on_grad(g.parameter->value(), GradWatch::hook, &g);
   backward(loss);
-  return finding.empty() ? "nothing that a second run of the batch shows: sums over batches or parameters overflow" : finding;
+  return finding.empty() ? "nothing that a second run of the batch shows: sums over batches or parameters overflow"
+                         : finding;
 }
 
 }  // namespace
@@ -113,7 +117,8 @@ Tensor classification_loss(const Tensor& logits, const Batch& batch, double labe
   const Tensor z = is_half(logits.dtype()) ? cast(logits, f32) : logits;
   CrossEntropyOptions options;
   options.label_smoothing = label_smoothing;
-  return batch.soft.defined() ? cross_entropy_soft(z, cast(batch.soft, z.dtype()), options) : cross_entropy(z, batch.labels, options);
+  return batch.soft.defined() ? cross_entropy_soft(z, cast(batch.soft, z.dtype()), options)
+                              : cross_entropy(z, batch.labels, options);
 }
 
 Metrics evaluate_classifier(Classifier& classifier, BatchSource& source) {
@@ -124,8 +129,8 @@ Metrics evaluate_classifier(Classifier& classifier, BatchSource& source) {
   for (std::int64_t i = 0; i < source.batches_per_epoch(); ++i) {
     const Batch batch = source.next();
     const Tensor logits = to_host(classifier.forward(batch.x));
-    CAPO_CHECK(logits.rank() == 2 && logits.size(0) == batch.size(), "evaluate: logits must be [", batch.size(), ", K], got ",
-               logits.shape());
+    CAPO_CHECK(logits.rank() == 2 && logits.size(0) == batch.size(), "evaluate: logits must be [", batch.size(),
+               ", K], got ", logits.shape());
     const auto z = to_vector<double>(logits);
     const auto labels = to_vector<std::int64_t>(to_host(batch.labels));
     const std::int64_t classes = logits.size(1);
@@ -206,31 +211,35 @@ Trainer::Trainer(Task& task, BatchSource& train, BatchSource* validation, const 
     : task_(task), train_(train), validation_(validation), options_(options), schedule_(options.schedule) {
   CAPO_CHECK(options.epochs > 0 && options.accumulate > 0, "trainer: epochs and accumulate must be positive, got ",
              options.epochs, " and ", options.accumulate);
-  CAPO_CHECK(options.log_every > 0 && options.validate_every > 0, "trainer: log_every and validate_every must be positive, got ",
-             options.log_every, " and ", options.validate_every);
-  CAPO_CHECK(options.warmup_epochs >= 0 && options.clip_norm >= 0, "trainer: warmup_epochs and clip_norm must not be negative, got ",
-             options.warmup_epochs, " and ", options.clip_norm);
+  CAPO_CHECK(options.log_every > 0 && options.validate_every > 0,
+             "trainer: log_every and validate_every must be positive, got ", options.log_every, " and ",
+             options.validate_every);
+  CAPO_CHECK(options.warmup_epochs >= 0 && options.clip_norm >= 0,
+             "trainer: warmup_epochs and clip_norm must not be negative, got ", options.warmup_epochs, " and ",
+             options.clip_norm);
   CAPO_CHECK(options.schedule.lr >= 0 && options.ema_decay >= 0, "trainer: lr and ema_decay must not be negative, got ",
              options.schedule.lr, " and ", options.ema_decay);
   const std::int64_t per_epoch = (train.batches_per_epoch() + options.accumulate - 1) / options.accumulate;
   CAPO_CHECK(per_epoch > 0, "trainer: the training source is empty");
   if (schedule_.total_steps == 0) schedule_.total_steps = options.epochs * per_epoch;
   if (schedule_.warmup_steps == 0)
-    schedule_.warmup_steps = static_cast<std::int64_t>(std::llround(options.warmup_epochs * static_cast<double>(per_epoch)));
+    schedule_.warmup_steps =
+        static_cast<std::int64_t>(std::llround(options.warmup_epochs * static_cast<double>(per_epoch)));
   int exponent = 0;
   CAPO_CHECK(options.loss_scale == 0 || (options.loss_scale >= 1 && std::frexp(options.loss_scale, &exponent) == 0.5),
              "trainer: loss_scale must be 0 or a power of two from 1, got ", options.loss_scale);
   if (options.loss_scale > 0) at_.loss_scale = options.loss_scale;
   nn::Module& module = task.module();
-  CAPO_CHECK(!options.graph || module.build().device.is_cuda(), "trainer: graph needs a model on a CUDA device, it is on ",
-             module.build().device);
+  CAPO_CHECK(!options.graph || module.build().device.is_cuda(),
+             "trainer: graph needs a model on a CUDA device, it is on ", module.build().device);
   optimizer_ = make_optimizer(options.optimizer, module, options.adamw, options.sgd, options.muon);
   CAPO_CHECK(!optimizer_->parameters().empty(), "trainer: the model has no trainable parameter");
   if (options.ema_decay > 0) ema_ = std::make_unique<Ema>(module, options.ema_decay, options.ema_warm_up);
   // All else that the bits depend on.
-  settings_ = cat(optimizer_->settings(), " accumulate ", options.accumulate, " batches ", train.batches_per_epoch(), " clip ",
-                  options.clip_norm, " ema ", options.ema_decay, options.ema_warm_up ? " warm" : "",
-                  options.loss_scale > 0 ? cat(" loss scale ", options.loss_scale) : std::string(), " ", options.settings);
+  settings_ =
+      cat(optimizer_->settings(), " accumulate ", options.accumulate, " batches ", train.batches_per_epoch(), " clip ",
+          options.clip_norm, " ema ", options.ema_decay, options.ema_warm_up ? " warm" : "",
+          options.loss_scale > 0 ? cat(" loss scale ", options.loss_scale) : std::string(), " ", options.settings);
   generators_ = generators(module);
   logs_ = std::make_unique<Logs>();
   if (!options.checkpoint_dir.empty()) checkpointer_ = std::make_unique<Checkpointer>(options.checkpoint_dir);
@@ -248,7 +257,8 @@ void Trainer::save() {
   checkpointer_->save(state());
 }
 
-void Trainer::fail_not_finite(const char* what, double value, const Batch& batch, const std::vector<std::uint64_t>& offsets) {
+void Trainer::fail_not_finite(const char* what, double value, const Batch& batch,
+                              const std::vector<std::uint64_t>& offsets) {
   // The same random draws as in the failing step.
   for (std::size_t i = 0; i < generators_.size(); ++i) generators_[i].second->set_offset(offsets[i]);
   optimizer_->zero_grad();
@@ -268,8 +278,9 @@ void Trainer::fail_out_of_memory(const OutOfMemory& error) {
   } catch (const Error&) {  // no room for the batch alone
   }
   const std::string held = what_is_held(task_, *optimizer_, ema_.get(), batch);
-  throw OutOfMemory(cat(error.what(), "\ntrain: no memory in step ", at_.step, " (epoch ", at_.epoch, ", batch ", at_.batch, ")", held,
-                        options_.memory_plan.empty() ? "" : "\nplanned:\n", options_.memory_plan));
+  throw OutOfMemory(cat(error.what(), "\ntrain: no memory in step ", at_.step, " (epoch ", at_.epoch, ", batch ",
+                        at_.batch, ")", held, options_.memory_plan.empty() ? "" : "\nplanned:\n",
+                        options_.memory_plan));
 }
 
 Batch Trainer::next_batch(double& waited) {
@@ -437,8 +448,8 @@ double Trainer::step(std::int64_t count) {
 }
 
 void Trainer::end_epoch(TrainResult& result) {
-  EpochReport report{at_.epoch, at_.step, at_.loss_sum / static_cast<double>(std::max<std::int64_t>(at_.loss_count, 1)), false, {},
-                     false, epoch_seconds_};
+  EpochReport report{at_.epoch, at_.step, at_.loss_sum / static_cast<double>(std::max<std::int64_t>(at_.loss_count, 1)),
+                     false, {}, false, epoch_seconds_};
   const bool last = at_.epoch + 1 == options_.epochs;
   if (validation_ && ((at_.epoch + 1) % options_.validate_every == 0 || last)) {
     const auto start = Clock::now();
@@ -480,11 +491,13 @@ TrainResult Trainer::run() {
     result.resumed_from = checkpointer_->load(loaded);
     at_ = loaded.position;
     const std::int64_t batches = train_.batches_per_epoch();
-    CAPO_CHECK(at_.epoch >= 0 && at_.batch >= 0 && at_.batch <= batches && at_.step >= 0, result.resumed_from, ": epoch ",
-               at_.epoch, " and batch ", at_.batch, " lie outside this run of ", batches, " batches an epoch");
+    CAPO_CHECK(at_.epoch >= 0 && at_.batch >= 0 && at_.batch <= batches && at_.step >= 0, result.resumed_from,
+               ": epoch ", at_.epoch, " and batch ", at_.batch, " lie outside this run of ", batches,
+               " batches an epoch");
   }
   constexpr const char* kHeader = "step,epoch,kind,lr,loss,grad_norm,top1,top5,images_per_s";
-  if (!options_.csv.empty()) logs_->csv = std::make_unique<CsvLog>(options_.csv, kHeader, resumed ? at_.csv_rows : -1, at_.step);
+  if (!options_.csv.empty())
+    logs_->csv = std::make_unique<CsvLog>(options_.csv, kHeader, resumed ? at_.csv_rows : -1, at_.step);
   if (!options_.tensorboard_dir.empty())
     logs_->board = std::make_unique<TensorBoard>(options_.tensorboard_dir, resumed ? at_.step : -1);
 
@@ -493,7 +506,9 @@ TrainResult Trainer::run() {
   const Device device = module.build().device;
   const std::int64_t batches = train_.batches_per_epoch();
   auto saved = Clock::now();
-  const auto stop_here = [&] { return stop_.load(std::memory_order_relaxed) || (options_.max_steps > 0 && at_.step >= options_.max_steps); };
+  const auto stop_here = [&] {
+    return stop_.load(std::memory_order_relaxed) || (options_.max_steps > 0 && at_.step >= options_.max_steps);
+  };
   const auto stopped = [&] {
     save();
     result.stopped = true;
@@ -520,10 +535,12 @@ TrainResult Trainer::run() {
       if (options_.on_progress) {
         const std::int64_t per_epoch = (batches + options_.accumulate - 1) / options_.accumulate;
         const std::int64_t steps = options_.epochs * per_epoch;
-        const double epochs_left = validation_ ? static_cast<double>(options_.epochs - at_.epoch) / static_cast<double>(options_.validate_every) : 0;
+        const double epochs_left = validation_ ? static_cast<double>(options_.epochs - at_.epoch) /
+                                                     static_cast<double>(options_.validate_every)
+                                               : 0;
         const MemoryStats memory = allocator(device).stats();
-        options_.on_progress({at_.epoch, options_.epochs, at_.batch, batches, at_.step, steps, loss, lr_, grad_norm_, rate,
-                              wait_seconds_ / std::max(step_seconds_, 1e-9),
+        options_.on_progress({at_.epoch, options_.epochs, at_.batch, batches, at_.step, steps, loss, lr_, grad_norm_,
+                              rate, wait_seconds_ / std::max(step_seconds_, 1e-9),
                               step_seconds_ * static_cast<double>(steps - at_.step) + epochs_left * validation_seconds_,
                               memory.live_bytes, memory.peak_bytes},
                              options_.user);

@@ -19,8 +19,8 @@ CctConfig checked(const CctConfig& c) {
   CAPO_CHECK(c.dim > 0 && c.depth >= 0 && c.heads > 0 && c.dim % c.heads == 0,
              "cct: dim must be a multiple of heads, got ", c.dim, " and ", c.heads);
   CAPO_CHECK(c.convs > 0 && c.kernel > 0 && c.kernel % 2 == 1 && c.channels > 0 && c.classes >= 0 && c.mlp_ratio > 0,
-             "cct: convs, channels and mlp_ratio must be positive, the kernel odd, classes not negative, got ", c.convs, ", ",
-             c.channels, ", ", c.mlp_ratio, ", ", c.kernel, " and ", c.classes);
+             "cct: convs, channels and mlp_ratio must be positive, the kernel odd, classes not negative, got ", c.convs,
+             ", ", c.channels, ", ", c.mlp_ratio, ", ", c.kernel, " and ", c.classes);
   CAPO_CHECK(c.image > 0, "cct: image must be positive, got ", c.image);
   return c;
 }
@@ -59,18 +59,20 @@ CctConfig cct_config(std::string_view name, int image, int classes) {
   };
   constexpr Row rows[] = {{2, 128, 2, 1}, {4, 128, 2, 1}, {6, 256, 4, 2}, {7, 256, 4, 2}, {14, 384, 6, 3}};
   for (const Row& r : rows)
-    if (read && r.depth == c.depth && c.kernel % 2 == 1 && c.kernel > 0 && c.kernel <= 31 && c.convs > 0 && c.convs <= 8) {
+    if (read && r.depth == c.depth && c.kernel % 2 == 1 && c.kernel > 0 && c.kernel <= 31 && c.convs > 0 &&
+        c.convs <= 8) {
       c.dim = r.dim, c.heads = r.heads, c.mlp_ratio = r.mlp_ratio;
       c.image = image, c.classes = classes;
       return c;
     }
-  detail::fail("cct: name must be cct_BLOCKS_KERNELxCONVS with 2, 4, 6, 7 or 14 blocks, as cct_7_3x1, got \"", name, "\"");
+  detail::fail("cct: name must be cct_BLOCKS_KERNELxCONVS with 2, 4, 6, 7 or 14 blocks, as cct_7_3x1, got \"", name,
+               "\"");
 }
 
 std::string to_json(const CctConfig& c) {
-  return nlohmann::json{{"image", c.image},         {"channels", c.channels},   {"dim", c.dim},     {"depth", c.depth},
-                        {"heads", c.heads},         {"mlp_ratio", c.mlp_ratio}, {"convs", c.convs}, {"kernel", c.kernel},
-                        {"classes", c.classes},     {"norm_eps", c.norm_eps}}
+  return nlohmann::json{{"image", c.image},     {"channels", c.channels},   {"dim", c.dim},     {"depth", c.depth},
+                        {"heads", c.heads},     {"mlp_ratio", c.mlp_ratio}, {"convs", c.convs}, {"kernel", c.kernel},
+                        {"classes", c.classes}, {"norm_eps", c.norm_eps}}
       .dump();
 }
 
@@ -98,7 +100,8 @@ ConvTokenizer::Step::Step(nn::Module* up, std::string_view name, const CctConfig
 
 ConvTokenizer::ConvTokenizer(nn::Module* up, std::string_view name, const CctConfig& c)
     : Layer(up, name), conv_layers(this, "conv_layers") {
-  for (int i = 0; i < c.convs; ++i) conv_layers.add(c, i == 0 ? c.channels : kHidden, i + 1 == c.convs ? c.dim : kHidden);
+  for (int i = 0; i < c.convs; ++i)
+    conv_layers.add(c, i == 0 ? c.channels : kHidden, i + 1 == c.convs ? c.dim : kHidden);
 }
 
 Tensor ConvTokenizer::forward(const Tensor& image) {
@@ -123,7 +126,8 @@ Cct::Cct(const CctConfig& c, const nn::Build& build)
 Tensor Cct::tokens(const Tensor& image) {
   CAPO_CHECK(image.rank() == 4 && image.size(1) == config.image && image.size(2) == config.image &&
                  image.size(3) == config.channels,
-             "cct: image must be [B, ", config.image, ", ", config.image, ", ", config.channels, "], got ", image.shape());
+             "cct: image must be [B, ", config.image, ", ", config.image, ", ", config.channels, "], got ",
+             image.shape());
   Tensor x = flatten(tokenizer(image), 1, 2) + pos_embed.value();
   for (auto& block : blocks) x = (*block)(x);
   return norm(x);

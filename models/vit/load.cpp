@@ -35,7 +35,8 @@ LoadedVit load_vit(const std::string& path, const LoadOptions& options, const nn
   if (options.patch > 0) c.patch = options.patch;
   if (options.image > 0) c.image = options.image;
   c.drop_path = options.drop_path, c.patch_drop = options.patch_drop;
-  Vit shapes(c, {.dtype = build.dtype, .device = kMeta});  // checked before a size that only the text claims is allocated
+  // Checked before a size that only the text claims is allocated.
+  Vit shapes(c, {.dtype = build.dtype, .device = kMeta});
   nn::StateDict dict = nn::read_tensors(path);
   for (auto& t : dict) {
     if (t.name == "pos_embed" && c.image / c.patch != file_grid)

@@ -29,7 +29,8 @@ VitConfig checked(const VitConfig& c) {
   CAPO_CHECK(c.channels > 0 && c.registers >= 0 && c.classes >= 0 && c.mlp_ratio > 0,
              "vit: channels and mlp_ratio must be positive, registers and classes not negative, got ", c.channels, ", ",
              c.mlp_ratio, ", ", c.registers, " and ", c.classes);
-  CAPO_CHECK(c.checkpoint >= 0 && c.checkpoint <= 1, "vit: checkpoint is a share of the blocks, 0 to 1, got ", c.checkpoint);
+  CAPO_CHECK(c.checkpoint >= 0 && c.checkpoint <= 1, "vit: checkpoint is a share of the blocks, 0 to 1, got ",
+             c.checkpoint);
   return c;
 }
 
@@ -133,7 +134,8 @@ Tensor Vit::stream(const Tensor& image) {
 std::vector<Tensor> Vit::block_tokens(const Tensor& image, const std::vector<int>& chosen) {
   for (std::size_t k = 0; k < chosen.size(); ++k)
     CAPO_CHECK(chosen[k] >= 0 && chosen[k] < blocks.size() && (k == 0 || chosen[k] > chosen[k - 1]),
-               "vit: blocks must be chosen in [0, ", blocks.size(), ") and ascending, got ", chosen[k], " at place ", k);
+               "vit: blocks must be chosen in [0, ", blocks.size(), ") and ascending, got ", chosen[k], " at place ",
+               k);
   std::vector<Tensor> out;
   Stream s{embedded(image), {}};
   for (int i = 0; out.size() < chosen.size(); ++i) {
