@@ -34,7 +34,7 @@ void accumulate(Tensor& sum, const Tensor& g, bool differentiable) {
   } else if (differentiable) {
     const WithGrad on;
     sum = autograd_ops.add(sum, g);
-  } else if (sum.unique() && sum.is_contiguous() && !requires_grad(sum)) {  // an earlier pass may have put it on the tape
+  } else if (sum.unique() && sum.is_contiguous() && !requires_grad(sum)) {  // an earlier pass may have recorded it
     autograd_ops.add_in_place(sum, g);
   } else {
     sum = autograd_ops.add(sum, g);
@@ -48,7 +48,8 @@ class Pass {
   Pass(const std::vector<Tensor>& outputs, GradOptions options) : options_(options) {
     options_.keep_graph |= options_.create_graph;
     for (const auto& t : outputs) {
-      CAPO_CHECK(requires_grad(t), "grad: an output ", describe(t), " does not depend on anything that needs a gradient");
+      CAPO_CHECK(requires_grad(t), "grad: an output ", describe(t),
+                 " does not depend on anything that needs a gradient");
       if (Node* node = slot_of(t)->node.get()) roots_.push_back(node);
     }
   }
@@ -74,11 +75,12 @@ class Pass {
       Tensor seed = cotangents.empty() ? Tensor() : cotangents[i];
       if (!seed.defined()) {
         CAPO_CHECK(outputs[i].numel() == 1, "grad: output ", outputs[i].shape(),
-                   outputs[i].numel() ? " has more than one element and needs a cotangent" : " is empty and needs a cotangent");
+                   outputs[i].numel() ? " has more than one element and needs a cotangent"
+                                      : " is empty and needs a cotangent");
         seed = autograd_ops.ones_like(outputs[i]);
       }
-      CAPO_CHECK(seed.shape() == outputs[i].shape(), "grad: cotangent must be ", outputs[i].shape(), " like its output, got ",
-                 seed.shape());
+      CAPO_CHECK(seed.shape() == outputs[i].shape(), "grad: cotangent must be ", outputs[i].shape(),
+                 " like its output, got ", seed.shape());
       CAPO_CHECK(seed.dtype() == outputs[i].dtype() && seed.device() == outputs[i].device(), "grad: cotangent must be ",
                  outputs[i].dtype(), " on ", outputs[i].device(), " like its output, got ", describe(seed));
       deliver(detail::edge_of(outputs[i]), seed, "grad");
@@ -267,7 +269,8 @@ void set_grad(const Tensor& leaf, const Tensor& grad) {
   CAPO_CHECK(!grad.defined() || grad.shape() == leaf.shape(), "set_grad: gradient must be ", leaf.shape(), ", got ",
              grad.defined() ? grad.shape() : Shape());
   CAPO_CHECK(!grad.defined() || (grad.dtype() == leaf.dtype() && grad.device() == leaf.device()),
-             "set_grad: gradient must be ", leaf.dtype(), " on ", leaf.device(), " like its leaf, got ", describe(grad));
+             "set_grad: gradient must be ", leaf.dtype(), " on ", leaf.device(), " like its leaf, got ",
+             describe(grad));
   leaf_slot("set_grad", leaf).grad = grad;
 }
 
@@ -279,8 +282,8 @@ void on_grad(const Tensor& leaf, GradHook hook, void* user) {
 
 std::vector<Tensor> grad(const std::vector<Tensor>& outputs, const std::vector<Tensor>& inputs,
                          const std::vector<Tensor>& cotangents, GradOptions options) {
-  CAPO_CHECK(cotangents.empty() || cotangents.size() == outputs.size(), "grad: ", outputs.size(), " outputs need as many cotangents, got ",
-             cotangents.size());
+  CAPO_CHECK(cotangents.empty() || cotangents.size() == outputs.size(), "grad: ", outputs.size(),
+             " outputs need as many cotangents, got ", cotangents.size());
   Pass pass(outputs, options);
   for (const auto& t : inputs) {
     CAPO_CHECK(requires_grad(t), "grad: an input ", describe(t), " does not require a gradient");

@@ -95,8 +95,8 @@ class CheckpointNode final : public Node {
     }
     std::vector<const Node*> todo;
     const auto visit = [&](const Edge& e) {
-      CAPO_CHECK(!e.leaf || leaves.count(e.leaf.get()), "checkpoint: the segment reads a trainable leaf ", e.leaf->shape,
-                 " that is not among its inputs and parameters");
+      CAPO_CHECK(!e.leaf || leaves.count(e.leaf.get()), "checkpoint: the segment reads a trainable leaf ",
+                 e.leaf->shape, " that is not among its inputs and parameters");
       if (!e.node || !seen.insert(e.node.get()).second) return;
       CAPO_CHECK(e.node->sequence() > sequence(), "checkpoint: the segment reads a tensor that ", e.node->op(),
                  " made outside of it and that is not among its inputs and parameters");

@@ -87,7 +87,8 @@ Tensor Saved::remade(const Item& item) {
     const NoGrad off;
     y = item.maker->remake(item.made);
   }
-  return grad_enabled() ? linked_to(y, item.maker.get(), item.made) : y;  // create_graph: it depends on the maker's inputs
+  // create_graph: it depends on the maker's inputs.
+  return grad_enabled() ? linked_to(y, item.maker.get(), item.made) : y;
 }
 
 Tensor Saved::operator[](int i) const {

@@ -95,7 +95,8 @@ void InputFile::read_at(std::uint64_t offset, void* dst, std::size_t bytes) cons
 
 std::string read_file(const std::string& path, std::size_t max_bytes) {
   const InputFile file(path);
-  CAPO_CHECK(file.size() <= max_bytes, path, ": too long, at most ", max_bytes, " bytes are accepted, got ", file.size());
+  CAPO_CHECK(file.size() <= max_bytes, path, ": too long, at most ", max_bytes, " bytes are accepted, got ",
+             file.size());
   std::string out(static_cast<std::size_t>(file.size()), '\0');
   file.read_at(0, out.data(), out.size());
   return out;

@@ -52,13 +52,16 @@ class HeaderSax {
   bool null() { return unexpected("null"); }
   bool boolean(bool) { return unexpected("a boolean"); }
   bool number_integer(std::int64_t v) { return unexpected(cat("the negative number ", v).c_str()); }
-  bool number_float(double, const std::string& text) { return unexpected(cat("the number ", text.substr(0, 40)).c_str()); }
+  bool number_float(double, const std::string& text) {
+    return unexpected(cat("the number ", text.substr(0, 40)).c_str());
+  }
   bool binary(Json::binary_t&) { return unexpected("binary"); }
 
   bool number_unsigned(std::uint64_t v) {
     if (depth_ != 3) return unexpected(cat("the number ", v).c_str());
     if (field_ == Field::shape) {
-      check(v <= static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max()), "shape has a size above 2^63", v);
+      check(v <= static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max()), "shape has a size above 2^63",
+            v);
       check(tensor_.shape.size() < kMaxDims, "shape must have at most 8 dimensions", "more");
       tensor_.shape.push_back(static_cast<std::int64_t>(v));
     } else {
@@ -105,7 +108,8 @@ class HeaderSax {
   }
 
   bool start_array(std::size_t) {
-    if (depth_ != 2 || in_metadata_ || (field_ != Field::shape && field_ != Field::offsets)) return unexpected("a list");
+    if (depth_ != 2 || in_metadata_ || (field_ != Field::shape && field_ != Field::offsets))
+      return unexpected("a list");
     ++depth_;
     return true;
   }
@@ -122,10 +126,12 @@ class HeaderSax {
       name_ = k;
       in_metadata_ = k == kMetadataKey;
     } else if (in_metadata_) {
-      CAPO_CHECK(out_.metadata.emplace(k, "").second, path_, ": duplicate key in the metadata, got ", quote(k), " twice");
+      CAPO_CHECK(out_.metadata.emplace(k, "").second, path_, ": duplicate key in the metadata, got ", quote(k),
+                 " twice");
       key_ = k;
     } else {
-      field_ = k == "dtype" ? Field::dtype : k == "shape" ? Field::shape : k == "data_offsets" ? Field::offsets : Field::none;
+      field_ = k == "dtype" ? Field::dtype : k == "shape" ? Field::shape
+               : k == "data_offsets" ? Field::offsets : Field::none;
       check(field_ != Field::none, "has an unknown field", quote(k));
       check((seen_ & static_cast<int>(field_)) == 0, "duplicate key", quote(k));
       seen_ |= static_cast<int>(field_);
@@ -215,12 +221,12 @@ SafetensorsHeader parse_safetensors_header(std::string_view json, std::uint64_t 
   Json::sax_parse(json.begin(), json.end(), &sax);
 
   for (const auto& e : out.entries) {
-    CAPO_CHECK(e.begin <= e.end, path, ": tensor ", quote(e.name), " data_offsets must be in order, got [", e.begin, ", ",
-               e.end, ")");
+    CAPO_CHECK(e.begin <= e.end, path, ": tensor ", quote(e.name), " data_offsets must be in order, got [", e.begin,
+               ", ", e.end, ")");
     const auto need = bytes_of(e.shape, e.dtype);
     CAPO_CHECK(need, path, ": tensor ", quote(e.name), " shape overflows, got ", e.shape, " of ", e.dtype);
-    CAPO_CHECK(*need == e.bytes(), path, ": tensor ", quote(e.name), " shape ", e.shape, " of ", e.dtype, " needs ", *need,
-               " bytes, got data_offsets [", e.begin, ", ", e.end, ")");
+    CAPO_CHECK(*need == e.bytes(), path, ": tensor ", quote(e.name), " shape ", e.shape, " of ", e.dtype, " needs ",
+               *need, " bytes, got data_offsets [", e.begin, ", ", e.end, ")");
   }
   // The order of JSON keys means nothing; empty tensors come before the data they touch.
   std::stable_sort(out.entries.begin(), out.entries.end(), [](const TensorEntry& a, const TensorEntry& b) {

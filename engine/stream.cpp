@@ -40,7 +40,8 @@ StreamScope::~StreamScope() {
   }
 }
 
-StreamMark::StreamMark(Device device, void* stream) : device_(device), mark_(backend_for(device).mark(device.index, stream)) {}
+StreamMark::StreamMark(Device device, void* stream)
+    : device_(device), mark_(backend_for(device).mark(device.index, stream)) {}
 
 StreamMark::~StreamMark() {
   if (mark_) backend()->drop_mark(device_.index, mark_);

@@ -39,8 +39,8 @@ Tensor empty(const Shape& shape, DType dtype, Device device) {
   Tensor t;
   t.impl_ = make_ref<Tensor::Impl>();
   t.impl_->numel = numel(shape);
-  CAPO_CHECK(t.impl_->numel <= (std::int64_t{1} << 60) / static_cast<std::int64_t>(size_of(dtype)), "shape: ", shape, " of ",
-             dtype, " has too many bytes");
+  CAPO_CHECK(t.impl_->numel <= (std::int64_t{1} << 60) / static_cast<std::int64_t>(size_of(dtype)), "shape: ", shape,
+             " of ", dtype, " has too many bytes");
   t.impl_->storage = make_ref<Storage>(static_cast<std::size_t>(t.impl_->numel) * size_of(dtype), device);
   t.impl_->shape = shape;
   t.impl_->strides = contiguous_strides(shape);
@@ -138,7 +138,8 @@ void print(const Tensor& t, std::int64_t at, int axis, std::string& out) {
   if (axis == t.rank()) {
     const auto* base = static_cast<const char*>(t.storage()->data());
     char text[32];
-    std::snprintf(text, sizeof text, "%.6g", read_element(t.dtype(), base + static_cast<std::size_t>(at) * size_of(t.dtype())));
+    std::snprintf(text, sizeof text, "%.6g",
+                  read_element(t.dtype(), base + static_cast<std::size_t>(at) * size_of(t.dtype())));
     out += text;
     return;
   }
