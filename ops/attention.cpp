@@ -50,7 +50,8 @@ void set_strides(const Tensor& x, std::int64_t* out) {
 }
 
 // The argument struct without o and lse. data() throws on meta tensors: not to be called there.
-AttentionArgs args_of(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& bias, double scale, bool causal) {
+AttentionArgs args_of(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& bias, double scale,
+                      bool causal) {
   AttentionArgs p{};
   p.dtype = q.dtype();
   p.q = q.data(), p.k = k.data(), p.v = v.data();
@@ -79,7 +80,8 @@ Tensor causal_bias(std::int64_t nq, std::int64_t nk, DType dtype, Device device)
 }
 
 // exp(scale q k^T + bias - lse) in recorded ops, [B, H, Nq, Nk]; zero in rows with lse = -inf.
-Tensor probabilities(const Tensor& q, const Tensor& k, const Tensor& bias, const Tensor& lse, double scale, bool causal) {
+Tensor probabilities(const Tensor& q, const Tensor& k, const Tensor& bias, const Tensor& lse, double scale,
+                     bool causal) {
   Tensor s = matmul(heads_first(q), transpose(heads_first(k), -2, -1)) * scale;
   if (bias.defined()) s = s + bias;
   if (causal) s = s + causal_bias(q.size(1), k.size(1), s.dtype(), s.device());
@@ -88,11 +90,13 @@ Tensor probabilities(const Tensor& q, const Tensor& k, const Tensor& bias, const
 }
 
 // Inputs q, k, v, bias; saved {q, k, v, bias, o, lse}.
-Grads composite_gradient(const Saved& s, const Tensor& d_o0, const Tensor& dlse, Needs need, double scale, bool causal) {
+Grads composite_gradient(const Saved& s, const Tensor& d_o0, const Tensor& dlse, Needs need, double scale,
+                         bool causal) {
   const DType t = s[0].dtype();
   const auto wide = [&](const Tensor& x) { return x.defined() && is_half(t) ? cast(x, f32) : x; };  // as lse is
   const auto narrow = [&](const Tensor& x) { return x.defined() && is_half(t) ? cast(x, t) : x; };
-  const Tensor q = wide(s[0]), k = wide(s[1]), v = wide(s[2]), bias = wide(s[3]), o = wide(s[4]), lse = s[5], d_o = wide(d_o0);
+  const Tensor q = wide(s[0]), k = wide(s[1]), v = wide(s[2]), bias = wide(s[3]), o = wide(s[4]), lse = s[5],
+               d_o = wide(d_o0);
   const Tensor p = probabilities(q, k, bias, lse, scale, causal);
   const bool scores = need[0] || need[1] || need[3];
   Tensor ds, dq, dk, dv, dbias;
@@ -115,7 +119,9 @@ Grads fused_gradient(const Saved& s, const Tensor& d_o0, const Tensor& dlse0, Ne
   const Tensor q = s[0], k = s[1], v = s[2], bias = s[3], o = s[4], lse = s[5];
   const Tensor d_o = d_o0.defined() ? contiguous(d_o0) : zeros_like(o);
   const Tensor dlse = dlse0.defined() ? contiguous(dlse0) : dlse0;
-  const auto like = [&](bool wanted, const Tensor& x) { return wanted ? empty(x.shape(), x.dtype(), x.device()) : Tensor(); };
+  const auto like = [&](bool wanted, const Tensor& x) {
+    return wanted ? empty(x.shape(), x.dtype(), x.device()) : Tensor();
+  };
   const Tensor dq = like(need[0], q), dk = like(need[1], k), dv = like(need[2], v), delta = empty_like(lse);
   Tensor dbias;
   if (need[3]) dbias = empty({q.size(0), q.size(2), q.size(1), k.size(1)}, lse.dtype(), q.device());
@@ -147,11 +153,14 @@ constexpr std::int64_t kMergeGrain = 256;  // rows
 // Inputs o1, lse1, o2, lse2; saved likewise.
 Grads composite_merge_gradient(const Saved& s, const Tensor& d_o, const Tensor& dlse, Needs need) {
   const Tensor o1 = s[0], lse1 = s[1], o2 = s[2], lse2 = s[3];
-  const Tensor minus = full({}, -kInfinity, lse1.dtype(), lse1.device()), zero = full({}, 0, lse1.dtype(), lse1.device());
+  const Tensor minus = full({}, -kInfinity, lse1.dtype(), lse1.device()),
+               zero = full({}, 0, lse1.dtype(), lse1.device());
   const Tensor none = logical_and(equal(lse1, minus), equal(lse2, minus));
   const Tensor live = where(none, zero, full({}, 1, lse1.dtype(), lse1.device()));
   // Infinities are replaced before the subtraction: +-1e30 saturates the sigmoid as they would, with slope 0, not NaN.
-  const auto finite = [&](const Tensor& l) { return where(equal(l, minus), full({}, -1e30, l.dtype(), l.device()), l); };
+  const auto finite = [&](const Tensor& l) {
+    return where(equal(l, minus), full({}, -1e30, l.dtype(), l.device()), l);
+  };
   const Tensor w2 = sigmoid(finite(lse2) - finite(lse1)) * live, w1 = live - w2;
   Tensor do1, do2, dlse1, dlse2;
   if (d_o.defined()) {
@@ -172,12 +181,13 @@ Grads composite_merge_gradient(const Saved& s, const Tensor& d_o, const Tensor& 
 
 AttentionOut attention(const Tensor& q0, const Tensor& k0, const Tensor& v0, const AttentionOptions& options) {
   const DType t = q0.dtype();
-  CAPO_CHECK(q0.rank() == 4 && k0.rank() == 4 && v0.rank() == 4, "attention: needs q, k, v of rank 4 [B, N, H, D], got ",
-             q0.shape(), ", ", k0.shape(), " and ", v0.shape());
-  CAPO_CHECK(is_floating(t) && k0.dtype() == t && v0.dtype() == t, "attention: q, k, v must have one floating dtype, got ", t,
-             ", ", k0.dtype(), " and ", v0.dtype());
-  CAPO_CHECK(k0.device() == q0.device() && v0.device() == q0.device(), "attention: devices must be equal, got ", q0.device(),
-             ", ", k0.device(), " and ", v0.device());
+  CAPO_CHECK(q0.rank() == 4 && k0.rank() == 4 && v0.rank() == 4,
+             "attention: needs q, k, v of rank 4 [B, N, H, D], got ", q0.shape(), ", ", k0.shape(), " and ",
+             v0.shape());
+  CAPO_CHECK(is_floating(t) && k0.dtype() == t && v0.dtype() == t,
+             "attention: q, k, v must have one floating dtype, got ", t, ", ", k0.dtype(), " and ", v0.dtype());
+  CAPO_CHECK(k0.device() == q0.device() && v0.device() == q0.device(), "attention: devices must be equal, got ",
+             q0.device(), ", ", k0.device(), " and ", v0.device());
   const std::int64_t B = q0.size(0), H = q0.size(2), nq = q0.size(1), nk = k0.size(1), d = q0.size(3), dv = v0.size(3);
   CAPO_CHECK(k0.shape() == (Shape{B, nk, H, d}), "attention: k must be [", B, ", Nk, ", H, ", ", d, "] to match q ",
              q0.shape(), ", got ", k0.shape());
@@ -186,7 +196,8 @@ AttentionOut attention(const Tensor& q0, const Tensor& k0, const Tensor& v0, con
   CAPO_CHECK(d >= 1 && d <= 1024 && dv <= 1024, "attention: head sizes must be 1..1024, got ", d, " and ", dv);
   const Tensor& bias0 = options.bias;
   if (bias0.defined()) {
-    CAPO_CHECK(bias0.dtype() == t && bias0.device() == q0.device(), "attention: bias must be like q, got ", describe(bias0));
+    CAPO_CHECK(bias0.dtype() == t && bias0.device() == q0.device(), "attention: bias must be like q, got ",
+               describe(bias0));
     bool fits = bias0.rank() <= 4;
     const std::int64_t scores[] = {B, H, nq, nk};
     for (int i = 1; fits && i <= bias0.rank(); ++i) fits = bias0.size(-i) == 1 || bias0.size(-i) == scores[4 - i];
@@ -229,8 +240,8 @@ AttentionOut lse_merge(const Tensor& o1, const Tensor& lse1, const Tensor& o2, c
              o1.shape(), ", got ", lse1.shape(), " and ", lse2.shape());
   const DType t = o1.dtype(), wide = t == f64 ? f64 : f32;
   CAPO_CHECK(is_floating(t) && o2.dtype() == t && lse1.dtype() == wide && lse2.dtype() == wide,
-             "lse_merge: o1 and o2 must have one floating dtype, lse1 and lse2 ", wide, ", got ", t, ", ", o2.dtype(), ", ",
-             lse1.dtype(), " and ", lse2.dtype());
+             "lse_merge: o1 and o2 must have one floating dtype, lse1 and lse2 ", wide, ", got ", t, ", ", o2.dtype(),
+             ", ", lse1.dtype(), " and ", lse2.dtype());
   CAPO_CHECK(o2.device() == o1.device() && lse1.device() == o1.device() && lse2.device() == o1.device(),
              "lse_merge: devices must be equal, got ", describe(o1), ", ", describe(lse1), ", ", describe(o2), " and ",
              describe(lse2));
@@ -266,13 +277,14 @@ AttentionOut lse_merge(const Tensor& o1, const Tensor& lse1, const Tensor& o2, c
 
 Tensor attention_map(const Tensor& q, const Tensor& k, const Tensor& lse, double scale, const Tensor& bias) {
   CAPO_CHECK(q.rank() == 4 && k.rank() == 4 && is_floating(q.dtype()) && q.dtype() == k.dtype(),
-             "attention_map: needs q and k [B, N, H, D] of one floating dtype, got ", describe(q), " and ", describe(k));
-  CAPO_CHECK(k.size(0) == q.size(0) && k.size(2) == q.size(2) && k.size(3) == q.size(3), "attention_map: k must be [", q.size(0),
-             ", Nk, ", q.size(2), ", ", q.size(3), "] to match q ", q.shape(), ", got ", k.shape());
+             "attention_map: needs q and k [B, N, H, D] of one floating dtype, got ", describe(q), " and ",
+             describe(k));
+  CAPO_CHECK(k.size(0) == q.size(0) && k.size(2) == q.size(2) && k.size(3) == q.size(3), "attention_map: k must be [",
+             q.size(0), ", Nk, ", q.size(2), ", ", q.size(3), "] to match q ", q.shape(), ", got ", k.shape());
   const DType t = q.dtype();
   CAPO_CHECK(lse.shape() == (Shape{q.size(0), q.size(2), q.size(1)}) && lse.dtype() == (t == f64 ? f64 : f32),
-             "attention_map: lse must be ", t == f64 ? f64 : f32, " ", (Shape{q.size(0), q.size(2), q.size(1)}), ", got ",
-             describe(lse));
+             "attention_map: lse must be ", t == f64 ? f64 : f32, " ", (Shape{q.size(0), q.size(2), q.size(1)}),
+             ", got ", describe(lse));
   if (is_half(t))
     return cast(attention_map(cast(q, f32), cast(k, f32), lse, scale, bias.defined() ? cast(bias, f32) : bias), t);
   Tensor p;

@@ -151,15 +151,15 @@ Tensor upload(const std::vector<T>& v, Device device) {
   return there;
 }
 
-// A model has a few filters and applies them at every step: an upload, which waits for the stream, is made once for each.
-// Past kMost of them (sizes that change all the time) nothing more is kept.
+// A model has a few filters and applies them at every step: an upload, which waits for the stream, is made once for
+// each. Past kMost of them (sizes that change all the time) nothing more is kept.
 TapsThere taps_there(const AxisFilter& f, Device device) {
   using Key = std::array<std::int64_t, 11>;
   constexpr std::size_t kMost = 256;
   static std::mutex mutex;
   static auto* kept = new std::map<Key, TapsThere>;  // immortal: tensors in static storage give memory back late
-  const Key key{static_cast<std::int64_t>(f.kind), f.in, f.out, f.antialias, f.align_corners, f.kernel, f.stride, f.padding,
-                f.count_padding, f.transposed, device.index};
+  const Key key{static_cast<std::int64_t>(f.kind), f.in, f.out, f.antialias, f.align_corners,
+                f.kernel, f.stride, f.padding, f.count_padding, f.transposed, device.index};
   const std::lock_guard lock(mutex);
   if (const auto found = kept->find(key); found != kept->end()) return found->second;
   const Taps taps = final_taps(f);

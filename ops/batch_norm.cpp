@@ -57,8 +57,8 @@ Tensor batch_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, con
   check_channels(kOp, "bias", bias, x);
   check_channels(kOp, "running_mean", running_mean, x);
   check_channels(kOp, "running_var", running_var, x);
-  CAPO_CHECK(!weight.defined() || !bias.defined() || weight.dtype() == bias.dtype(), kOp, ": weight is ", weight.dtype(),
-             ", bias is ", bias.dtype(), ": mixed dtypes, cast one");
+  CAPO_CHECK(!weight.defined() || !bias.defined() || weight.dtype() == bias.dtype(), kOp, ": weight is ",
+             weight.dtype(), ", bias is ", bias.dtype(), ": mixed dtypes, cast one");
   CAPO_CHECK(running_mean.defined() == running_var.defined(), kOp, ": running_mean and running_var must come together");
   CAPO_CHECK(training || running_mean.defined(), kOp, ": needs running_mean and running_var when not training");
   CAPO_CHECK(!needs_of({running_mean, running_var}).any(), kOp, ": running statistics must not require a gradient");

@@ -99,9 +99,11 @@ Tensor binary(BinaryKind kind, const Tensor& a, const Tensor& b) {
     case BinaryKind::add:
     case BinaryKind::sub: {
       const bool minus = kind == BinaryKind::sub;
-      return record(name, y, {a, b}, Saved(), [ashape, bshape, minus](const Saved&, const Tensor& dy, Needs n) -> Grads {
-        return {n[0] ? sum_to(dy, ashape) : Tensor(), !n[1] ? Tensor() : minus ? neg(sum_to(dy, bshape)) : sum_to(dy, bshape)};
-      });
+      return record(name, y, {a, b}, Saved(),
+                    [ashape, bshape, minus](const Saved&, const Tensor& dy, Needs n) -> Grads {
+                      return {n[0] ? sum_to(dy, ashape) : Tensor(),
+                              !n[1] ? Tensor() : minus ? neg(sum_to(dy, bshape)) : sum_to(dy, bshape)};
+                    });
     }
     case BinaryKind::mul:
       return record(name, y, {a, b}, Saved({keep_if(need[1], a), keep_if(need[0], b)}),
@@ -116,11 +118,14 @@ Tensor binary(BinaryKind kind, const Tensor& a, const Tensor& b) {
                     });
     default: {  // maximum, minimum
       const bool max = kind == BinaryKind::maximum;
-      return record(name, y, {a, b}, Saved({a, b}), [ashape, bshape, max](const Saved& s, const Tensor& dy, Needs n) -> Grads {
-        const Tensor wins = max ? greater_equal(s[0], s[1]) : less_equal(s[0], s[1]);
-        const Tensor first = cast(logical_or(wins, not_equal(s[0], s[0])), dy.dtype());  // a NaN in a is the value
-        return {n[0] ? sum_to(dy * first, ashape) : Tensor(), n[1] ? sum_to(dy * (1.0 - first), bshape) : Tensor()};
-      });
+      return record(name, y, {a, b}, Saved({a, b}),
+                    [ashape, bshape, max](const Saved& s, const Tensor& dy, Needs n) -> Grads {
+                      const Tensor wins = max ? greater_equal(s[0], s[1]) : less_equal(s[0], s[1]);
+                      const Tensor first =  // a NaN in a is the value
+                          cast(logical_or(wins, not_equal(s[0], s[0])), dy.dtype());
+                      return {n[0] ? sum_to(dy * first, ashape) : Tensor(),
+                              n[1] ? sum_to(dy * (1.0 - first), bshape) : Tensor()};
+                    });
     }
   }
 }
@@ -129,7 +134,8 @@ namespace {
 Tensor scalar_like(const Tensor& t, double v) {
   CAPO_CHECK(is_floating(t.dtype()) || v == std::trunc(v), "scalar: beside a tensor of ", t.dtype(),
              " it must be whole, got ", v);
-  CAPO_CHECK(t.dtype() != i32 || std::abs(v) <= 0x7fffffff, "scalar: beside a tensor of i32 it must be in i32, got ", v);
+  CAPO_CHECK(t.dtype() != i32 || std::abs(v) <= 0x7fffffff, "scalar: beside a tensor of i32 it must be in i32, got ",
+             v);
   CAPO_CHECK(t.dtype() != i64 || std::abs(v) < 0x1p63, "scalar: beside a tensor of i64 it must be in i64, got ", v);
   return full({}, v, t.dtype(), t.device());
 }
@@ -156,16 +162,20 @@ Tensor where(const Tensor& condition, const Tensor& a, const Tensor& b) {
   const Shape shape = broadcast_shapes("where", broadcast_shapes("where", condition.shape(), a.shape()), b.shape());
   const Tensor y = empty(shape, a.dtype(), a.device());
   if (!y.device().is_meta()) {
-    WhereArgs p{static_cast<int>(size_of(a.dtype())), condition.data<bool>(), a.data(), b.data(), y.data(), 0, {}, {}, {}, {}};
-    p.rank = collapse(shape, {broadcast_strides(condition, shape), broadcast_strides(a, shape), broadcast_strides(b, shape)},
+    WhereArgs p{static_cast<int>(size_of(a.dtype())), condition.data<bool>(), a.data(), b.data(), y.data(), 0,
+                {}, {}, {}, {}};
+    p.rank = collapse(shape,
+                      {broadcast_strides(condition, shape), broadcast_strides(a, shape), broadcast_strides(b, shape)},
                       p.shape, {p.sc, p.sa, p.sb});
     launch(kernels::where, y.device(), p, y.numel(), kGrain);
   }
   const Shape ashape = a.shape(), bshape = b.shape();
-  return record("where", y, {a, b}, Saved({condition}), [ashape, bshape](const Saved& s, const Tensor& dy, Needs n) -> Grads {
-    const Tensor zero = full({}, 0, dy.dtype(), dy.device());
-    return {n[0] ? sum_to(where(s[0], dy, zero), ashape) : Tensor(), n[1] ? sum_to(where(s[0], zero, dy), bshape) : Tensor()};
-  });
+  return record("where", y, {a, b}, Saved({condition}),
+                [ashape, bshape](const Saved& s, const Tensor& dy, Needs n) -> Grads {
+                  const Tensor zero = full({}, 0, dy.dtype(), dy.device());
+                  return {n[0] ? sum_to(where(s[0], dy, zero), ashape) : Tensor(),
+                          n[1] ? sum_to(where(s[0], zero, dy), bshape) : Tensor()};
+                });
 }
 
 Tensor sum_to(const Tensor& x, const Shape& shape) {
@@ -196,7 +206,8 @@ void axpy(const char* name, const Tensor& a, const Tensor& b, double scale) {
 }  // namespace
 
 void add_(const Tensor& a, const Tensor& b, double scale) {
-  CAPO_CHECK(a.shape() == b.shape() && a.dtype() == b.dtype() && a.device() == b.device(), "add_: tensors must be alike, got ", describe(a), " and ", describe(b));
+  CAPO_CHECK(a.shape() == b.shape() && a.dtype() == b.dtype() && a.device() == b.device(),
+             "add_: tensors must be alike, got ", describe(a), " and ", describe(b));
   axpy("add_", a, b, scale);
 }
 void mul_(const Tensor& a, double scale) {

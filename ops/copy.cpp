@@ -22,13 +22,15 @@ constexpr std::int64_t kGrain = 16384;
 
 void run_copy(const Tensor& dst, const Tensor& src, const Tensor& mask) {
   if (dst.device().is_meta() || dst.numel() == 0) return;
-  CopyArgs p{src.dtype(), dst.dtype(), src.data(), dst.data(), mask.defined() ? mask.data<bool>() : nullptr, 0, {}, {}, {}, {}};
+  CopyArgs p{src.dtype(), dst.dtype(), src.data(), dst.data(), mask.defined() ? mask.data<bool>() : nullptr, 0,
+             {}, {}, {}, {}};
   int r = 0;
   const Shape& shape = dst.shape();
   for (int i = 0; i < shape.size(); ++i) {
     if (shape[i] == 1) continue;
     const std::int64_t ss = src.strides()[i], sd = dst.strides()[i], sm = mask.defined() ? mask.strides()[i] : 0;
-    const bool merge = r > 0 && p.ss[r - 1] == ss * shape[i] && p.sd[r - 1] == sd * shape[i] && p.sm[r - 1] == sm * shape[i];
+    const bool merge =
+        r > 0 && p.ss[r - 1] == ss * shape[i] && p.sd[r - 1] == sd * shape[i] && p.sm[r - 1] == sm * shape[i];
     if (merge) {
       p.shape[r - 1] *= shape[i];
     } else {
@@ -49,7 +51,8 @@ void run_fill(const Tensor& dst, double value, bool iota) {
   launch(kernels::fill, dst.device(), p, dst.numel(), kGrain);
 }
 
-Tensor random(const char* op, const Shape& shape, Generator& rng, double a, double b, bool normal, DType dtype, Device device) {
+Tensor random(const char* op, const Shape& shape, Generator& rng, double a, double b, bool normal, DType dtype,
+              Device device) {
   CAPO_CHECK(dtype == f32 || dtype == f64, op, ": dtype must be f32 or f64, got ", dtype);
   const Tensor t = empty(shape, dtype, device);
   const RngRange range = rng.reserve(t.numel());
@@ -108,7 +111,8 @@ Tensor cast(const Tensor& x, DType dtype) {
   run_copy(y, x, {});
   if (!is_floating(dtype)) return record_no_gradient("cast", y, {x});
   const DType from = x.dtype();
-  return record("cast", y, {x}, Saved(), [from](const Saved&, const Tensor& dy, Needs) -> Grads { return {cast(dy, from)}; });
+  return record("cast", y, {x}, Saved(),
+                [from](const Saved&, const Tensor& dy, Needs) -> Grads { return {cast(dy, from)}; });
 }
 
 Tensor to(const Tensor& x, Device device) {
@@ -121,14 +125,18 @@ Tensor to(const Tensor& x, Device device) {
     copy_bytes(y.data(), device, packed.data(), x.device(), y.nbytes());
   }
   const Device from = x.device();
-  return record("to", y, {x}, Saved(), [from](const Saved&, const Tensor& dy, Needs) -> Grads { return {to(dy, from)}; });
+  return record("to", y, {x}, Saved(),
+                [from](const Saved&, const Tensor& dy, Needs) -> Grads { return {to(dy, from)}; });
 }
 
 void copy_into(const Tensor& dst, const Tensor& src, const Tensor& mask) {
-  CAPO_CHECK(dst.shape() == src.shape(), "copy_into: shapes must be equal, got ", describe(dst), " and ", describe(src));
-  CAPO_CHECK(!mask.defined() || (mask.shape() == dst.shape() && mask.dtype() == boolean && mask.device() == dst.device()),
-             "copy_into: mask must be bool ", dst.shape(), ", got ", describe(mask));
-  CAPO_CHECK(dst.device() == src.device(), "copy_into: devices must be equal, got ", dst.device(), " and ", src.device());
+  CAPO_CHECK(dst.shape() == src.shape(), "copy_into: shapes must be equal, got ", describe(dst), " and ",
+             describe(src));
+  CAPO_CHECK(
+      !mask.defined() || (mask.shape() == dst.shape() && mask.dtype() == boolean && mask.device() == dst.device()),
+      "copy_into: mask must be bool ", dst.shape(), ", got ", describe(mask));
+  CAPO_CHECK(dst.device() == src.device(), "copy_into: devices must be equal, got ", dst.device(), " and ",
+             src.device());
   for (int i = 0; i < dst.rank() && dst.numel() > 0; ++i)
     CAPO_CHECK(dst.strides()[i] > 0 || dst.shape()[i] <= 1, "copy_into: dst must not repeat memory, got ", dst.shape(),
                " with strides ", dst.strides());

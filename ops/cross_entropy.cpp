@@ -60,7 +60,8 @@ void check_labels(const Tensor& labels, std::int64_t classes, std::int64_t ignor
 }
 
 // The loss as one kernel; labels or target is defined.
-Tensor fused(const char* op, const Tensor& x0, const Tensor& labels0, const Tensor& target0, const CrossEntropyOptions& o) {
+Tensor fused(const char* op, const Tensor& x0, const Tensor& labels0, const Tensor& target0,
+             const CrossEntropyOptions& o) {
   const Tensor x = contiguous(x0), labels = contiguous_or_undefined(labels0), target = contiguous_or_undefined(target0);
   const Device device = x.device();
   const DType acc = accumulator(x.dtype());
@@ -73,8 +74,8 @@ Tensor fused(const char* op, const Tensor& x0, const Tensor& labels0, const Tens
   const Tensor dlogits = need ? empty_like(x) : Tensor();
   const Tensor counted = mean && labels.defined() ? empty({rows}, acc, device) : Tensor();
   const CrossEntropyArgs args{x.dtype(), data_or_null(x), static_cast<const std::int64_t*>(data_or_null(labels)),
-                              data_or_null(target), data_or_null(row_loss), data_or_null(dlogits), data_or_null(counted),
-                              rows, columns, o.ignore_index, o.label_smoothing};
+                              data_or_null(target), data_or_null(row_loss), data_or_null(dlogits),
+                              data_or_null(counted), rows, columns, o.ignore_index, o.label_smoothing};
   launch(kernels::cross_entropy, device, args, rows, row_grain(columns));
   detail::observe("cross_entropy", {});  // before the sums of its rows, which are ops of their own
   Tensor loss = row_loss, share;  // share: what mean multiplies every row with
@@ -86,16 +87,17 @@ Tensor fused(const char* op, const Tensor& x0, const Tensor& labels0, const Tens
   loss = cast(loss, x.dtype());
   if (!need) return loss;
   const bool per_row = o.reduction == Reduction::none;
-  return record(op, loss, {x}, Saved({}, {dlogits, share, loss}), [per_row](const Saved& s, const Tensor& dy0, Needs) -> Grads {
-    const Tensor dlogits_kept = s[0], part = s[1], linked = s[2];
-    Tensor dx;
-    {
-      const NoGrad off;
-      Tensor dy = part.defined() ? cast(cast(dy0, part.dtype()) * part, dy0.dtype()) : dy0;
-      dx = dlogits_kept * (per_row ? unsqueeze(dy, -1) : dy);
-    }
-    return {record_no_gradient("cross_entropy_backward", dx, {dy0, linked})};
-  });
+  return record(op, loss, {x}, Saved({}, {dlogits, share, loss}),
+                [per_row](const Saved& s, const Tensor& dy0, Needs) -> Grads {
+                  const Tensor dlogits_kept = s[0], part = s[1], linked = s[2];
+                  Tensor dx;
+                  {
+                    const NoGrad off;
+                    Tensor dy = part.defined() ? cast(cast(dy0, part.dtype()) * part, dy0.dtype()) : dy0;
+                    dx = dlogits_kept * (per_row ? unsqueeze(dy, -1) : dy);
+                  }
+                  return {record_no_gradient("cross_entropy_backward", dx, {dy0, linked})};
+                });
 }
 
 }  // namespace
@@ -105,8 +107,8 @@ Tensor cross_entropy(const Tensor& logits, const Tensor& labels, const CrossEntr
   CAPO_CHECK(labels.dtype() == i64, "cross_entropy: labels must be i64, got ", describe(labels));
   Shape expected = logits.shape();
   expected.pop_back();
-  CAPO_CHECK(labels.shape() == expected, "cross_entropy: labels must be ", expected, " for logits ", logits.shape(), ", got ",
-             labels.shape());
+  CAPO_CHECK(labels.shape() == expected, "cross_entropy: labels must be ", expected, " for logits ", logits.shape(),
+             ", got ", labels.shape());
   CAPO_CHECK(labels.device() == logits.device(), "cross_entropy: labels are on ", labels.device(), ", logits on ",
              logits.device());
   if (is_half(logits.dtype()) && !logits.device().is_cuda())
@@ -117,10 +119,12 @@ Tensor cross_entropy(const Tensor& logits, const Tensor& labels, const CrossEntr
 Tensor cross_entropy_soft(const Tensor& logits, const Tensor& target, const CrossEntropyOptions& o) {
   const char* op = "cross_entropy_soft";
   check(op, logits, o);
-  CAPO_CHECK(target.shape() == logits.shape(), op, ": target must be ", logits.shape(), " like the logits, got ", target.shape());
+  CAPO_CHECK(target.shape() == logits.shape(), op, ": target must be ", logits.shape(), " like the logits, got ",
+             target.shape());
   CAPO_CHECK(target.dtype() == logits.dtype(), op, ": target is ", target.dtype(), ", logits are ", logits.dtype(),
              ": mixed dtypes, cast one");
-  CAPO_CHECK(target.device() == logits.device(), op, ": target is on ", target.device(), ", logits on ", logits.device());
+  CAPO_CHECK(target.device() == logits.device(), op, ": target is on ", target.device(), ", logits on ",
+             logits.device());
   if (is_half(logits.dtype()) && !logits.device().is_cuda())
     return cast(cross_entropy_soft(cast(logits, f32), cast(target, f32), o), logits.dtype());
   if (!needs_of({target}).any()) return fused(op, logits, {}, target, o);

@@ -25,7 +25,8 @@ Tensor masked(const Tensor& x0, double p, RngRange range, std::int64_t run = 1) 
   const Tensor x = contiguous(x0), y = empty_like(x);
   const auto threshold = static_cast<std::uint32_t>(std::min(std::ceil(p * 0x1p32), 0x1p32 - 1));
   CAPO_CHECK(!range.place || !x.device().is_cpu(), "dropout: a CPU tensor cannot be part of a captured graph");
-  const DropoutArgs args{x.dtype(), data_or_null(x), data_or_null(y), x.numel(), range, threshold, 1.0 / (1.0 - p), run};
+  const DropoutArgs args{x.dtype(), data_or_null(x), data_or_null(y), x.numel(), range, threshold,
+                         1.0 / (1.0 - p), run};
   launch(kernels::dropout, x.device(), args, (x.numel() / run + 3) / 4, 4096);
   return record("dropout", y, {x}, Saved(), [p, range, run](const Saved&, const Tensor& dy, Needs) -> Grads {
     return {masked(dy, p, range, run)};

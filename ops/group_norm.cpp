@@ -89,11 +89,12 @@ std::int64_t device_chunk(std::int64_t outer, std::int64_t rows, std::int64_t co
 Extent extent_of(const Tensor& x, std::int64_t outer, std::int64_t groups) {
   const std::int64_t columns = x.size(-1), across = outer * columns;
   const std::int64_t rows = across ? x.numel() / across : 0;
-  return {outer, rows, columns, groups, x.device().is_cuda() ? device_chunk(outer, rows, columns, x.dtype()) : kChannelChunk};
+  return {outer, rows, columns, groups,
+          x.device().is_cuda() ? device_chunk(outer, rows, columns, x.dtype()) : kChannelChunk};
 }
 
-// Whether each sample's steps follow one another on the CPU: what the first reads of it is then still in the second cache for
-// the last, and a tensor beyond the caches is read once. The bits are the same either way.
+// Whether each sample's steps follow one another on the CPU: what the first reads of it is then still in the second
+// cache for the last, and a tensor beyond the caches is read once. The bits are the same either way.
 bool by_samples(const Tensor& x, const Extent& e) {
   constexpr std::int64_t kInL2 = std::int64_t{1} << 20;
   return x.device().is_cpu() && e.outer >= 4 * num_threads() && bytes_of(x.dtype(), e.rows * e.columns) <= kInL2;
@@ -112,11 +113,12 @@ struct Form {
   Activation activation;
   double below_zero, ceiling;
 };
-Form form_of(std::int64_t outer, std::int64_t groups, DType weight_dtype, double eps, bool fixed, const detail::NormEpilogue& e) {
+Form form_of(std::int64_t outer, std::int64_t groups, DType weight_dtype, double eps, bool fixed,
+             const detail::NormEpilogue& e) {
   return {outer, groups, weight_dtype, eps, fixed, e.activation, e.slope, e.ceiling};
 }
-// What the gradient keeps, each undefined when no needed gradient reads it: the inputs, the statistics, and y where relu's
-// slope is read from it.
+// What the gradient keeps, each undefined when no needed gradient reads it: the inputs, the statistics, and y where
+// relu's slope is read from it.
 enum Kept : int { kX, kWeight, kBias, kResidual, kMean, kRstd, kY };
 
 bool activates(const Form& f) { return f.activation != Activation::none; }
@@ -125,14 +127,16 @@ void launch_apply(const Tensor& x, const Tensor& w, const Tensor& b, const Tenso
                   const Tensor& mean, const Tensor& rstd, const Extent& e, const Form& f) {
   const ChannelNormArgs args{x.dtype(), f.weight_dtype, data_or_null(x), data_or_null(w), data_or_null(b),
                              data_or_null(residual), data_or_null(y), nullptr, nullptr, data_or_null(mean), nullptr,
-                             data_or_null(rstd), e.outer, e.rows, e.columns, e.groups, 0, e.chunk, f.activation, f.below_zero, f.ceiling};
+                             data_or_null(rstd), e.outer, e.rows, e.columns, e.groups, 0, e.chunk, f.activation,
+                             f.below_zero, f.ceiling};
   launch(kernels::group_norm_apply, x.device(), args, e.outer * e.chunks(), e.chunk_grain());
 }
 
-// Two passes over the activations. When the residual's gradient dz is wanted the first writes it, and the second reads it
-// in place of dy and what the slope came from.
+// Two passes over the activations. When the residual's gradient dz is wanted the first writes it, and the second reads
+// it in place of dy and what the slope came from.
 Grads fused_backward(const Saved& saved, const Tensor& dy0, const Form& f, Needs need) {
-  const Tensor dy = contiguous(dy0), w = contiguous_or_undefined(saved[kWeight]), b = contiguous_or_undefined(saved[kBias]);
+  const Tensor dy = contiguous(dy0), w = contiguous_or_undefined(saved[kWeight]),
+               b = contiguous_or_undefined(saved[kBias]);
   const Tensor residual = contiguous_or_undefined(saved[kResidual]), y = saved[kY];
   const Device device = dy.device();
   const DType acc = accumulator(dy.dtype());
@@ -148,10 +152,11 @@ Grads fused_backward(const Saved& saved, const Tensor& dy0, const Form& f, Needs
   if (need[3]) out[3] = activates(f) ? empty_like(dy) : dy;
   bool writes_dz = need[3] && activates(f);
   ChannelNormBackwardArgs args{dy.dtype(), f.weight_dtype, data_or_null(x), data_or_null(dy), data_or_null(w),
-                               data_or_null(saved[kMean]), data_or_null(saved[kRstd]), nullptr, nullptr, data_or_null(shift),
-                               data_or_null(slope), data_or_null(dweight), data_or_null(dbias), data_or_null(out[0]),
-                               e.outer, e.rows, e.columns, e.groups, e.chunk, f.activation, f.below_zero, f.ceiling, data_or_null(b),
-                               data_or_null(residual), data_or_null(y), writes_dz ? data_or_null(out[3]) : nullptr};
+                               data_or_null(saved[kMean]), data_or_null(saved[kRstd]), nullptr, nullptr,
+                               data_or_null(shift), data_or_null(slope), data_or_null(dweight), data_or_null(dbias),
+                               data_or_null(out[0]), e.outer, e.rows, e.columns, e.groups, e.chunk, f.activation,
+                               f.below_zero, f.ceiling, data_or_null(b), data_or_null(residual), data_or_null(y),
+                               writes_dz ? data_or_null(out[3]) : nullptr};
   bool done = false;
   if (products || need[2]) {
     const Shape parts{f.outer, e.chunks(), e.columns};
@@ -172,8 +177,11 @@ Grads fused_backward(const Saved& saved, const Tensor& dy0, const Form& f, Needs
       writes_dz = false;
     }
   }
-  if (!done && (need[0] || writes_dz)) launch(kernels::group_norm_dx, device, args, e.outer * e.chunks(), e.chunk_grain());
-  const auto over_outer = [&](const Tensor& t) { return cast(f.outer == 1 ? reshape(t, {e.columns}) : sum(t, {0}), f.weight_dtype); };
+  if (!done && (need[0] || writes_dz))
+    launch(kernels::group_norm_dx, device, args, e.outer * e.chunks(), e.chunk_grain());
+  const auto over_outer = [&](const Tensor& t) {
+    return cast(f.outer == 1 ? reshape(t, {e.columns}) : sum(t, {0}), f.weight_dtype);
+  };
   if (need[1]) out[1] = over_outer(dweight);
   if (need[2]) out[2] = over_outer(dbias);
   return out;
@@ -186,7 +194,9 @@ Grads composite_backward(const Saved& saved, const Tensor& dy0, const Form& f, N
   const Extent e = extent_of(dy0, f.outer, f.groups);
   const Shape grouped{f.outer, e.rows, f.groups, e.columns / f.groups}, per_column{f.groups, e.columns / f.groups};
   const Dims axes{1, 3};
-  const auto kept = [&](int i, const Shape& as) { return saved[i].defined() ? reshape(cast(saved[i], acc), as) : Tensor(); };
+  const auto kept = [&](int i, const Shape& as) {
+    return saved[i].defined() ? reshape(cast(saved[i], acc), as) : Tensor();
+  };
   const Tensor x = kept(kX, grouped), w = kept(kWeight, per_column), b = kept(kBias, per_column), y = kept(kY, grouped);
   Tensor centred, rstd;
   if (f.fixed) {
@@ -206,7 +216,9 @@ Grads composite_backward(const Saved& saved, const Tensor& dy0, const Form& f, N
     if (w.defined()) z = z * w;
     if (b.defined()) z = z + b;
     if (residual.defined()) z = z + residual;
-    const UnaryKind relu = f.ceiling > 0 ? UnaryKind::clamp : f.below_zero == 0 ? UnaryKind::relu : UnaryKind::leaky_relu;
+    const UnaryKind relu = f.ceiling > 0       ? UnaryKind::clamp
+                           : f.below_zero == 0 ? UnaryKind::relu
+                                               : UnaryKind::leaky_relu;
     dz = unary_gradient(f.activation == Activation::silu ? UnaryKind::silu : relu, dz, z, f.below_zero, f.ceiling);
   }
   Grads out(4);
@@ -237,12 +249,12 @@ struct RemakesNormal {
   }
 };
 
-Tensor recorded(const char* op, const Tensor& y, const Tensor& x, const Tensor& w, const Tensor& b, const Tensor& residual,
-                const Tensor& mean, const Tensor& rstd, const Form& f) {
+Tensor recorded(const char* op, const Tensor& y, const Tensor& x, const Tensor& w, const Tensor& b,
+                const Tensor& residual, const Tensor& mean, const Tensor& rstd, const Form& f) {
   const Needs need = needs_of({x, w, b, residual});
   const bool by_norm = need[1] || (need[0] && !f.fixed);  // the norm's own gradient reads x
-  // relu's slope is the sign of z or of y: z costs nothing where x is kept and nothing was added to it; else y costs the
-  // least, for the next op mostly keeps it anyway.
+  // relu's slope is the sign of z or of y: z costs nothing where x is kept and nothing was added to it; else y costs
+  // the least, for the next op mostly keeps it anyway.
   const bool slope = activates(f) && need.any();
   const bool plain_relu = f.activation == Activation::relu && f.below_zero == 0 && f.ceiling == 0;
   // A residual takes the place of y where it is kept itself, not made again: y is then made of it in one pass. In a row of
@@ -251,7 +263,8 @@ Tensor recorded(const char* op, const Tensor& y, const Tensor& x, const Tensor& 
   const bool by_y = slope && plain_relu && (!by_norm || (residual.defined() && !by_residual)), by_z = slope && !by_y;
   const bool keeps_x = by_norm || by_z, remakes = keeps_x && (!residual.defined() || by_z);
   return record(op, y, {x, w, b, residual},
-                Saved({keep_if(keeps_x, x), keep_if(need[0] || by_z || remakes, w), keep_if(by_z || remakes, b), keep_if(by_z, residual)},
+                Saved({keep_if(keeps_x, x), keep_if(need[0] || by_z || remakes, w), keep_if(by_z || remakes, b),
+                       keep_if(by_z, residual)},
                       {keep_if(keeps_x, mean), keep_if(keeps_x || need[0] || need[1], rstd), keep_if(by_y, y)}),
                 [f](const Saved& s, const Tensor& dy, Needs n) -> Grads {
                   return grad_enabled() ? composite_backward(s, dy, f, n) : fused_backward(s, dy, f, n);
@@ -267,9 +280,11 @@ void check_epilogue(const char* op, const Tensor& x, const NormEpilogue& epilogu
   const Activation a = epilogue.activation;
   CAPO_CHECK(a == Activation::none || a == Activation::relu || a == Activation::silu, op,
              ": activation must be none, relu or silu, got ", name_of(a));
-  CAPO_CHECK(epilogue.slope == 0 || a == Activation::relu, op, ": slope belongs to relu, got ", epilogue.slope, " with ", name_of(a));
+  CAPO_CHECK(epilogue.slope == 0 || a == Activation::relu, op, ": slope belongs to relu, got ", epilogue.slope,
+             " with ", name_of(a));
   CAPO_CHECK(epilogue.ceiling == 0 || (epilogue.ceiling > 0 && a == Activation::relu && epilogue.slope == 0), op,
-             ": ceiling must be >= 0 and belongs to relu without a slope, got ", epilogue.ceiling, " with ", name_of(a), " and slope ", epilogue.slope);
+             ": ceiling must be >= 0 and belongs to relu without a slope, got ", epilogue.ceiling, " with ", name_of(a),
+             " and slope ", epilogue.slope);
   const Tensor& r = epilogue.residual;
   CAPO_CHECK(!r.defined() || (r.shape() == x.shape() && r.dtype() == x.dtype() && r.device() == x.device()), op,
              ": residual must be ", describe(x), " as x, got ", describe(r));
@@ -291,10 +306,12 @@ Tensor channel_norm(const char* op, const Tensor& x0, const Tensor& w0, const Te
     const Tensor part_mean = empty(parts, device.is_cuda() ? f64 : acc, device), part_m2 = empty(parts, acc, device);
     ChannelNormArgs args{x.dtype(), f.weight_dtype, data_or_null(x), nullptr, nullptr, nullptr, nullptr,
                          data_or_null(part_mean), data_or_null(part_m2), data_or_null(mean), data_or_null(var),
-                         data_or_null(rstd), e.outer, e.rows, e.columns, e.groups, eps, e.chunk, Activation::none, 0, 0};
+                         data_or_null(rstd), e.outer, e.rows, e.columns, e.groups, eps, e.chunk, Activation::none, 0,
+                         0};
     if (whole_samples) {
       args.weight = data_or_null(w), args.bias = data_or_null(b), args.residual = data_or_null(residual);
-      args.y = data_or_null(y), args.activation = f.activation, args.below_zero = f.below_zero, args.ceiling = f.ceiling;
+      args.y = data_or_null(y), args.activation = f.activation, args.below_zero = f.below_zero,
+      args.ceiling = f.ceiling;
       launch(kernels::group_norm_sample, device, args, e.outer, 1);
     } else {
       launch(kernels::group_norm_partial, device, args, e.outer * e.chunks(), e.chunk_grain());
@@ -321,13 +338,13 @@ Tensor channel_affine(const char* op, const Tensor& x0, const Tensor& w0, const 
 
 namespace {
 
-Tensor norm_per_sample(const char* op, const Tensor& x, std::int64_t groups, const Tensor& w, const Tensor& b, double eps,
-                       const detail::NormEpilogue& epilogue) {
+Tensor norm_per_sample(const char* op, const Tensor& x, std::int64_t groups, const Tensor& w, const Tensor& b,
+                       double eps, const detail::NormEpilogue& epilogue) {
   CAPO_CHECK(eps > 0, op, ": eps must be > 0, got ", eps);
   check_channels(op, "weight", w, x);
   check_channels(op, "bias", b, x);
-  CAPO_CHECK(!w.defined() || !b.defined() || w.dtype() == b.dtype(), op, ": weight is ", w.dtype(), ", bias is ", b.dtype(),
-             ": mixed dtypes, cast one");
+  CAPO_CHECK(!w.defined() || !b.defined() || w.dtype() == b.dtype(), op, ": weight is ", w.dtype(), ", bias is ",
+             b.dtype(), ": mixed dtypes, cast one");
   check_epilogue(op, x, epilogue);
   return detail::channel_norm(op, x, w, b, x.size(0), groups, eps, epilogue);
 }
@@ -342,12 +359,13 @@ void check_image(const char* op, const Tensor& x) {
 Tensor group_norm(const Tensor& x, std::int64_t groups, const Tensor& weight, const Tensor& bias, double eps,
                   Activation activation, double slope) {
   check_image("group_norm", x);
-  CAPO_CHECK(groups >= 1 && x.size(-1) % groups == 0, "group_norm: groups must divide the ", x.size(-1), " channels of x ",
-             x.shape(), ", got ", groups);
+  CAPO_CHECK(groups >= 1 && x.size(-1) % groups == 0, "group_norm: groups must divide the ", x.size(-1),
+             " channels of x ", x.shape(), ", got ", groups);
   return norm_per_sample("group_norm", x, groups, weight, bias, eps, {activation, slope});
 }
 
-Tensor instance_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, double eps, Activation activation, double slope) {
+Tensor instance_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, double eps, Activation activation,
+                     double slope) {
   check_image("instance_norm", x);
   std::int64_t positions = 1;
   for (int i = 1; i < x.rank() - 1; ++i) positions *= x.shape()[i];

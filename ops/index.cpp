@@ -99,7 +99,8 @@ Tensor checked_index(const char* op, const char* what, const Tensor& index, std:
     return captured_index(flat, check);
   }
   if (!device.is_cpu()) refuse_capture(op);
-  const std::int64_t at = device.is_cpu() ? first_wrong(flat.data<std::int64_t>(), n, size) : first_wrong_there(flat, size);
+  const std::int64_t at =
+      device.is_cpu() ? first_wrong(flat.data<std::int64_t>(), n, size) : first_wrong_there(flat, size);
   if (at != n) fail_index(check, at, to_vector<std::int64_t>(flat)[static_cast<std::size_t>(at)]);
   return flat;
 }

@@ -53,8 +53,8 @@ struct Kept {
   Tensor x, weight, mean, rstd;
 };
 
-// The gradients of x (plus dsum, where defined), weight and bias, and of a stream's residual (need[3], on its own), from
-// recorded primitives, for second derivatives.
+// The gradients of x (plus dsum, where defined), weight and bias, and of a stream's residual (need[3], on its own),
+// from recorded primitives, for second derivatives.
 Grads composite_backward(const Kept& kept, const Tensor& dy0, const Tensor& dsum, const Norm& norm, Needs need) {
   const DType t = norm.dtype, acc = accumulator(t);
   const Tensor dy = cast(dy0, acc);
@@ -117,7 +117,8 @@ Grads backward(const Kept& kept, const Tensor& dy, const Tensor& dsum, const Nor
   return grad_enabled() ? composite_backward(kept, dy, dsum, norm, need) : fused_backward(kept, dy, dsum, norm, need);
 }
 
-// What y will be: of x's shape and dtype, or beside an f32 stream of the dtype of 16-bit weights (a view of one element).
+// What y will be: of x's shape and dtype, or beside an f32 stream of the dtype of 16-bit weights (a view of one
+// element).
 Tensor like_y(const Tensor& x, const Tensor& w, const Tensor& b) {
   const Tensor& given = w.defined() ? w : b;
   if (x.dtype() != f32 || !given.defined() || !is_half(given.dtype())) return x;
@@ -164,8 +165,8 @@ Rows forward(const Tensor& x, const Tensor& r, const Tensor& w, const Tensor& b,
   return {sum, y, row_mean, row_rstd};
 }
 
-// Output `y` once more, from the tensor that was normalised, weight and bias: Saved holds them in this order, or those two
-// first where the node normalised a sum of its own.
+// Output `y` once more, from the tensor that was normalised, weight and bias: Saved holds them in this order, or those
+// two first where the node normalised a sum of its own.
 struct RemakesNormal {
   Norm norm;
   int y;
@@ -190,7 +191,8 @@ Tensor normalize(const char* op, const Tensor& x0, const Tensor& w0, const Tenso
   const Needs need = needs_of({x, w, b});
   const bool keep = need[0] || need[1];
   const Rows rows = forward(x, {}, w, b, norm, keep);
-  return record(op, rows.y, {x, w, b}, Saved({keep_if(keep, x), keep_if(keep, w), keep_if(keep, b)}, {rows.mean, rows.rstd}),
+  return record(op, rows.y, {x, w, b},
+                Saved({keep_if(keep, x), keep_if(keep, w), keep_if(keep, b)}, {rows.mean, rows.rstd}),
                 [norm](const Saved& s, const Tensor& dy, Needs n) -> Grads {
                   return backward({s[0], n[0] ? s[1] : Tensor(), s[3], s[4]}, dy, {}, norm, n);
                 },
@@ -218,7 +220,8 @@ AddNorm add_normalize(const char* op, const Tensor& x0, const Tensor& r0, const 
               [norm](const Saved& s, const Grads& d, Needs n) -> Grads {
                 const bool apart = n[1] && norm.streams(), joined = n[0] || (n[1] && !apart);
                 const Needs inner((joined ? 1u : 0u) | (n[2] ? 2u : 0u) | (n[3] ? 4u : 0u) | (apart ? 8u : 0u));
-                Grads g{d[0], {}, {}, apart && d[0].defined() ? cast(d[0], norm.y_dtype) : Tensor()};  // when nothing came through y
+                // When nothing came through y.
+                Grads g{d[0], {}, {}, apart && d[0].defined() ? cast(d[0], norm.y_dtype) : Tensor()};
                 const Tensor scale = n[0] || n[1] ? s[0] : Tensor();
                 if (d[1].defined()) g = backward({s[2], scale, s[3], s[4]}, d[1], d[0], norm, inner);
                 return {keep_if(n[0], g[0]), apart ? g[3] : keep_if(n[1], g[0]), g[1], g[2]};

@@ -14,9 +14,11 @@ namespace {
 void check(const char* op, const Tensor& x, const Tensor& target, Reduction reduction, bool batchmean = false) {
   CAPO_CHECK(is_floating(x.dtype()), op, ": x must be floating, got ", describe(x));
   CAPO_CHECK(x.shape() == target.shape(), op, ": target must be ", x.shape(), " like x, got ", target.shape());
-  CAPO_CHECK(x.dtype() == target.dtype(), op, ": target is ", target.dtype(), ", x is ", x.dtype(), ": mixed dtypes, cast one");
+  CAPO_CHECK(x.dtype() == target.dtype(), op, ": target is ", target.dtype(), ", x is ", x.dtype(),
+             ": mixed dtypes, cast one");
   CAPO_CHECK(x.device() == target.device(), op, ": target is on ", target.device(), ", x is on ", x.device());
-  CAPO_CHECK(batchmean || reduction != Reduction::batchmean, op, ": reduction must be none, mean or sum, got batchmean");
+  CAPO_CHECK(batchmean || reduction != Reduction::batchmean, op,
+             ": reduction must be none, mean or sum, got batchmean");
 }
 
 Tensor reduced(const Tensor& loss, Reduction reduction) {
@@ -33,8 +35,8 @@ Tensor bce_with_logits(const Tensor& x, const Tensor& t, const BceOptions& o) {
   check("bce_with_logits", x, t, o.reduction);
   for (const Tensor& w : {o.weight, o.pos_weight}) {
     if (!w.defined()) continue;
-    CAPO_CHECK(w.dtype() == x.dtype() && w.device() == x.device(), "bce_with_logits: weights must be ", x.dtype(), " on ",
-               x.device(), " like x, got ", describe(w));
+    CAPO_CHECK(w.dtype() == x.dtype() && w.device() == x.device(), "bce_with_logits: weights must be ", x.dtype(),
+               " on ", x.device(), " like x, got ", describe(w));
     CAPO_CHECK(broadcast_shapes("bce_with_logits", w.shape(), x.shape()) == x.shape(),
                "bce_with_logits: weights must broadcast to x ", x.shape(), ", got ", w.shape());
   }

@@ -29,7 +29,8 @@ Work matmul_pack_work(const MatmulPackArgs& p, std::int64_t) {
 }
 Work matmul_sum_work(const MatmulSumArgs& p, std::int64_t items) {
   const std::int64_t tensors = (p.z ? 2 : 1) + (p.residual ? 1 : 0);
-  return Work::moved(bytes_of(summed(p.dtype), items * p.chunks) + bytes_of(p.dtype, items * tensors + (p.bias ? p.n : 0)));
+  return Work::moved(bytes_of(summed(p.dtype), items * p.chunks) +
+                     bytes_of(p.dtype, items * tensors + (p.bias ? p.n : 0)));
 }
 Work gemm_work(const GemmArgs& p, std::int64_t) { return Work::computed(2 * p.matrices * p.m * p.n * p.k); }
 }  // namespace
@@ -65,7 +66,8 @@ std::int64_t round_up(std::int64_t a, std::int64_t b) { return ceil_div(a, b) * 
 
 // Rows of A for a few columns of B that lie side by side: vectors along k (plan's dots) need each column in one piece.
 bool wants_columns(const MatmulArgs& p) {
-  const bool in_place = p.a_k == 1 && ((!p.bf16 && !is_half(p.dtype)) || (p.dtype == bf16 && p.bf16_dot && p.k % 2 == 0));
+  const bool in_place =
+      p.a_k == 1 && ((!p.bf16 && !is_half(p.dtype)) || (p.dtype == bf16 && p.bf16_dot && p.k % 2 == 0));
   return in_place && p.b_col == 1 && p.b_k != 1 && p.n > 1 && p.n < 16 && p.k >= 64 && p.m >= 64;
 }
 
@@ -102,8 +104,10 @@ bool plan(MatmulArgs& p, std::int64_t matrices) {
   const bool half = is_half(p.dtype), as_is = !p.bf16 && !half;
   p.a_in_place = p.a_k == 1 && (as_is || (p.dtype == bf16 && p.bf16_dot && p.k % 2 == 0));
   // A few rows that every block of columns packs again: wide blocks (of 6 x 48 or 4 x 64 columns).
-  const std::int64_t grain = p.a_in_place || p.m > 16 ? 64 : p.m == 7 || p.m == 8 ? 288 : 256, columns = ceil_div(p.n, grain);
-  const bool in_place = p.b_col == 1 && p.n % 16 == 0 && (p.m <= 256 || p.k <= 16) && as_is;  // B is read as it lies: little reuse
+  const std::int64_t grain = p.a_in_place || p.m > 16 ? 64 : p.m == 7 || p.m == 8 ? 288 : 256,
+                     columns = ceil_div(p.n, grain);
+  // B is read as it lies where it is little reused.
+  const bool in_place = p.b_col == 1 && p.n % 16 == 0 && (p.m <= 256 || p.k <= 16) && as_is;
   const bool whole = p.m <= 96 || (p.m <= 256 && p.a_in_place && (matrices >= kItems || matrices * columns >= 12));
   p.dots = p.a_in_place && p.b_k == 1 && (p.b_col != 1 || p.n == 1) && p.k >= 64 && (p.n < 16 || p.m <= 16);
   p.far = matrices * p.m * p.n * size_of(p.dtype) > (8 << 20);
@@ -294,15 +298,19 @@ Tensor product_into(const Tensor& c, const Tensor& a, const Tensor& b, const Sha
 bool is_narrow_gradient(const Tensor& a, const Tensor& b, const Shape& batch) {
   const auto unit = [](const Tensor& x, int axis) { return x.strides()[x.rank() - axis] == 1; };
   const std::int64_t m = a.size(-2), n = b.size(-1), k = a.size(-1);
-  const bool turned = n >= 64 && a.dtype() == f32 && matmul_precision() == f32;  // is_turned's: whole panels as they are
-  return numel(batch) == 1 && n > 1 && n <= 96 && !turned && m >= 4 * n && k >= 64 && unit(a, 2) && !unit(a, 1) && unit(b, 1);
+  // is_turned's: whole panels as they are.
+  const bool turned = n >= 64 && a.dtype() == f32 && matmul_precision() == f32;
+  return numel(batch) == 1 && n > 1 && n <= 96 && !turned && m >= 4 * n && k >= 64 &&
+         unit(a, 2) && !unit(a, 1) && unit(b, 1);
 }
 
 Tensor product(const Tensor& a, const Tensor& b, const Shape& batch, const Shape& out, const Tensor& bias = {},
                Activation activation = Activation::none, Tensor* z = nullptr) {
-  if (!a.device().is_cuda() && !bias.defined() && activation == Activation::none && !z && is_narrow_gradient(a, b, batch)) {
+  if (!a.device().is_cuda() && !bias.defined() && activation == Activation::none && !z &&
+      is_narrow_gradient(a, b, batch)) {
     const auto flipped = [](const Tensor& x) {
-      return strided_view(x, {x.size(-1), x.size(-2)}, {x.strides()[x.rank() - 1], x.strides()[x.rank() - 2]}, x.offset());
+      return strided_view(x, {x.size(-1), x.size(-2)}, {x.strides()[x.rank() - 1], x.strides()[x.rank() - 2]},
+                          x.offset());
     };
     const Tensor c = product(flipped(b), flipped(a), {}, {b.size(-1), a.size(-2)});
     return reshape(contiguous(flipped(c)), out);
@@ -345,12 +353,14 @@ Tensor input_gradient(const Tensor& dz, const Tensor& w, int input, Pending& pen
   return dz.rank() > 1 ? matmul(dz, w) : reshape(matmul(as_rows(dz), w), {w.size(1)});
 }
 
-// dw = dz^T x and db, the sum of dz's rows, from one pass over dz, where the device's library gives both. dz [T, O], x [T, I].
+// dw = dz^T x and db, the sum of dz's rows, from one pass over dz, where the device's library gives both. dz [T, O],
+// x [T, I].
 bool joint_gradient([[maybe_unused]] const Tensor& dz, [[maybe_unused]] const Tensor& x, [[maybe_unused]] Tensor& dw,
                     [[maybe_unused]] Tensor& db) {
 #if defined(CAPO_WITH_CUDA)
   if (!dz.device().is_cuda() || grad_enabled() || dz.numel() == 0 || x.numel() == 0) return false;
-  const Tensor c = empty({dz.size(1), x.size(1)}, dz.dtype(), dz.device()), sums = empty({dz.size(1)}, dz.dtype(), dz.device());
+  const Tensor c = empty({dz.size(1), x.size(1)}, dz.dtype(), dz.device()),
+               sums = empty({dz.size(1)}, dz.dtype(), dz.device());
   GemmArgs p = gemm_args(matrix_transpose(dz), x, {}, c);
   p.a_sums = sums.data();
   if (!kernels::gemm_in_library(p, detail::current_stream(c.device()))) return false;
@@ -377,8 +387,10 @@ Tensor matmul(const Tensor& a, const Tensor& b) {
   CAPO_CHECK(is_floating(a.dtype()) && a.dtype() == b.dtype(), "matmul: a and b must have one floating dtype, got ",
              describe(a), " and ", describe(b));
   CAPO_CHECK(a.device() == b.device(), "matmul: devices must be equal, got ", a.device(), " and ", b.device());
-  CAPO_CHECK(a.rank() >= 2 && b.rank() >= 2, "matmul: a and b need rank 2 or more, got ", a.shape(), " and ", b.shape());
-  CAPO_CHECK(a.size(-1) == b.size(-2), "matmul: columns of a must equal rows of b, got ", a.shape(), " and ", b.shape());
+  CAPO_CHECK(a.rank() >= 2 && b.rank() >= 2, "matmul: a and b need rank 2 or more, got ", a.shape(), " and ",
+             b.shape());
+  CAPO_CHECK(a.size(-1) == b.size(-2), "matmul: columns of a must equal rows of b, got ", a.shape(), " and ",
+             b.shape());
   Shape abatch = a.shape(), bbatch = b.shape();
   for (int i = 0; i < 2; ++i) abatch.pop_back(), bbatch.pop_back();
   const Shape batch = broadcast_shapes("matmul", abatch, bbatch);
@@ -392,7 +404,8 @@ Tensor matmul(const Tensor& a, const Tensor& b) {
                 [ashape, bshape](const Saved& s, const Tensor& dy, Needs n) -> Grads {
                   Tensor da, db;
                   if (n[0]) da = sum_to(matmul(dy, matrix_transpose(s[1])), ashape);
-                  if (n[1] && numel(bshape) == bshape.back() * bshape[bshape.size() - 2]) {  // one b: batch joins the sum
+                  // One b: the batch joins the sum.
+                  if (n[1] && numel(bshape) == bshape.back() * bshape[bshape.size() - 2]) {
                     Shape full = dy.shape();
                     full.back() = ashape.back();
                     db = reshape(matmul(matrix_transpose(as_rows(expand(s[0], full))), as_rows(dy)), bshape);
@@ -406,13 +419,14 @@ Tensor matmul(const Tensor& a, const Tensor& b) {
 Tensor linear(const Tensor& x, const Tensor& w, const Tensor& b, Activation activation) {
   CAPO_CHECK(is_floating(x.dtype()) && x.dtype() == w.dtype(), "linear: x and w must have one floating dtype, got ",
              describe(x), " and ", describe(w));
-  CAPO_CHECK(x.rank() >= 1 && w.rank() == 2, "linear: needs x [..., I] and w [O, I], got ", x.shape(), " and ", w.shape());
+  CAPO_CHECK(x.rank() >= 1 && w.rank() == 2, "linear: needs x [..., I] and w [O, I], got ", x.shape(), " and ",
+             w.shape());
   CAPO_CHECK(x.size(-1) == w.size(1), "linear: w must be [O, ", x.size(-1), "] to match the last axis of x ", x.shape(),
              ", got ", w.shape());
   CAPO_CHECK(x.device() == w.device(), "linear: devices must be equal, got ", x.device(), " and ", w.device());
   if (b.defined())
-    CAPO_CHECK(b.shape() == Shape{w.size(0)} && b.dtype() == x.dtype() && b.device() == x.device(), "linear: b must be ",
-               x.dtype(), " [", w.size(0), "] on ", x.device(), ", got ", describe(b));
+    CAPO_CHECK(b.shape() == Shape{w.size(0)} && b.dtype() == x.dtype() && b.device() == x.device(),
+               "linear: b must be ", x.dtype(), " [", w.size(0), "] on ", x.device(), ", got ", describe(b));
 
   Shape out = x.shape();
   out.back() = w.size(0);
@@ -453,19 +467,20 @@ void check_branch(const Tensor& r, const LinearBranch& branch, std::int64_t firs
   const auto& [x, w, b, column] = branch;
   CAPO_CHECK(x.dtype() == r.dtype() && w.dtype() == r.dtype(), "add_linear: x and w must be ", r.dtype(),
              " like r, got ", describe(x), " and ", describe(w));
-  CAPO_CHECK(x.device() == r.device() && w.device() == r.device(), "add_linear: devices must be equal, got ", r.device(),
-             ", ", x.device(), " and ", w.device());
+  CAPO_CHECK(x.device() == r.device() && w.device() == r.device(), "add_linear: devices must be equal, got ",
+             r.device(), ", ", x.device(), " and ", w.device());
   CAPO_CHECK(w.rank() == 2 && x.rank() == r.rank(), "add_linear: needs x [..., I] of r's rank and w [O, I], got r ",
              r.shape(), ", x ", x.shape(), " and w ", w.shape());
   for (int i = 0; i + 1 < r.rank(); ++i)
-    CAPO_CHECK(x.shape()[i] == r.shape()[i], "add_linear: x must have the leading axes of r ", r.shape(), ", got ", x.shape());
+    CAPO_CHECK(x.shape()[i] == r.shape()[i], "add_linear: x must have the leading axes of r ", r.shape(), ", got ",
+               x.shape());
   CAPO_CHECK(x.size(-1) == w.size(1), "add_linear: w must be [O, ", x.size(-1), "] to match the last axis of x ",
              x.shape(), ", got ", w.shape());
   CAPO_CHECK(column >= first && column + w.size(0) <= r.size(-1), "add_linear: columns ", column, " .. ",
              column + w.size(0), " must follow each other in r's ", r.size(-1), ", from ", first, " on");
   if (b.defined())
-    CAPO_CHECK(b.shape() == Shape{w.size(0)} && b.dtype() == r.dtype() && b.device() == r.device(), "add_linear: b must be ",
-               r.dtype(), " [", w.size(0), "] on ", r.device(), ", got ", describe(b));
+    CAPO_CHECK(b.shape() == Shape{w.size(0)} && b.dtype() == r.dtype() && b.device() == r.device(),
+               "add_linear: b must be ", r.dtype(), " [", w.size(0), "] on ", r.device(), ", got ", describe(b));
 }
 
 // What add_linear's gradient takes besides tensors: where its branches' columns lie.
@@ -498,7 +513,8 @@ void add_branches(const Tensor& y, const Tensor& r, const std::vector<LinearBran
 }  // namespace
 
 Tensor add_linear(const Tensor& r, const std::vector<LinearBranch>& branches) {
-  CAPO_CHECK(is_floating(r.dtype()) && r.rank() >= 1, "add_linear: r must be floating, of rank 1 or more, got ", describe(r));
+  CAPO_CHECK(is_floating(r.dtype()) && r.rank() >= 1, "add_linear: r must be floating, of rank 1 or more, got ",
+             describe(r));
   CAPO_CHECK(!branches.empty() && branches.size() <= kMaxDims, "add_linear: needs 1 to ", kMaxDims, " branches, got ",
              branches.size());
   Columns at{static_cast<int>(branches.size()), {}, {}};

@@ -131,8 +131,8 @@ void write_all(const char* op, const std::vector<Row>& rows, std::initializer_li
 
 const float* checked_numbers(const char* op, const char* what, const Tensor& t, std::int64_t n, Device device) {
   if (!t.defined()) return nullptr;
-  CAPO_CHECK(t.dtype() == f32 && t.numel() == n && t.is_contiguous() && t.device() == device, op, ": ", what, " must be f32 [", n,
-             "] on ", device, ", got ", describe(t));
+  CAPO_CHECK(t.dtype() == f32 && t.numel() == n && t.is_contiguous() && t.device() == device, op, ": ", what,
+             " must be f32 [", n, "] on ", device, ", got ", describe(t));
   return t.data<float>();
 }
 
@@ -142,7 +142,8 @@ AtRunArgs args_of(const char* op, const AtRun& a, std::int64_t n, Device device)
   CAPO_CHECK(!any || device.is_cuda(), op,
              ": numbers that are read at run are for CUDA tensors, got ", device);
   return {checked_numbers(op, "the numbers at run", a.numbers, n, device),
-          checked_numbers(op, "the scale at run", a.scale, 1, device), checked_numbers(op, "the skip at run", a.skip, 1, device)};
+          checked_numbers(op, "the scale at run", a.scale, 1, device),
+          checked_numbers(op, "the skip at run", a.skip, 1, device)};
 }
 
 // What grad_stat makes of all chunks of tensors on one CUDA device, in order.
@@ -222,10 +223,10 @@ void sgd_(const TensorList& params, const TensorList& grads, const TensorList& b
           const AtRun& at_run, const TensorList& weights) {
   const char* op = "sgd_";
   const NoGrad off;
-  CAPO_CHECK(o.lr >= 0 && o.momentum >= 0 && o.weight_decay >= 0, op, ": lr, momentum and weight_decay must be >= 0, got ",
-             o.lr, ", ", o.momentum, ", ", o.weight_decay);
-  CAPO_CHECK(!o.nesterov || (o.momentum > 0 && o.dampening == 0), op, ": nesterov needs momentum > 0 and dampening 0, got ",
-             o.momentum, " and ", o.dampening);
+  CAPO_CHECK(o.lr >= 0 && o.momentum >= 0 && o.weight_decay >= 0, op,
+             ": lr, momentum and weight_decay must be >= 0, got ", o.lr, ", ", o.momentum, ", ", o.weight_decay);
+  CAPO_CHECK(!o.nesterov || (o.momentum > 0 && o.dampening == 0), op,
+             ": nesterov needs momentum > 0 and dampening 0, got ", o.momentum, " and ", o.dampening);
   const bool buffered = o.momentum != 0;
   if (buffered) check_list(op, "the list of momentum buffers", buffers, params.size());
   const auto rows = rows_of(op, params, grads, buffers, {}, buffered ? "momentum buffer" : nullptr, nullptr, weights);
@@ -236,14 +237,14 @@ void sgd_(const TensorList& params, const TensorList& grads, const TensorList& b
   detail::observe(op, {});
 }
 
-void adamw_(const TensorList& params, const TensorList& grads, const TensorList& m, const TensorList& v, const AdamwOptions& o,
-            const AtRun& at_run, const TensorList& weights) {
+void adamw_(const TensorList& params, const TensorList& grads, const TensorList& m, const TensorList& v,
+            const AdamwOptions& o, const AtRun& at_run, const TensorList& weights) {
   const char* op = "adamw_";
   const NoGrad off;
-  CAPO_CHECK(o.lr >= 0 && o.weight_decay >= 0 && o.eps >= 0, op, ": lr, weight_decay and eps must be >= 0, got ", o.lr, ", ",
-             o.weight_decay, ", ", o.eps);
-  CAPO_CHECK(o.beta1 >= 0 && o.beta1 < 1 && o.beta2 >= 0 && o.beta2 < 1, op, ": beta1 and beta2 must be in [0, 1), got ",
-             o.beta1, ", ", o.beta2);
+  CAPO_CHECK(o.lr >= 0 && o.weight_decay >= 0 && o.eps >= 0, op, ": lr, weight_decay and eps must be >= 0, got ", o.lr,
+             ", ", o.weight_decay, ", ", o.eps);
+  CAPO_CHECK(o.beta1 >= 0 && o.beta1 < 1 && o.beta2 >= 0 && o.beta2 < 1, op,
+             ": beta1 and beta2 must be in [0, 1), got ", o.beta1, ", ", o.beta2);
   CAPO_CHECK(o.step >= 1, op, ": step counts from 1, got ", o.step);
   check_list(op, "the list m", m, params.size());
   check_list(op, "the list v", v, params.size());
@@ -309,15 +310,17 @@ void sgd_(const Tensor& param, const Tensor& grad, const Tensor& buffer, const S
 void adamw_(const Tensor& param, const Tensor& grad, const Tensor& m, const Tensor& v, const AdamwOptions& o) {
   adamw_(TensorList{param}, TensorList{grad}, TensorList{m}, TensorList{v}, o);
 }
-void ema_(const Tensor& average, const Tensor& value, double decay) { ema_(TensorList{average}, TensorList{value}, decay); }
+void ema_(const Tensor& average, const Tensor& value, double decay) {
+  ema_(TensorList{average}, TensorList{value}, decay);
+}
 void scale_(const Tensor& t, double scale) { scale_(TensorList{t}, scale); }
 
 double global_norm(const TensorList& tensors) { return std::sqrt(total("global_norm", tensors, false)); }
 bool all_finite(const TensorList& tensors) { return total("all_finite", tensors, true) == 0; }
 bool all_finite(const Tensor& t) { return all_finite(TensorList{t}); }
 
-
-GradVerdict grad_verdict(const TensorList& gradients, const TensorList& losses, double max_norm, const Tensor& loss_scale) {
+GradVerdict grad_verdict(const TensorList& gradients, const TensorList& losses, double max_norm,
+                         const Tensor& loss_scale) {
   const char* op = "grad_verdict";
   const NoGrad off;
   CAPO_CHECK(max_norm >= 0, op, ": max_norm must not be negative, got ", max_norm);
@@ -335,9 +338,10 @@ GradVerdict grad_verdict(const TensorList& gradients, const TensorList& losses, 
   for (const Tensor& t : losses) add(loss_rows, t);
   const Tensor parts = parts_there(rows, false), wrong = loss_rows.empty() ? Tensor() : parts_there(loss_rows, true);
   const GradVerdict v{empty({1}, f64, device), empty({1}, f32, device), empty({1}, f32, device)};
-  const GradTotalArgs args{parts.data<double>(), parts.numel(), nullptr, v.norm.data<double>(), v.scale.data<float>(), v.skip.data<float>(),
-                           static_cast<const double*>(data_or_null(wrong)), wrong.defined() ? wrong.numel() : 0, max_norm,
-                           checked_numbers(op, "the loss scale", loss_scale, 1, device)};
+  const GradTotalArgs args{parts.data<double>(), parts.numel(), nullptr, v.norm.data<double>(),
+                           v.scale.data<float>(), v.skip.data<float>(),
+                           static_cast<const double*>(data_or_null(wrong)), wrong.defined() ? wrong.numel() : 0,
+                           max_norm, checked_numbers(op, "the loss scale", loss_scale, 1, device)};
   launch(kernels::grad_total, device, args, 1, 1);
   detail::observe(op, {});
   return v;

@@ -37,8 +37,8 @@ Tensor patchify3d(const Tensor& x, std::int64_t pd, std::int64_t ph, std::int64_
 Tensor pixel_shuffle(const Tensor& x, std::int64_t r) {
   CAPO_CHECK(x.rank() == 4, "pixel_shuffle: x must be [B, H, W, C r r], got ", x.shape());
   const std::int64_t b = x.size(0), h = x.size(1), w = x.size(2);
-  CAPO_CHECK(r >= 1 && x.size(3) % r == 0 && x.size(3) / r % r == 0, "pixel_shuffle: the channels of ", x.shape(), " must divide by ", r,
-             " squared");
+  CAPO_CHECK(r >= 1 && x.size(3) % r == 0 && x.size(3) / r % r == 0, "pixel_shuffle: the channels of ", x.shape(),
+             " must divide by ", r, " squared");
   const std::int64_t c = x.size(3) / r / r;
   const Tensor blocks = permute(reshape(x, {b, h, w, c, r, r}), {0, 1, 4, 2, 5, 3});
   return reshape(contiguous(blocks), {b, h * r, w * r, c});

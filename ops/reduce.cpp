@@ -94,7 +94,8 @@ void run_on_device(ReduceArgs& p, const Tensor& y, double scale) {
   launch(kernels::reduce, y.device(), p, y.numel(), 0);
 }
 
-// One output per item; where that makes a single chunk of long sums, fixed parts of 4,096 elements first, then the parts.
+// One output per item; where that makes a single chunk of long sums, fixed parts of 4,096 elements first, then the
+// parts.
 void run_on_cpu(ReduceArgs& p, const Tensor& y) {
   constexpr std::int64_t kPart = 4096, kWork = 16384;
   const std::int64_t outputs = y.numel();

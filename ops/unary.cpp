@@ -26,7 +26,8 @@ const char* name_of(UnaryKind kind) {
 bool reads_output(UnaryKind kind) {
   using K = UnaryKind;
   switch (kind) {
-    case K::exp: case K::sqrt: case K::rsqrt: case K::reciprocal: case K::tanh: case K::sigmoid: case K::relu: return true;
+    case K::exp: case K::sqrt: case K::rsqrt: case K::reciprocal: case K::tanh: case K::sigmoid: case K::relu:
+      return true;
     default: return false;
   }
 }
@@ -107,7 +108,8 @@ Tensor unary(UnaryKind kind, const Tensor& x0, double p, double q) {
   const Tensor x = contiguous(x0);
   const Tensor y = apply(kind, x, {}, p, q);
   const bool need = needs_of({x}).any();
-  const bool keeps_nothing = kind == UnaryKind::neg || kind == UnaryKind::affine || kind == UnaryKind::sign || kind == UnaryKind::floor;
+  const bool keeps_nothing =
+      kind == UnaryKind::neg || kind == UnaryKind::affine || kind == UnaryKind::sign || kind == UnaryKind::floor;
   Saved saved = !need || keeps_nothing ? Saved() : reads_output(kind) ? Saved({}, {y}) : Saved({x});
   const auto gradient = [kind, p, q](const Saved& s, const Tensor& dy, Needs) -> Grads {
     if (s.size() == 0) {
@@ -116,7 +118,8 @@ Tensor unary(UnaryKind kind, const Tensor& x0, double p, double q) {
     }
     return {unary_gradient(kind, dy, s[0], p, q)};
   };
-  return record(name, y, {x}, std::move(saved), gradient, RemakesUnary{kind, p, q, !keeps_nothing && !reads_output(kind)});
+  return record(name, y, {x}, std::move(saved), gradient,
+                RemakesUnary{kind, p, q, !keeps_nothing && !reads_output(kind)});
 }
 
 }  // namespace capo

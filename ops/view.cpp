@@ -107,31 +107,34 @@ Tensor expand(const Tensor& x, const Shape& shape) {
 
 namespace {
 // The adjoint of slice: zeros of `shape` with dy in place.
-Tensor slice_backward(const Tensor& dy, const Shape& shape, int axis, std::int64_t begin, std::int64_t end, std::int64_t step) {
+Tensor slice_backward(const Tensor& dy, const Shape& shape, int axis, std::int64_t begin, std::int64_t end,
+                      std::int64_t step) {
   const Tensor dx = zeros(shape, dy.dtype(), dy.device());
   {
     const NoGrad off;
     copy_into(slice(dx, axis, begin, end, step), dy);
   }
-  return record("slice_backward", dx, {dy}, Saved(), [axis, begin, end, step](const Saved&, const Tensor& g, Needs) -> Grads {
-    return {slice(g, axis, begin, end, step)};
-  });
+  return record("slice_backward", dx, {dy}, Saved(),
+                [axis, begin, end, step](const Saved&, const Tensor& g, Needs) -> Grads {
+                  return {slice(g, axis, begin, end, step)};
+                });
 }
 }  // namespace
 
 Tensor slice(const Tensor& x, std::int64_t axis0, std::int64_t begin, std::int64_t end, std::int64_t step) {
   const int axis = normalize_axis("slice", axis0, x.rank());
-  CAPO_CHECK(0 <= begin && begin <= end && end <= x.shape()[axis] && step >= 1, "slice: [", begin, ", ", end, ") step ", step,
-             " must lie in axis ", axis, " of ", x.shape());
+  CAPO_CHECK(0 <= begin && begin <= end && end <= x.shape()[axis] && step >= 1, "slice: [", begin, ", ", end, ") step ",
+             step, " must lie in axis ", axis, " of ", x.shape());
   Shape shape = x.shape();
   Dims strides = x.strides();
   shape[axis] = end > begin ? (end - begin - 1) / step + 1 : 0;
   if (shape[axis] > 1) strides[axis] *= step;  // else step may be anything
   const Tensor y = strided_view(x, shape, strides, x.offset() + begin * x.strides()[axis]);
   const Shape before = x.shape();
-  return record("slice", y, {x}, Saved(), [before, axis, begin, end, step](const Saved&, const Tensor& dy, Needs) -> Grads {
-    return {slice_backward(dy, before, axis, begin, end, step)};
-  });
+  return record("slice", y, {x}, Saved(),
+                [before, axis, begin, end, step](const Saved&, const Tensor& dy, Needs) -> Grads {
+                  return {slice_backward(dy, before, axis, begin, end, step)};
+                });
 }
 
 Tensor select(const Tensor& x, std::int64_t axis, std::int64_t index) {
@@ -144,7 +147,8 @@ Tensor unbind_backward(const Grads& parts, const Shape& shape, int axis) {
   const auto first = std::find_if(parts.begin(), parts.end(), [](const Tensor& t) { return t.defined(); });
   bool whole = true;
   for (const auto& t : parts) whole = whole && t.defined();
-  const Tensor dx = whole ? empty(shape, first->dtype(), first->device()) : zeros(shape, first->dtype(), first->device());
+  const Tensor dx =
+      whole ? empty(shape, first->dtype(), first->device()) : zeros(shape, first->dtype(), first->device());
   for (std::size_t i = 0; i < parts.size(); ++i) {
     if (!parts[i].defined()) continue;
     const NoGrad off;
@@ -166,9 +170,9 @@ std::vector<Tensor> unbind(const Tensor& x, std::int64_t axis0) {
   for (std::int64_t i = 0; i < x.shape()[axis]; ++i)
     parts.push_back(strided_view(x, shape, strides, x.offset() + i * x.strides()[axis]));
   const Shape before = x.shape();
-  return record_many("unbind", std::move(parts), {x}, Saved(), [before, axis](const Saved&, const Grads& dys, Needs) -> Grads {
-    return {unbind_backward(dys, before, axis)};
-  });
+  return record_many(
+      "unbind", std::move(parts), {x}, Saved(),
+      [before, axis](const Saved&, const Grads& dys, Needs) -> Grads { return {unbind_backward(dys, before, axis)}; });
 }
 
 Tensor squeeze(const Tensor& x, std::int64_t axis0) {
