@@ -72,7 +72,7 @@ Tensor reshape(const Tensor& x, const Shape& wanted) {
 
 Tensor permute(const Tensor& x, const Dims& axes) {
   CAPO_CHECK(axes.size() == x.rank(), "permute: ", axes, " must name every axis of ", x.shape());
-  Dims order, shape, strides, inverse = Dims::filled(x.rank(), -1);
+  Dims shape, strides, inverse = Dims::filled(x.rank(), -1);
   for (int i = 0; i < axes.size(); ++i) {
     const int a = normalize_axis("permute", axes[i], x.rank());
     CAPO_CHECK(inverse[a] < 0, "permute: ", axes, " names an axis twice");
