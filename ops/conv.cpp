@@ -118,6 +118,8 @@ void set_end(ConvArgs& p, const End& end) {
   p.low = end.activation == Activation::relu ? 0 : -kInfinity;
   p.high = end.ceiling > 0 ? end.ceiling : kInfinity;
 }
+bool is_far(const Tensor& y) { return bytes_of(y.dtype(), y.numel()) > (8 << 20); }
+bool is_streamed(const Tensor& y) { return bytes_of(y.dtype(), y.numel()) >= (32 << 20); }  // kStreamed of ops/cpu/half.h
 
 Tensor apply_depthwise(const Geometry& g, bool transposed, const Tensor& source, const Tensor& w, const Tensor& bias,
                        const End& end, const Tensor& y) {
@@ -126,7 +128,7 @@ Tensor apply_depthwise(const Geometry& g, bool transposed, const Tensor& source,
   if (y.device().is_meta() || y.numel() == 0) return y;
   const Extent e = extent_of(g, transposed);
   const ConvPackArgs pack{g, source.dtype(), transposed, w.data(), packed.data(), 0, 1};
-  ConvArgs args{g, source.dtype(), transposed, source.data(), packed.data(), data_or_null(bias), y.data(), e.lines, 0, 0, {}, {}, {}, {}};
+  ConvArgs args{g, source.dtype(), transposed, source.data(), packed.data(), data_or_null(bias), y.data(), e.lines, 0, 0, {}, {}, {}, {}, is_far(y), false};
   set_end(args, end);
   launch(kernels::conv_depthwise_pack, y.device(), pack, 1, 1);
   launch(kernels::conv_depthwise, y.device(), args, e.phases * e.lines,
@@ -153,7 +155,7 @@ Tensor apply_dense(const Geometry& one, bool transposed, const Tensor& source, c
   const std::int64_t columns = parts(parts(n, wanted), 64) * 64, blocks = parts(n, columns);
   const ConvPackArgs pack{g, source.dtype(), transposed, w.data(), packed.data(), tile, merged};
   ConvArgs args{g,        source.dtype(), transposed, source.data(), packed.data(), data_or_null(bias),
-                y.data(), tiles,          tile,       columns,       {},            {}, {}, {}};
+                y.data(), tiles,          tile,       columns,       {},            {}, {}, {}, is_far(y), is_streamed(y)};
   set_end(args, end);
   launch(kernels::conv_pack, y.device(), pack, g.groups * e.phases * parts(n, 64), 1);
   launch(kernels::conv, y.device(), args, g.groups * e.phases * blocks * tiles,

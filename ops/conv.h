@@ -81,6 +81,7 @@ struct ConvArgs {
   bool ends;                   // then results are min(max(sum + residual, low), high), NaN passing
   const void* residual;        // laid out like the result, or null
   double low, high;
+  bool far, streamed;          // the result is larger than what one core's cache holds; than what all of them do
 };
 inline constexpr std::int64_t kConvTile = 96;
 

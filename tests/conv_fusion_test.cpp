@@ -107,6 +107,23 @@ TEST_CASE("residual and activation in the convolution's pass: the values of the 
   set_isa(before);
 }
 
+TEST_CASE("results that are written past the caches") {
+  const Geometry large[] = {{"1x1", {1, 700, 200, 3}, {80, 1, 1, 3}, true, {}},
+                            {"1x1, partial panels", {1, 700, 200, 3}, {68, 1, 1, 3}, true, {}}};
+  for (const Geometry& g : large) {
+    const Inputs in = inputs_in(g, f32);
+    for (const End& e : {kEnds[2], kEnds[3]}) {
+      const Tensor y = fused(in, g, e);
+      CHECK(y.numel() * 4 >= (32 << 20));
+      CHECK(equal_values(y, composed(in, g, e)));
+      // Of a part that is small enough for the caches.
+      Inputs part = in;
+      part.x = contiguous(slice(in.x, 1, 690, 700)), part.residual = contiguous(slice(in.residual, 1, 690, 700));
+      CHECK(equal_values(contiguous(slice(y, 1, 690, 700)), fused(part, g, e)));
+    }
+  }
+}
+
 TEST_CASE("a NaN passes every end; an infinity is cut") {
   const double nan = std::numeric_limits<double>::quiet_NaN(), infinity = std::numeric_limits<double>::infinity();
   const Geometry dense{"dense", {1, 1, 4, 1}, {20, 1, 1, 1}, false, {}}, depthwise{"depthwise", {1, 1, 4, 20}, {20, 1, 1, 1}, false, {.groups = 20}};

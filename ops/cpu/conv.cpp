@@ -20,6 +20,8 @@ struct Sum {
 template <class T>
 constexpr int64_t kLongest = 2304 / static_cast<int64_t>(sizeof(T));  // a panel of 64 columns: 144 KiB
 constexpr int64_t kSegments = 32;                                     // of a block
+constexpr int64_t kPanelsInL2 = 640 << 10;                            // bytes of weights that stay there
+constexpr int64_t kStrip = 24;                                        // rows: whole tiles of any height
 
 template <class T>
 Sum sum_of(const Phase& phase, int64_t depth, int64_t tile) {
@@ -163,6 +165,10 @@ void convolve(const ConvArgs& p, int64_t item) {
     row += piece.count;
   }
 
+  // Panels that stay in L2 pass by a strip of the result, which is then written from end to end.
+  const bool across = sum.blocks == 1 && phase.taps * depth * (c1 - c0) * static_cast<int64_t>(sizeof(T)) <= kPanelsInL2;
+  const int64_t strip = across ? kStrip : m;
+  const bool streamed = p.streamed && sum.blocks == 1 && reinterpret_cast<std::uintptr_t>(result) % 64 == 0 && ldc % 16 == 0;
   int64_t b = 0;
   do {  // once when no tap counts: stores the bias or zeros
     const Block block = sum.blocks > 0 ? block_of(sum, b) : Block{0, 0, 0, 0};
@@ -176,17 +182,22 @@ void convolve(const ConvArgs& p, int64_t item) {
           find_sources(axis, pieces[i], block.first + s, source, pixel, zeros, base + s * kConvTile + pieces[i].row);
     }
     const int64_t k0 = block.first * sum.k + block.at, k = block.segments * block.k;
-    for (int64_t j = c0; j < c1; j += kPanel<T>) {
-      const int64_t columns = lesser(int64_t{kPanel<T>}, c1 - j);
-      const bool start = b == 0 && p.bias;
-      if (start) {
-        copy(bias, static_cast<const T*>(p.bias) + group * n + j, columns);
-        zero(bias + columns, kPanel<T> - columns);
+    const T* const* first = rows.base;
+    for (int64_t i = 0; i < m; i += strip)
+      for (int64_t j = c0; j < c1; j += kPanel<T>) {
+        const int64_t columns = lesser(int64_t{kPanel<T>}, c1 - j);
+        const bool start = b == 0 && p.bias;
+        if (start) {
+          copy(bias, static_cast<const T*>(p.bias) + group * n + j, columns);
+          zero(bias + columns, kPanel<T> - columns);
+        }
+        const bool last = b + 1 >= sum.blocks;
+        const conv_tile::Target<T> target{result, out + i, j, columns, start ? bias : nullptr, b > 0, p.ends && last,
+                                          last ? residual : nullptr, static_cast<T>(p.low), static_cast<T>(p.high),
+                                          p.far && b == 0, streamed};
+        rows.base = first + i;
+        conv_tile::panel(lesser(strip, m - i), rows, packed + k0 * padded + j * k, target);
       }
-      const conv_tile::Target<T> target{result, out, j, columns, start ? bias : nullptr, b > 0, p.ends && b + 1 >= sum.blocks,
-                                        residual, static_cast<T>(p.low), static_cast<T>(p.high)};
-      conv_tile::panel(m, rows, packed + k0 * padded + j * k, target);
-    }
   } while (++b < sum.blocks);
 }
 
@@ -198,4 +209,5 @@ CAPO_CPU_KERNEL(conv_pack, capo::ConvPackArgs) {
 CAPO_CPU_KERNEL(conv, capo::ConvArgs) {
   for (int64_t i = begin; i < end; ++i)
     args.dtype == capo::DType::f32 ? convolve<float>(args, i) : convolve<double>(args, i);
+  end_stream(args.streamed);
 }

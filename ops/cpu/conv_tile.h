@@ -35,7 +35,21 @@ struct Target {
   bool add, ends;
   const T* residual;
   T low, high;
+  bool far;     // c, and residual, are not in a cache yet
+  bool stream;  // whole vectors go past the caches; rows begin at lines, nothing is added
 };
+
+template <class T>
+inline void put(T* d, Vector<T> v, [[maybe_unused]] bool stream) {
+#if defined(__AVX512F__)
+  if (stream) return _mm512_stream_si512(reinterpret_cast<__m512i*>(d), reinterpret_cast<__m512i>(v));
+#elif defined(__AVX__)
+  if (stream) return _mm256_stream_si256(reinterpret_cast<__m256i*>(d), reinterpret_cast<__m256i>(v));
+#elif defined(__SSE2__)
+  if (stream) return _mm_stream_si128(reinterpret_cast<__m128i*>(d), reinterpret_cast<__m128i>(v));
+#endif
+  store(d, v);
+}
 
 template <class T>
 __attribute__((noinline)) void store_part(const T* sums, int m, int width, const Target<T>& c, int64_t row) {
@@ -57,7 +71,21 @@ __attribute__((noinline)) void store_part(const T* sums, int m, int width, const
   }
 }
 
-// A whole tile of sums, ended.
+// The lines that a tile will read and write at its end come while the sums grow.
+template <class T, int MR, int NV>
+__attribute__((always_inline)) inline void fetch(const Target<T>& c, int64_t row) {
+  constexpr int kLine = 64 / static_cast<int>(sizeof(T));
+  for (int i = 0; i < MR; ++i) {
+    const int64_t at = c.row[row + i] + c.column;
+#pragma GCC unroll 4
+    for (int j = 0; j < NV * kWidth<T>; j += kLine) {
+      if (!c.stream) __builtin_prefetch(c.c + at + j, 1);
+      if (c.residual) __builtin_prefetch(c.residual + at + j);
+    }
+  }
+}
+
+// A whole tile of sums, ended or for the stream.
 template <class T, int MR, int NV>
 __attribute__((always_inline)) inline void store_ended(const Vector<T> (&acc)[MR][NV], const Target<T>& c, int64_t row) {
   constexpr int W = kWidth<T>;
@@ -69,7 +97,7 @@ __attribute__((always_inline)) inline void store_ended(const Vector<T> (&acc)[MR
     for (int j = 0; j < NV; ++j) {
       Vector<T> sum = c.add ? load(c.c + at + j * W) + acc[i][j] : acc[i][j];
       if (c.residual) sum += load(c.residual + at + j * W);
-      store(c.c + at + j * W, between(sum, low, high));
+      put(c.c + at + j * W, between(sum, low, high), c.stream);
     }
   }
 }
@@ -79,6 +107,7 @@ template <class T, int MR, int NV>
 __attribute__((noinline)) void tile(const Rows<T>& r, int64_t row, const T* b, const Target<T>& c) {
   constexpr int W = kWidth<T>;
   using V = Vector<T>;
+  if (c.far) fetch<T, MR, NV>(c, row);
   V acc[MR][NV];
 #pragma GCC unroll 4
   for (int j = 0; j < NV; ++j) {
@@ -109,7 +138,7 @@ __attribute__((noinline)) void tile(const Rows<T>& r, int64_t row, const T* b, c
     }
   }
   if (c.n == NV * W) {
-    if (c.ends) return store_ended<T, MR, NV>(acc, c, row);
+    if (c.ends || c.stream) return store_ended<T, MR, NV>(acc, c, row);
 #pragma GCC unroll 16
     for (int i = 0; i < MR; ++i) {
       T* d = c.c + c.row[row + i] + c.column;
