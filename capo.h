@@ -29,7 +29,6 @@
 #include <capo/engine/atomic.h>
 #include <capo/engine/backend.h>
 #include <capo/engine/cpu.h>
-#include <capo/engine/cpu_memory.h>
 #include <capo/engine/device.h>
 #include <capo/engine/dtype.h>
 #include <capo/engine/error.h>

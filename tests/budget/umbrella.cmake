@@ -3,7 +3,7 @@ get_filename_component(root ${CMAKE_CURRENT_LIST_DIR}/../.. ABSOLUTE)
 file(GLOB headers RELATIVE ${root} ${root}/engine/*.h ${root}/autograd/*.h ${root}/ops/*.h ${root}/models/*/*.h
      ${root}/tuners/*.h ${root}/datasets/*.h)
 # What only .cpp files of the library include.
-list(FILTER headers EXCLUDE REGEX "_functors\\.h$|^ops/(kernel|args)\\.h$|^engine/caching_allocator\\.h$|^datasets/(stb|font)\\.h$|_internal\\.h$")
+list(FILTER headers EXCLUDE REGEX "_functors\\.h$|^ops/(kernel|args)\\.h$|^engine/(caching_allocator|cpu_memory)\\.h$|^datasets/(stb|font)\\.h$|_internal\\.h$")
 list(SORT headers)
 set(text "// Everything public in one include. Smaller headers compile faster: <capo/engine/tensor.h>, <capo/ops/unary.h>, ...\n")
 string(APPEND text "#pragma once\n\n")
