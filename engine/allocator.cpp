@@ -101,7 +101,8 @@ DebugAllocator& DebugAllocator::instance() {
 void* DebugAllocator::allocate(std::size_t bytes) {
   auto& s = debug_state();
   std::lock_guard lock(s.mutex);
-  auto* raw = static_cast<unsigned char*>(std::aligned_alloc(64, rounded_bytes(bytes) + 2 * kGuard));  // a sanitizer guards it too
+  // Of the heap itself: a sanitizer guards it too.
+  auto* raw = static_cast<unsigned char*>(std::aligned_alloc(64, rounded_bytes(bytes) + 2 * kGuard));
   if (!raw) fail_no_room(cpu_memory(), bytes, s.stats);
   std::memset(raw, kGuardByte, kGuard);
   std::memset(raw + kGuard, 0xFF, bytes);  // NaN in every float format

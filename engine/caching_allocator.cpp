@@ -48,7 +48,9 @@ std::size_t CachingAllocator::room_for(std::size_t bytes) const {
   return (rounded_bytes(bytes) + a - 1) / a * a;
 }
 
-CachingAllocator::Free& CachingAllocator::home_of(const Piece& piece) { return piece.pool ? piece.pool->free : free_[piece.stream]; }
+CachingAllocator::Free& CachingAllocator::home_of(const Piece& piece) {
+  return piece.pool ? piece.pool->free : free_[piece.stream];
+}
 
 // The smallest free piece of at least this size, the lowest of several; pieces_.end() without one.
 CachingAllocator::Pieces::iterator CachingAllocator::find(Free& from, std::size_t size, bool may_wait) {
@@ -63,7 +65,8 @@ void CachingAllocator::forget(Pieces::iterator at) { home_of(at->second).erase({
 CachingAllocator::Pieces::iterator CachingAllocator::free_piece(Pieces::iterator at) {
   const auto joins = [](const Pieces::iterator& low, const Pieces::iterator& high) {
     const Piece &a = low->second, &b = high->second;
-    return a.free && b.free && !b.first && !a.mark && !b.mark && a.stream == b.stream && a.pool == b.pool && low->first + a.size == high->first;
+    return a.free && b.free && !b.first && !a.mark && !b.mark && a.stream == b.stream && a.pool == b.pool &&
+           low->first + a.size == high->first;
   };
   at->second.free = true;
   stats_.cached_bytes += static_cast<std::int64_t>(at->second.size);
@@ -100,7 +103,8 @@ CachingAllocator::Pieces::iterator CachingAllocator::claim(Pieces::iterator at, 
   return at;
 }
 
-// From the source; once more without the cache where it has no room, unless a graph is captured: then nothing may go back.
+// From the source; once more without the cache where it has no room, unless a graph is captured: then nothing may go
+// back.
 CachingAllocator::Pieces::iterator CachingAllocator::take(std::size_t bytes, std::size_t size, void* stream) {
   if (!pieces_.empty()) {  // what is free at the end of all may only have to grow
     const auto last = std::prev(pieces_.end());
@@ -130,9 +134,11 @@ CachingAllocator::Pieces::iterator CachingAllocator::take(std::size_t bytes, std
 }
 
 // A piece for use on `stream`: of the pool, of the cache, of the source.
-CachingAllocator::Pieces::iterator CachingAllocator::obtain(std::size_t bytes, std::size_t size, void* stream, Pool* pool) {
+CachingAllocator::Pieces::iterator CachingAllocator::obtain(std::size_t bytes, std::size_t size, void* stream,
+                                                            Pool* pool) {
   auto at = pool ? find(pool->free, size, false) : pieces_.end();
-  if (at == pieces_.end()) at = find(free_[stream], size, !pool_of_caller());  // what is captured cannot wait for what was not
+  // What is captured cannot wait for what was not.
+  if (at == pieces_.end()) at = find(free_[stream], size, !pool_of_caller());
   if (at == pieces_.end()) return take(bytes, size, stream);
   ++stats_.cache_hits;
   return claim(at, size);

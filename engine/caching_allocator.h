@@ -28,7 +28,8 @@ class MemorySource {
   virtual std::size_t alignment() const { return 64; }
   // What is worth taking at once when a block of `bytes` is asked for: the rest serves others.
   virtual std::size_t segment(std::size_t bytes) const { return bytes; }
-  // Any part of what was taken may be given back, and parts that touch are one. False: only what take() returned, whole.
+  // Any part of what was taken may be given back, and parts that touch are one. False: only what take() returned,
+  // whole.
   virtual bool divisible() const { return false; }
   // Makes `bytes` more usable right behind `end`, where taken memory ends. False: it cannot.
   virtual bool extend(void* /*end*/, std::size_t /*bytes*/) { return false; }
@@ -39,19 +40,19 @@ class MemorySource {
   virtual void wait_and_drop(void* /*stream*/, void* /*mark*/) {}
 };
 
-// Released memory is kept and reused: a block is cut from the smallest free piece that holds it, and joins its free neighbours when
-// it is released. (Pieces that serve one size and little less kept 649 MiB for ResNet-18's 449: the sizes of its feature maps
-// halve and double.) A release that would bring the cache above twice the peak and 64 MiB gives the largest other
-// pieces back to the source, and itself when there are none; when the source has no room the whole cache goes back and it is
-// asked once more.
+// Released memory is kept and reused: a block is cut from the smallest free piece that holds it, and joins its free
+// neighbours when it is released. (Pieces that serve one size and little less kept 649 MiB for ResNet-18's 449: the
+// sizes of its feature maps halve and double.) A release that would bring the cache above twice the peak and 64 MiB
+// gives the largest other pieces back to the source, and itself when there are none; when the source has no room the
+// whole cache goes back and it is asked once more.
 //
-// A block belongs to the stream on which it was allocated, and may be handed out there again at once: kernels run in that order.
-// Released while another stream is current it carries a mark of that stream, for which the next owner's work waits
-// (engine/stream.h states the rule).
+// A block belongs to the stream on which it was allocated, and may be handed out there again at once: kernels run in
+// that order. Released while another stream is current it carries a mark of that stream, for which the next owner's
+// work waits (engine/stream.h states the rule).
 //
-// Pools are for captured graphs, which use the same memory at every replay: what a thread allocates between begin_pool()
-// and end_pool() is the pool's, whoever releases it and whenever; what the thread releases there that is not the pool's is kept
-// from use. All of it returns to everybody with drop_pool(), or when it is released after that.
+// Pools are for captured graphs, which use the same memory at every replay: what a thread allocates between
+// begin_pool() and end_pool() is the pool's, whoever releases it and whenever; what the thread releases there that is
+// not the pool's is kept from use. All of it returns to everybody with drop_pool(), or when it is released after that.
 class CachingAllocator final : public Allocator {
  public:
   explicit CachingAllocator(MemorySource& source) : source_(source) {}
@@ -134,7 +135,8 @@ class PlainAllocator final : public Allocator {
 };
 
 // Throws OutOfMemory: the source, what was asked and what is held. given_back: cached bytes that did not help.
-[[noreturn]] void fail_no_room(const MemorySource& source, std::size_t bytes, const MemoryStats& held, std::int64_t given_back = 0);
+[[noreturn]] void fail_no_room(const MemorySource& source, std::size_t bytes, const MemoryStats& held,
+                               std::int64_t given_back = 0);
 
 // What else an OutOfMemory says, appended to its text on the thread that fails: autograd names who holds memory for the
 // backward pass. It must not allocate tensors. Null: nothing.

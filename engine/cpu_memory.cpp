@@ -16,6 +16,15 @@ char* round_up(char* p, std::size_t to) {
   return reinterpret_cast<char*>((reinterpret_cast<std::uintptr_t>(p) + to - 1) / to * to);
 }
 
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+class SanitizedHeap final : public MemorySource {
+ public:
+  const char* name() const override { return "cpu"; }
+  void* take(std::size_t bytes) override { return std::aligned_alloc(64, bytes); }
+  void give_back(void* p, std::size_t) override { std::free(p); }
+};
+#endif
+
 }  // namespace
 
 AddressSpace::~AddressSpace() {
@@ -91,19 +100,6 @@ void AddressSpace::give_back(void* p, std::size_t bytes) {
   top_ = at->first;
   holes_.erase(at);
 }
-
-namespace {
-
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-class SanitizedHeap final : public MemorySource {
- public:
-  const char* name() const override { return "cpu"; }
-  void* take(std::size_t bytes) override { return std::aligned_alloc(64, bytes); }
-  void give_back(void* p, std::size_t) override { std::free(p); }
-};
-#endif
-
-}  // namespace
 
 // Immortal: tensors in static storage may outlive any destructor order.
 MemorySource& cpu_memory() {

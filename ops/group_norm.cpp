@@ -244,7 +244,8 @@ struct RemakesNormal {
   bool operator()(int) const { return possible; }
   Tensor operator()(const Saved& s, int) const {
     const Tensor x = contiguous(s[kX]), y = empty(x.shape(), x.dtype(), x.device());
-    launch_apply(x, s[kWeight], s[kBias], contiguous_or_undefined(s[kResidual]), y, s[kMean], s[kRstd], extent_of(x, form.outer, form.groups), form);
+    launch_apply(x, s[kWeight], s[kBias], contiguous_or_undefined(s[kResidual]), y, s[kMean], s[kRstd],
+                 extent_of(x, form.outer, form.groups), form);
     return y;
   }
 };
@@ -257,8 +258,8 @@ Tensor recorded(const char* op, const Tensor& y, const Tensor& x, const Tensor& 
   // the least, for the next op mostly keeps it anyway.
   const bool slope = activates(f) && need.any();
   const bool plain_relu = f.activation == Activation::relu && f.below_zero == 0 && f.ceiling == 0;
-  // A residual takes the place of y where it is kept itself, not made again: y is then made of it in one pass. In a row of
-  // residual blocks that is every other sum.
+  // A residual takes the place of y where it is kept itself, not made again: y is then made of it in one pass. In a
+  // row of residual blocks that is every other sum.
   const bool by_residual = recompute() && !remade_when_saved(residual);
   const bool by_y = slope && plain_relu && (!by_norm || (residual.defined() && !by_residual)), by_z = slope && !by_y;
   const bool keeps_x = by_norm || by_z, remakes = keeps_x && (!residual.defined() || by_z);
