@@ -32,9 +32,9 @@ class WithGrad {
 };
 
 // Whether what one cheap pass makes again from tensors that are kept anyway (an activation from its argument, a norm's
-// output from its input) is made again where a gradient needs it, not kept beside them. On unless set: a ViT keeps a third less, for
-// 1 to 3 % of its step. Off: kept, as in PyTorch. For the whole process; what is recorded keeps the rule of its time. A second backward
-// pass over part of a graph may then ask for keep_graph where it did not have to.
+// output from its input) is made again where a gradient needs it, not kept beside them. On unless set: a ViT keeps a
+// third less, for 1 to 3 % of its step. Off: kept, as in PyTorch. For the whole process; what is recorded keeps the
+// rule of its time. A second backward pass over part of a graph may then ask for keep_graph where it did not have to.
 bool recompute();
 void set_recompute(bool on);
 
@@ -52,19 +52,20 @@ void on_grad(const Tensor& leaf, GradHook hook, void* user);
 
 struct GradOptions {
   bool keep_graph = false;    // another pass over the same graph will follow
-  // The gradients are themselves differentiable (implies keep_graph). With backward() the gradient in a leaf's slot then
-  // leads back to the leaf: clear_grad() breaks the circle.
+  // The gradients are themselves differentiable (implies keep_graph). With backward() the gradient in a leaf's slot
+  // then leads back to the leaf: clear_grad() breaks the circle.
   bool create_graph = false;
 };
 
 // Gradients of sum_i <outputs[i], cotangents[i]> with respect to inputs (leaves or any tensor on the graph), in the
 // order of inputs; undefined where an output does not depend on the input. Leaves' own slots are not touched.
-// cotangents: shapes, dtypes and devices of the outputs; an undefined one, or none at all, means ones for outputs of one
-// element.
+// cotangents: shapes, dtypes and devices of the outputs; an undefined one, or none at all, means ones for outputs of
+// one element.
 std::vector<Tensor> grad(const std::vector<Tensor>& outputs, const std::vector<Tensor>& inputs,
                          const std::vector<Tensor>& cotangents = {}, GradOptions options = {});
 
-// grad() for every trainable leaf, added into the leaves' slots. Passes on several threads at once must not share leaves.
+// grad() for every trainable leaf, added into the leaves' slots. Passes on several threads at once must not share
+// leaves.
 void backward(const Tensor& output, const Tensor& cotangent = {}, GradOptions options = {});
 
 // True while a checkpointed segment is being recomputed: buffers (batch-norm statistics) must not be updated again.

@@ -30,9 +30,9 @@ class Needs {
   std::uint64_t mask_ = 0;
 };
 
-// What a pass has summed up so far, from an input's other uses, while a node's gradient runs. A gradient that can add to
-// it for nothing (a matrix product) takes it and returns the sum; what nobody takes the pass adds itself, one more trip
-// through memory. Undefined when there is nothing yet, or when the gradients are themselves recorded.
+// What a pass has summed up so far, from an input's other uses, while a node's gradient runs. A gradient that can add
+// to it for nothing (a matrix product) takes it and returns the sum; what nobody takes the pass adds itself, one more
+// trip through memory. Undefined when there is nothing yet, or when the gradients are themselves recorded.
 class Pending {
  public:
   virtual Tensor take(int input) = 0;
@@ -65,8 +65,8 @@ struct Edge {
 };
 
 // What a gradient keeps: inputs with their place in the graph, outputs and own intermediates without it.
-// Reading checks that nothing was changed in place, swapped or freed since, and says which op did. An input that its own
-// node remakes (set_recompute, autograd.h) is not kept but made again at every reading.
+// Reading checks that nothing was changed in place, swapped or freed since, and says which op did. An input that its
+// own node remakes (set_recompute, autograd.h) is not kept but made again at every reading.
 class Saved {
  public:
   Saved() = default;
@@ -196,8 +196,8 @@ class OpNode final : public Node {
 //               output also Grads(const Saved&, const Tensor& dy, Needs, Pending&).
 //   remake      how an output is made again from what is saved: bool(int output) says whether, Tensor(const Saved&, int
 //               output) does it, in a NoGrad scope. Absent: none is.
-// f and remake may hold plain values only (kernel attributes): tensors go through Saved, where they are versioned, counted
-// and freed.
+// f and remake may hold plain values only (kernel attributes): tensors go through Saved, where they are versioned,
+// counted and freed.
 template <class F, class R = detail::RemakesNone>
 std::vector<Tensor> record_many(const char* op, std::vector<Tensor> outputs, const std::vector<Tensor>& inputs,
                                 Saved saved, F f, R remake = {}) {

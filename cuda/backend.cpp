@@ -145,7 +145,8 @@ class CudaMemory final : public MemorySource {
   }
   void wait_and_drop(void* stream, void* mark) override {
     const auto e = static_cast<cudaEvent_t>(mark);
-    if (cudaStreamWaitEvent(static_cast<cudaStream_t>(stream ? stream : own), e, 0) != cudaSuccess) cudaEventSynchronize(e);
+    if (cudaStreamWaitEvent(static_cast<cudaStream_t>(stream ? stream : own), e, 0) != cudaSuccess)
+      cudaEventSynchronize(e);
     events.give_back(e);
   }
 
@@ -246,8 +247,10 @@ class CudaBackend final : public DeviceBackend {
     several_ = n > 1;
     for (int i = 0; i < n && i < kMaxDevices; ++i) {
       int major = 0, minor = 0;
-      check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, i), "cuda: asking for the architecture");
-      check_cuda(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, i), "cuda: asking for the architecture");
+      check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, i),
+                 "cuda: asking for the architecture");
+      check_cuda(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, i),
+                 "cuda: asking for the architecture");
       why_ = architecture_problem(i, major, minor);
       if (!why_.empty()) break;
       count_ = i + 1;
@@ -321,8 +324,8 @@ class CudaBackend final : public DeviceBackend {
     CachingAllocator& memory = device(index).allocator;
     memory.drop_pool(memory.end_pool());
   }
-  // The runtime stages up to 64 KiB of pageable memory before it returns: no pinned buffer that a later step could overwrite
-  // too early, and no wait.
+  // The runtime stages up to 64 KiB of pageable memory before it returns: no pinned buffer that a later step could
+  // overwrite too early, and no wait.
   void upload(int index, void* dst, const void* src, std::size_t bytes) override {
     CAPO_CHECK(bytes <= std::size_t{64} << 10, "upload: takes at most 64 KiB, got ", bytes, " bytes");
     const UseDevice use(index);
@@ -337,12 +340,15 @@ class CudaBackend final : public DeviceBackend {
   }
   void wait(int index, void* stream, void* mark) override {
     const UseDevice use(index);
-    check_cuda(cudaStreamWaitEvent(device(index).stream_of(stream), static_cast<cudaEvent_t>(mark), 0), "cuda: ordering streams");
+    check_cuda(cudaStreamWaitEvent(device(index).stream_of(stream), static_cast<cudaEvent_t>(mark), 0),
+               "cuda: ordering streams");
   }
   void wait_here(int, void* mark) override {
     check_cuda(cudaEventSynchronize(static_cast<cudaEvent_t>(mark)), "cuda: waiting for a mark");
   }
-  void drop_mark(int index, void* mark) noexcept override { device(index).memory.events.give_back(static_cast<cudaEvent_t>(mark)); }
+  void drop_mark(int index, void* mark) noexcept override {
+    device(index).memory.events.give_back(static_cast<cudaEvent_t>(mark));
+  }
 
   void* clock_mark(int index, void* stream) override {
     CudaDevice& d = device(index);
@@ -362,7 +368,8 @@ class CudaBackend final : public DeviceBackend {
   Allocator& pinned() override { return pinned_; }
   void copy_async(int index, void* stream, void* dst, const void* src, std::size_t bytes) override {
     const UseDevice use(index);
-    check_cuda(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyHostToDevice, device(index).stream_of(stream)), "cuda: uploading");
+    check_cuda(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyHostToDevice, device(index).stream_of(stream)),
+               "cuda: uploading");
   }
   void hand_over(int index, void* from, void* to, bool live) override {
     CudaDevice& d = device(index);
@@ -428,7 +435,8 @@ class CudaBackend final : public DeviceBackend {
 
 void CudaWork::launch() {
   const UseDevice use(device_.index);
-  check_cuda(cudaGraphLaunch(graph_, static_cast<cudaStream_t>(linked_backend().stream(device_.index))), "graph: launching");
+  check_cuda(cudaGraphLaunch(graph_, static_cast<cudaStream_t>(linked_backend().stream(device_.index))),
+             "graph: launching");
 }
 
 }  // namespace

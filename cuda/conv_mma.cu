@@ -108,7 +108,8 @@ struct Weights {
 #pragma unroll
       for (int pass = 0; pass < gpu::kMmaK / kColumnStep; ++pass) {
         const int k = me / kChannelEights + pass * kColumnStep;
-        const T* const from = w + (static_cast<int64_t>(column.d[3]) * g.taps + tap_of(g, axis, column)) * g.cin + n0 + n;
+        const T* const from =
+            w + (static_cast<int64_t>(column.d[3]) * g.taps + tap_of(g, axis, column)) * g.cin + n0 + n;
         copy_eight(to + Block::B::at(false, n, k), from, k0 + k < end ? n_all - n0 - n : 0, kWide || wide,
                    w);
         add(column, step, columns.radix);

@@ -113,7 +113,8 @@ __global__ void __launch_bounds__(kThreads) weight_parts(WeightParts p) {
 
 // The same on tensor cores: in a stage both operands lie [position][channel].
 template <class T, class Block, bool kWide>
-__global__ void __launch_bounds__(Block::kThreads, kWide ? Block::kBlocks : 1) weight_parts_mma(WeightParts p, Wide wide) {
+__global__ void __launch_bounds__(Block::kThreads, kWide ? Block::kBlocks : 1)
+    weight_parts_mma(WeightParts p, Wide wide) {
   constexpr int kEights = Block::kRows / 8, kStep = Block::kThreads / kEights;  // positions that are copied at a time
   static_assert(Block::kRows == Block::kColumns && gpu::kMmaK % kStep == 0);
   CAPO_SHARED_DYNAMIC(carve);

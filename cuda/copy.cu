@@ -48,7 +48,8 @@ __global__ void __launch_bounds__(kThreads) move_packed(const W* src, W* dst, st
   using Pack = gpu::Pack<W, gpu::kPack<W>>;
   const std::int64_t packs = n / gpu::kPack<W>, step = static_cast<std::int64_t>(gridDim.x) * kThreads;
   const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  for (std::int64_t i = first; i < packs; i += step) reinterpret_cast<Pack*>(dst)[i] = reinterpret_cast<const Pack*>(src)[i];
+  for (std::int64_t i = first; i < packs; i += step)
+    reinterpret_cast<Pack*>(dst)[i] = reinterpret_cast<const Pack*>(src)[i];
   const std::int64_t rest = packs * gpu::kPack<W> + first;
   if (rest < n) dst[rest] = src[rest];
 }
@@ -68,7 +69,8 @@ __device__ inline void store_as(const CopyArgs& p, std::int64_t at, S v) {
   }
 }
 
-// Different dtypes. S is templated for the speed of the load, the destination is one switch that all threads take alike.
+// Different dtypes. S is templated for the speed of the load, the destination is one switch that all threads take
+// alike.
 template <class S>
 __global__ void __launch_bounds__(kThreads) convert(CopyArgs p, std::int64_t n) {
   const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * kThreads;
@@ -96,7 +98,9 @@ __global__ void __launch_bounds__(kThreads) convert_packed(const S* src, D* dst,
   if (rest < n) dst[rest] = gpu::Store<D>::from(gpu::load(src[rest]));
 }
 
-bool plain(const CopyArgs& p) { return p.rank == 1 && p.ss[0] == 1 && p.sd[0] == 1 && !p.mask && gpu::aligned(p.src) && gpu::aligned(p.dst); }
+bool plain(const CopyArgs& p) {
+  return p.rank == 1 && p.ss[0] == 1 && p.sd[0] == 1 && !p.mask && gpu::aligned(p.src) && gpu::aligned(p.dst);
+}
 
 template <class W>
 void run_move(const CopyArgs& p, std::int64_t n, void* stream) {
@@ -139,7 +143,8 @@ __global__ void __launch_bounds__(kThreads) fill(T* dst, double value, bool iota
 
 template <class T>
 void run_fill(const FillArgs& p, std::int64_t n, void* stream) {
-  gpu::launch("fill", fill<T>, gpu::blocks_for(n, kThreads), kThreads, 0, stream, static_cast<T*>(p.dst), p.value, p.iota, n);
+  gpu::launch("fill", fill<T>, gpu::blocks_for(n, kThreads), kThreads, 0, stream, static_cast<T*>(p.dst), p.value,
+              p.iota, n);
 }
 
 // One thread, one Philox block: four elements, by the formulas of ops/cpu/copy.cpp.

@@ -58,8 +58,8 @@ __global__ void __launch_bounds__(kThreads) cross_entropy(CrossEntropyArgs a, fl
     for (int j = 0; j < N; ++j) top = v[j] > top ? v[j] : top;
   }
   top = team_max<kTeam>(top);
-  // A label that leads: its own term, exactly 1, stays out of the sum. In 1 + others a small loss, and the gradient that
-  // goes with it, would round away.
+  // A label that leads: its own term, exactly 1, stays out of the sum. In 1 + others a small loss, and the gradient
+  // that goes with it, would round away.
   const float at_label = a.labels ? gpu::load(x[label]) : 0.0f;
   const bool leads = a.labels && at_label == top;
   const std::int64_t skip = leads ? label : -1;

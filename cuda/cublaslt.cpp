@@ -1,18 +1,18 @@
 // Matrix products by cuBLASLt: the main path of matmul and linear on a real device (cuda/gemm.cu has the choice).
-// Not on the shim: cuBLASLt runs on a card alone; gemm.cu's own kernels, on which every sample runs, take its place. What this
-// file asks of the library is tested against a stand-in (tests/shim/cublaslt_test.cpp).
+// Not on the shim: cuBLASLt runs on a card alone; gemm.cu's own kernels, on which every sample runs, take its place.
+// What this file asks of the library is tested against a stand-in (tests/shim/cublaslt_test.cpp).
 //
 // cuBLASLt is column-major: our row-major c [m, n] is its [n, m], so it computes c^T = b^T a^T with b as its first
 // operand. Any of the four transpositions is read in place. What it refuses goes to our own kernel: an operand with no
 // unit stride, batches that are not evenly spaced, k = 0, shapes without an algorithm.
 //
-// A residual is its C, added in f32 before the one rounding (beta = 1). Epilogue: the bias always; the sums of a over k (a
-// bias gradient); gelu_tanh, whose formula is the same as ours; every other activation is a second pass (gemm_finish),
-// which then reads z rounded to the dtype.
+// A residual is its C, added in f32 before the one rounding (beta = 1). Epilogue: the bias always; the sums of a over k
+// (a bias gradient); gelu_tanh, whose formula is the same as ours; every other activation is a second pass
+// (gemm_finish), which then reads z rounded to the dtype.
 //
 // A problem's descriptors and algorithm are made once and kept. The algorithm is the heuristic's first, or with
-// set_product_tuning the fastest of its first offers, timed at the first call. In split-k only reductions in f32 through
-// the workspace are allowed: the same bits at every call.
+// set_product_tuning the fastest of its first offers, timed at the first call. In split-k only reductions in f32
+// through the workspace are allowed: the same bits at every call.
 #include <capo/cuda/gemm.h>
 #include <capo/cuda/runtime.h>
 #include <capo/engine/backend.h>
@@ -47,8 +47,8 @@ struct Stored {
 };
 
 // outer: rows of our a, columns of our b. Wanted untransposed: k-major for a (rows = k), outer-major for b.
-std::optional<Stored> stored(bool is_a, std::int64_t outer, std::int64_t k, std::int64_t outer_stride, std::int64_t k_stride,
-                             std::int64_t step) {
+std::optional<Stored> stored(bool is_a, std::int64_t outer, std::int64_t k, std::int64_t outer_stride,
+                             std::int64_t k_stride, std::int64_t step) {
   const bool along_k = k_stride == 1;
   if (!along_k && outer_stride != 1) return {};
   Stored s{along_k ? k : outer, along_k ? outer : k, along_k ? outer_stride : k_stride, step, along_k != is_a};
@@ -125,7 +125,8 @@ struct Plan {
       set(&product, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_BATCH_STRIDE, p.m * p.c_row);
     }
     const auto matrix = [&](cublasLtMatrixLayoutOpaque_t& layout, const Stored& s) {
-      check(cublasLtMatrixLayoutInit(&layout, type, static_cast<std::uint64_t>(s.rows), static_cast<std::uint64_t>(s.columns), s.ld),
+      check(cublasLtMatrixLayoutInit(&layout, type, static_cast<std::uint64_t>(s.rows),
+                                     static_cast<std::uint64_t>(s.columns), s.ld),
             "setting up a matrix");
       if (p.matrices == 1) return;
       set(&layout, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, static_cast<std::int32_t>(p.matrices));
@@ -149,8 +150,8 @@ struct Plan {
     cublasLtMatmulDescOpaque_t desc = pointed_at(p);
     const float one = 1, beta = p.residual ? 1 : 0;
     void* const result = result_of(p, finish);
-    return cublasLtMatmul(handle, &desc, &one, p.b, &first, p.a, &second, &beta, p.residual ? p.residual : result, &d, result, &d,
-                          &algo, workspace, kWorkspace, stream);
+    return cublasLtMatmul(handle, &desc, &one, p.b, &first, p.a, &second, &beta, p.residual ? p.residual : result, &d,
+                          result, &d, &algo, workspace, kWorkspace, stream);
   }
 };
 
@@ -161,12 +162,13 @@ std::uint32_t alignment(const void* p) {
 }
 
 // What the heuristic offers for a plan, the best guess first.
-std::array<cublasLtMatmulHeuristicResult_t, kOffers> offers(cublasLtHandle_t handle, const GemmArgs& p, Plan& plan, int wanted,
-                                                            int& count) {
+std::array<cublasLtMatmulHeuristicResult_t, kOffers> offers(cublasLtHandle_t handle, const GemmArgs& p, Plan& plan,
+                                                            int wanted, int& count) {
   cublasLtMatmulPreferenceOpaque_t preference;
   check(cublasLtMatmulPreferenceInit(&preference), "setting up a search");
   set(&preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, kWorkspace);
-  set(&preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, static_cast<std::uint32_t>(CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE));
+  set(&preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
+      static_cast<std::uint32_t>(CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE));
   void* const result = result_of(p, plan.finish);
   set(&preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, alignment(p.b));
   set(&preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, alignment(p.a));
@@ -174,8 +176,8 @@ std::array<cublasLtMatmulHeuristicResult_t, kOffers> offers(cublasLtHandle_t han
   set(&preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, alignment(result));
   std::array<cublasLtMatmulHeuristicResult_t, kOffers> found{};
   cublasLtMatmulDescOpaque_t desc = plan.pointed_at(p);  // the search looks at the pointers' alignment
-  const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(handle, &desc, &plan.first, &plan.second, &plan.d, &plan.d,
-                                                               &preference, wanted, found.data(), &count);
+  const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(handle, &desc, &plan.first, &plan.second, &plan.d,
+                                                               &plan.d, &preference, wanted, found.data(), &count);
   if (status != CUBLAS_STATUS_SUCCESS) count = 0;
   return found;
 }
@@ -270,13 +272,13 @@ struct Library {
 Key key_of(const GemmArgs& p, int device, bool tune) {
   const int last = p.rank - 1;
   const void* const c = p.residual ? p.residual : p.c;
-  const std::int64_t flags = tune | p.bf16 << 1 | (p.a_sums != nullptr) << 2 | (p.bias != nullptr) << 3 | (p.z != nullptr) << 4 |
-                             (p.residual != nullptr) << 5 | (p.residual == p.c) << 6;
+  const std::int64_t flags = tune | p.bf16 << 1 | (p.a_sums != nullptr) << 2 | (p.bias != nullptr) << 3 |
+                             (p.z != nullptr) << 4 | (p.residual != nullptr) << 5 | (p.residual == p.c) << 6;
   const std::int64_t aligned = alignment(p.a) | std::int64_t{alignment(p.b)} << 9 | std::int64_t{alignment(p.c)} << 18 |
                                std::int64_t{alignment(c)} << 27 | std::int64_t{alignment(p.z)} << 36 |
                                std::int64_t{alignment(vector_of(p))} << 45;
-  return {device, static_cast<int>(p.dtype), static_cast<int>(p.activation), flags, aligned, p.m, p.n, p.k, p.matrices, p.a_row,
-          p.a_k, p.b_k, p.b_col, p.c_row, p.rank ? p.sa[last] : 0, p.rank ? p.sb[last] : 0};
+  return {device, static_cast<int>(p.dtype), static_cast<int>(p.activation), flags, aligned, p.m, p.n, p.k,
+          p.matrices, p.a_row, p.a_k, p.b_k, p.b_col, p.c_row, p.rank ? p.sa[last] : 0, p.rank ? p.sb[last] : 0};
 }
 
 // Batches of several axes that are one: sa and sb of the last tell the rest.
@@ -325,8 +327,8 @@ bool product(const GemmArgs& p, bool run, void* stream) {
   if (!run) return true;
   check(plan->multiply(handle, p, plan->algorithm, backend()->workspace(device, stream, kWorkspace), s), "multiplying");
   if (plan->finish)
-    kernels::gemm_finish_cuda({p.dtype, p.dtype, result_of(p, true), nullptr, nullptr, p.c, p.activation, 1, p.matrices * p.m, p.n,
-                               nullptr, p.c_row},
+    kernels::gemm_finish_cuda({p.dtype, p.dtype, result_of(p, true), nullptr, nullptr, p.c, p.activation, 1,
+                               p.matrices * p.m, p.n, nullptr, p.c_row},
                               stream);
   return true;
 }

@@ -3,8 +3,8 @@
 //
 // The graphs are the formulas, in the order that cuDNN's engines look for; axes are B H N D whatever their order in
 // memory. Keys come transposed, in the backward values too. The backward makes its own delta = rowsum(do o): cuDNN 9.19
-// offers no engine to a graph that reads ours. dq comes straight from its product, for which cuDNN keeps all of dS in its
-// workspace; cudnn-frontend, whose graph this is, does so where it is asked to be deterministic.
+// offers no engine to a graph that reads ours. dq comes straight from its product, for which cuDNN keeps all of dS in
+// its workspace; cudnn-frontend, whose graph this is, does so where it is asked to be deterministic.
 #include <capo/cuda/cudnn.h>
 #include <capo/cuda/cudnn_graph.h>
 #include <capo/cuda/runtime.h>

@@ -58,13 +58,14 @@ void run(const DropoutArgs& a, std::int64_t items, void* stream) {
   const float scale = static_cast<float>(a.scale);
   if (a.run == 1) {
     const bool packed = gpu::packs(0, 1, a.x, a.y);
-    gpu::launch("dropout", packed ? each_element<T, true> : each_element<T, false>, gpu::blocks_for(items, kThreads), kThreads,
-                0, stream, a, scale);
+    gpu::launch("dropout", packed ? each_element<T, true> : each_element<T, false>, gpu::blocks_for(items, kThreads),
+                kThreads, 0, stream, a, scale);
     return;
   }
   const std::int64_t tiles = (a.run + kTile - 1) / kTile, blocks = a.elements / a.run * tiles;
   const bool packed = gpu::packs(a.run, gpu::kPack<T>, a.x, a.y);
-  gpu::launch("drop_path", packed ? each_run<T, gpu::kPack<T>> : each_run<T, 1>, blocks, kThreads, 0, stream, a, scale, tiles);
+  gpu::launch("drop_path", packed ? each_run<T, gpu::kPack<T>> : each_run<T, 1>, blocks, kThreads, 0, stream, a, scale,
+              tiles);
 }
 
 }  // namespace

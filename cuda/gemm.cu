@@ -62,10 +62,11 @@ __device__ inline void add(const T* r, float (&x)[kCount], bool packed, int64_t 
     if (i < left) x[i] += gpu::load(r[i]);
 }
 
-// bias, activation and residual of elements column .. column + kCount of a row that starts at `row` in c, z and residual.
+// bias, activation and residual of elements column .. column + kCount of a row that starts at `row` in c, z and
+// residual.
 template <class T, int kCount>
-__device__ inline void finish(const void* bias, void* z, const void* residual, void* c, Activation activation, int64_t row,
-                              int64_t column, int64_t n, bool packed, float (&x)[kCount]) {
+__device__ inline void finish(const void* bias, void* z, const void* residual, void* c, Activation activation,
+                              int64_t row, int64_t column, int64_t n, bool packed, float (&x)[kCount]) {
   const int64_t left = n - column;
   packed = packed && left >= kCount;
   if (bias)
@@ -117,7 +118,8 @@ __device__ inline void emit(const GemmArgs& p, const Place& t, bool packed, int6
   if (row >= p.m || column >= p.n) return;
   row += t.out;
   if (p.parts)
-    store(p.parts + (t.chunk * p.matrices * p.m + row) * p.n + column, x, packed && p.n - column >= kCount, p.n - column);
+    store(p.parts + (t.chunk * p.matrices * p.m + row) * p.n + column, x, packed && p.n - column >= kCount,
+          p.n - column);
   else
     finish<T>(p.bias, p.z, p.residual, p.c, p.activation, row * p.c_row, column, p.n, packed, x);
 }
@@ -352,9 +354,10 @@ template <class T>
 Wide wide_of(const GemmArgs& p) {
   constexpr int64_t kPack = gpu::kPack<T>;
   const bool a_along_k = p.a_k == 1, b_along_k = p.b_k == 1;
-  return {wide_operand(p.a, a_along_k ? p.a_k : p.a_row, a_along_k ? p.a_row : p.a_k, p.rank, p.sa, kPack),
-          wide_operand(p.b, b_along_k ? p.b_k : p.b_col, b_along_k ? p.b_col : p.b_k, p.rank, p.sb, kPack),
-          whole(p.n, kPack) && whole(p.c_row, kPack) && gpu::aligned(p.c) && gpu::aligned(p.z) && gpu::aligned(p.residual)};
+  return {
+      wide_operand(p.a, a_along_k ? p.a_k : p.a_row, a_along_k ? p.a_row : p.a_k, p.rank, p.sa, kPack),
+      wide_operand(p.b, b_along_k ? p.b_k : p.b_col, b_along_k ? p.b_col : p.b_k, p.rank, p.sb, kPack),
+      whole(p.n, kPack) && whole(p.c_row, kPack) && gpu::aligned(p.c) && gpu::aligned(p.z) && gpu::aligned(p.residual)};
 }
 
 int64_t blocks_of(const GemmArgs& p, int64_t tile) {
@@ -412,9 +415,9 @@ void gemm_cuda(const GemmArgs& p, std::int64_t, void* stream) {
   CAPO_CHECK(!p.a_sums, "matmul: only cuBLASLt gives the sums of a, and it does not take this product");
   gpu::for_floating("matmul", p.dtype, [&](auto t) { multiply<decltype(t)>(p, stream); });
   if (!p.parts) return;
-  gemm_finish_cuda({p.dtype, f32, p.parts, p.bias, p.z, p.c, p.activation, p.k_chunks, p.matrices * p.m, p.n, p.residual,
-                    p.c_row},
-                   stream);
+  gemm_finish_cuda(
+      {p.dtype, f32, p.parts, p.bias, p.z, p.c, p.activation, p.k_chunks, p.matrices * p.m, p.n, p.residual, p.c_row},
+      stream);
 }
 
 }  // namespace capo::kernels

@@ -5,8 +5,8 @@
 
 namespace capo {
 
-// c[rows, n] = act(sum over chunks of src[chunk, rows, n] + bias) + residual, and z before the activation. src may be c or
-// z, whose rows then follow each other.
+// c[rows, n] = act(sum over chunks of src[chunk, rows, n] + bias) + residual, and z before the activation. src may be c
+// or z, whose rows then follow each other.
 struct GemmFinishArgs {
   DType dtype, src_dtype;  // src: f32, or like the rest
   const void *src, *bias;

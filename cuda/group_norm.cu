@@ -1,6 +1,7 @@
-// Kernels of group_norm, instance_norm and batch_norm over [outer, rows, columns]. A block owns one chunk of rows and a tile
-// of columns, a thread 16 bytes of neighbouring columns (or one column) in every lanes-th row: loads are coalesced, and what
-// belongs to a column (its statistics and weight) is read once. Parts of chunks are joined in f64 by one block per group.
+// Kernels of group_norm, instance_norm and batch_norm over [outer, rows, columns]. A block owns one chunk of rows and a
+// tile of columns, a thread 16 bytes of neighbouring columns (or one column) in every lanes-th row: loads are
+// coalesced, and what belongs to a column (its statistics and weight) is read once. Parts of chunks are joined in f64
+// by one block per group.
 #include <capo/cuda/block_sum.cuh>
 #include <capo/cuda/math.cuh>
 #include <capo/cuda/pack.cuh>
@@ -59,8 +60,8 @@ __device__ inline void values_or(const void* p, DType dtype, std::int64_t at, fl
   for (int j = 0; j < N; ++j) out[j] = p ? value_at(p, dtype, at + j) : otherwise;
 }
 
-// The activation of a kernel: None, a functor of unary_functors.h, or Any, which asks at run time (one column per thread, and
-// the rare leaky relu). p, q: the functor's, relu's slope below zero and its ceiling.
+// The activation of a kernel: None, a functor of unary_functors.h, or Any, which asks at run time (one column per
+// thread, and the rare leaky relu). p, q: the functor's, relu's slope below zero and its ceiling.
 struct None {};
 struct Any {};
 template <class F>
@@ -93,8 +94,8 @@ __device__ inline std::int64_t rows_of_lane(std::int64_t count, int lane, int la
   return lane < count ? (count - lane + lanes - 1) / lanes : 0;
 }
 
-// Per column: mean and sum of squared deviations. Every thread sums around its own first value, so that a large mean costs
-// no digits and x is read once; the lanes are joined with Chan's formula.
+// Per column: mean and sum of squared deviations. Every thread sums around its own first value, so that a large mean
+// costs no digits and x is read once; the lanes are joined with Chan's formula.
 template <class T, int N>
 __global__ void __launch_bounds__(kThreads) partial(ChannelNormArgs a, Layout l) {
   CAPO_SHARED(float, pivots, kThreads * N);
@@ -185,7 +186,8 @@ __global__ void __launch_bounds__(kThreads) apply(ChannelNormArgs a, Layout l) {
   for (std::int64_t r = p.lane; r < p.count; r += p.lanes) {
     gpu::load_many<N>(static_cast<const T*>(a.x) + at + r * a.columns, v);
     if (a.residual) gpu::load_many<N>(static_cast<const T*>(a.residual) + at + r * a.columns, added);
-    for (int j = 0; j < N; ++j) v[j] = value_of(F{}, (v[j] - mean[j]) * w[j] + b[j] + added[j], a.activation, act_p, act_q);
+    for (int j = 0; j < N; ++j)
+      v[j] = value_of(F{}, (v[j] - mean[j]) * w[j] + b[j] + added[j], a.activation, act_p, act_q);
     gpu::store_many<N>(static_cast<T*>(a.y) + at + r * a.columns, v);
   }
 }
@@ -206,7 +208,9 @@ struct Slope {
 
   // with_mean, with_scale: the caller needs them too.
   __device__ Slope(const ChannelNormBackwardArgs& a, const Place& p, bool with_mean, bool with_scale)
-      : other(static_cast<const T*>(a.y ? a.y : a.residual)), act_p(static_cast<float>(a.below_zero)), act_q(static_cast<float>(a.ceiling)) {
+      : other(static_cast<const T*>(a.y ? a.y : a.residual)),
+        act_p(static_cast<float>(a.below_zero)),
+        act_q(static_cast<float>(a.ceiling)) {
     const bool remakes = remakes_z<F>(a);
     if (remakes || with_mean) of_columns<N>(a, a.mean, p, mean);
     if (remakes) values_or<N>(a.bias, a.weight_dtype, p.column, 0.0f, bias);

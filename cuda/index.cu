@@ -1,5 +1,5 @@
-// Reading and writing at positions. Sums at equal positions go in the order in which the positions stand: index_add sorts
-// them first (stable), scatter_add gives each column to one thread.
+// Reading and writing at positions. Sums at equal positions go in the order in which the positions stand: index_add
+// sorts them first (stable), scatter_add gives each column to one thread.
 #include <capo/cuda/pack.cuh>
 #include <capo/cuda/row_lanes.cuh>
 #include <capo/ops/index.h>
@@ -150,7 +150,8 @@ __global__ void __launch_bounds__(kThreads) sort_chunk(Order order, Runs r, int6
 // Runs of `width` become runs of twice that: a position's rank is its place in its own run and the number of positions
 // before it in the neighbouring run, by bisection.
 template <class Order>
-__global__ void __launch_bounds__(kThreads) merge_runs(Order order, Runs r, int64_t width, const int64_t* in, int64_t* out) {
+__global__ void __launch_bounds__(kThreads)
+    merge_runs(Order order, Runs r, int64_t width, const int64_t* in, int64_t* out) {
   const int64_t row = blockIdx.x / r.chunks, i = (blockIdx.x - row * r.chunks) * kThreads + threadIdx.x;
   const int64_t run = i / width, place = i - run * width;
   if (i >= r.size || place >= kept(r, run * width, width)) return;
@@ -168,15 +169,16 @@ __global__ void __launch_bounds__(kThreads) merge_runs(Order order, Runs r, int6
   if (place + low < r.keep) out[row * r.out_row + run / 2 * (2 * width) + place + low] = me;
 }
 
-// The first `keep` positions of every row, in order, to out [rows, keep]. scratch: [2, rows, size], not read when one run
-// holds a row.
+// The first `keep` positions of every row, in order, to out [rows, keep]. scratch: [2, rows, size], not read when one
+// run holds a row.
 template <class Order>
-void sort(const char* name, const Order& order, int64_t rows, int64_t size, int64_t keep, int64_t* scratch, int64_t* out,
-          void* stream) {
+void sort(const char* name, const Order& order, int64_t rows, int64_t size, int64_t keep, int64_t* scratch,
+          int64_t* out, void* stream) {
   const int64_t chunks = (size + kThreads - 1) / kThreads;
   const Runs middle{size, keep, size, chunks}, last{size, keep, keep, chunks};
   const bool one = size <= kThreads;
-  gpu::launch(name, sort_chunk<Order>, rows * chunks, kThreads, 0, stream, order, one ? last : middle, one ? out : scratch);
+  gpu::launch(name, sort_chunk<Order>, rows * chunks, kThreads, 0, stream, order, one ? last : middle,
+              one ? out : scratch);
   int64_t *from = scratch, *to = scratch + rows * size;
   for (int64_t width = kThreads; width < size; width *= 2) {
     const bool end = 2 * width >= size;
@@ -343,15 +345,16 @@ void index_add_cuda(const IndexAddArgs& p, int64_t items, void* stream) {
 
 void scatter_add_cuda(const ScatterAddArgs& p, int64_t columns, void* stream) {
   for_summable("scatter_add", p.dtype, [&](auto type) {
-    gpu::launch("scatter_add", scatter_columns<decltype(type)>, gpu::blocks_for(columns, kThreads), kThreads, 0, stream, p,
-                columns);
+    gpu::launch("scatter_add", scatter_columns<decltype(type)>, gpu::blocks_for(columns, kThreads), kThreads, 0, stream,
+                p, columns);
   });
 }
 
 void topk_cuda(const TopKArgs& p, int64_t rows, void* stream) {
   for_summable("topk", p.dtype, [&](auto type) {
     using T = decltype(type);
-    sort("topk", Best<T>{static_cast<const T*>(p.x), p.size, p.largest}, rows, p.size, p.k, p.scratch, p.indices, stream);
+    sort("topk", Best<T>{static_cast<const T*>(p.x), p.size, p.largest}, rows, p.size, p.k, p.scratch, p.indices,
+         stream);
   });
 }
 
@@ -361,7 +364,8 @@ void arg_extreme_cuda(const ArgExtremeArgs& p, int64_t items, void* stream) {
     using T = decltype(type);
     if (p.inner == 1) {
       const int64_t per_block = kThreads / gpu::kWarp;
-      return gpu::launch("arg_extreme", extreme_of_row<T>, (outer + per_block - 1) / per_block, kThreads, 0, stream, p, outer);
+      return gpu::launch("arg_extreme", extreme_of_row<T>, (outer + per_block - 1) / per_block, kThreads, 0, stream, p,
+                         outer);
     }
     const RowLanes lanes = gpu::row_lanes(outer, p.inner);
     gpu::launch("arg_extreme", extreme_of_column<T>, lanes.blocks(), kRowThreads, 0, stream, p, lanes);

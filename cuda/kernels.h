@@ -1,5 +1,5 @@
-// CUDA kernels that no op's table lists. attention_mma and attention_backward_mma are the parts of the attention op that
-// run on tensor cores: attention.cu calls them first. conv_mma is conv.cu's.
+// CUDA kernels that no op's table lists. attention_mma and attention_backward_mma are the parts of the attention op
+// that run on tensor cores: attention.cu calls them first. conv_mma is conv.cu's.
 #pragma once
 
 #include <capo/ops/attention.h>

@@ -1,7 +1,7 @@
-// layer_norm and rms_norm over the last axis. Rows of up to 1,536 aligned elements live in the registers of one warp, so that
-// x (and dy) is read once; others are read again from the cache. Statistics and sums are f32. The same kernels
-// add a residual before the norm and, backward, the gradient that came past it. T: of x, sum and their gradients; Y: of y,
-// the residual and theirs, 16 bits beside an f32 stream or T; W: of weight and bias.
+// layer_norm and rms_norm over the last axis. Rows of up to 1,536 aligned elements live in the registers of one warp,
+// so that x (and dy) is read once; others are read again from the cache. Statistics and sums are f32. The same kernels
+// add a residual before the norm and, backward, the gradient that came past it. T: of x, sum and their gradients; Y: of
+// y, the residual and theirs, 16 bits beside an f32 stream or T; W: of weight and bias.
 #include <capo/cuda/block_sum.cuh>
 #include <capo/cuda/pack.cuh>
 #include <capo/ops/layer_norm.h>
@@ -55,7 +55,8 @@ __device__ inline Moments moments_of(float mean, float sum, float square, float 
 }
 
 template <int N, class T, class Y, class W>
-__device__ inline void write_normal(const Forward<T, Y, W>& a, std::int64_t row, std::int64_t c, const Moments& m, const float* x) {
+__device__ inline void write_normal(const Forward<T, Y, W>& a, std::int64_t row, std::int64_t c, const Moments& m,
+                                    const float* x) {
   float w[N], b[N], y[N];
   const std::int64_t at = a.factors(row) + c;
   load_or<N>(a.weight, at, 1.0f, w);
@@ -210,8 +211,8 @@ struct Slopes {
 
 // dy becomes dx.
 template <int N, class T, class Y, class W>
-__device__ inline void to_dx(const Backward<T, Y, W>& a, std::int64_t row, std::int64_t c, const Slopes& s, const float* x,
-                             float* dy) {
+__device__ inline void to_dx(const Backward<T, Y, W>& a, std::int64_t row, std::int64_t c, const Slopes& s,
+                             const float* x, float* dy) {
   float w[N], dsum[N];
   load_or<N>(a.weight, a.factors(row) + c, 1.0f, w);
   load_or<N>(a.dsum, row * a.columns + c, 0.0f, dsum);
@@ -334,7 +335,8 @@ __global__ void __launch_bounds__(kThreads) parts_read(Backward<T, Y, W> a, std:
   for (std::int64_t row = first; row < last; ++row) {
     const float dy = gpu::load(a.dy[row * a.columns + c]);
     db += dy;
-    if (a.dweight_part) dw += dy * ((gpu::load(a.x[row * a.columns + c]) - (a.mean ? a.mean[row] : 0.0f)) * a.rstd[row]);
+    if (a.dweight_part)
+      dw += dy * ((gpu::load(a.x[row * a.columns + c]) - (a.mean ? a.mean[row] : 0.0f)) * a.rstd[row]);
   }
   if (a.dweight_part) a.dweight_part[chunk * a.columns + c] = dw;
   if (a.dbias_part) a.dbias_part[chunk * a.columns + c] = db;
@@ -393,21 +395,27 @@ void run_forward(const capo::LayerNormArgs& p, void* stream) {
   const std::int64_t by_warps = (p.rows + kWarps - 1) / kWarps;
   if (!gpu::packs(p.columns, kWidth, p.x, p.y, p.weight, p.bias, p.residual, p.sum))
     return gpu::launch(name, forward_read<T, Y, W, 1, kWarp>, by_warps, kThreads, 0, stream, a);
-  const auto kept = [&](auto steps) { gpu::launch(name, forward_kept<T, Y, W, steps()>, by_warps, kThreads, 0, stream, a); };
-  if (!with_steps(p.columns, kept)) gpu::launch(name, forward_read<T, Y, W, kWidth, kThreads>, p.rows, kThreads, 0, stream, a);
+  const auto kept = [&](auto steps) {
+    gpu::launch(name, forward_kept<T, Y, W, steps()>, by_warps, kThreads, 0, stream, a);
+  };
+  if (!with_steps(p.columns, kept))
+    gpu::launch(name, forward_read<T, Y, W, kWidth, kThreads>, p.rows, kThreads, 0, stream, a);
 }
 
 template <class T, class Y, class W>
 void run_backward(const capo::LayerNormBackwardArgs& p, std::int64_t chunks, void* stream) {
   const Backward<T, Y, W> a{static_cast<const T*>(p.x), static_cast<const Y*>(p.dy), static_cast<const W*>(p.weight),
                             p.rms ? nullptr : static_cast<const float*>(p.mean), static_cast<const float*>(p.rstd),
-                         static_cast<T*>(p.dx), static_cast<Y*>(p.dr), static_cast<float*>(p.dweight_part), static_cast<float*>(p.dbias_part),
-                         p.rows, p.columns, p.rms, static_cast<const T*>(p.dsum), p.rows / p.samples};
+                            static_cast<T*>(p.dx), static_cast<Y*>(p.dr), static_cast<float*>(p.dweight_part),
+                            static_cast<float*>(p.dbias_part), p.rows, p.columns, p.rms,
+                            static_cast<const T*>(p.dsum), p.rows / p.samples};
   const char* name = "layer_norm_backward";
   const bool parts = p.dweight_part || p.dbias_part;
   const bool packed = gpu::packs(p.columns, kWidth, p.x, p.dy, p.weight, p.dx, p.dr, p.dsum);
   const std::size_t shared = gpu::shared_bytes<float>(static_cast<std::size_t>(kWarps * p.columns));
-  const auto kept = [&](auto steps) { gpu::launch(name, backward_kept<T, Y, W, steps()>, chunks, kThreads, shared, stream, a); };
+  const auto kept = [&](auto steps) {
+    gpu::launch(name, backward_kept<T, Y, W, steps()>, chunks, kThreads, shared, stream, a);
+  };
   if (!packed || !with_steps(p.columns, kept)) {
     if ((p.dx || p.dr) && packed) gpu::launch(name, dx_read<T, Y, W, kWidth, kThreads>, p.rows, kThreads, 0, stream, a);
     if ((p.dx || p.dr) && !packed)

@@ -40,8 +40,8 @@ __device__ inline bool for_packs(const T* p) {
   return reinterpret_cast<std::uintptr_t>(p) % (kWidth * sizeof(T)) == 0;
 }
 
-// Calls f(v) for every element, v[l] being its value in list l, and stores what f leaves in the lists of kWritten (bits).
-// List 1 is of type G, the others f32. The weights, of type W, take the rounded list 0.
+// Calls f(v) for every element, v[l] being its value in list l, and stores what f leaves in the lists of kWritten
+// (bits). List 1 is of type G, the others f32. The weights, of type W, take the rounded list 0.
 template <int kLists, unsigned kWritten, class G, class W, class F>
 __device__ inline void each(const TensorTable& table, const F& f) {
   constexpr bool kWeights = !std::is_same_v<W, None>;
@@ -173,7 +173,8 @@ __global__ void __launch_bounds__(kThreads) grad_stat(const TensorTable t, doubl
     const auto pack = *reinterpret_cast<const gpu::Pack<T, kTogether>*>(x + i);
     for (int j = 0; j < kTogether; ++j) sum += stat_of<T, kCountNonFinite>(pack.v[j]);
   }
-  for (int i = tail + static_cast<int>(threadIdx.x); i < piece.count; i += kThreads) sum += stat_of<T, kCountNonFinite>(x[i]);
+  for (int i = tail + static_cast<int>(threadIdx.x); i < piece.count; i += kThreads)
+    sum += stat_of<T, kCountNonFinite>(x[i]);
   sum = gpu::block_sum<kThreads>(sum);
   if (threadIdx.x == 0) out[blockIdx.x] = sum;
 }

@@ -1,5 +1,5 @@
-// Rows of a few to many columns spread over blocks: a power of two of neighbouring threads walks each row, so that short
-// rows share a warp, accesses along a row are coalesced and no thread divides by the row's length.
+// Rows of a few to many columns spread over blocks: a power of two of neighbouring threads walks each row, so that
+// short rows share a warp, accesses along a row are coalesced and no thread divides by the row's length.
 #pragma once
 
 #include <capo/cuda/gpu.h>

@@ -7,8 +7,8 @@
 
 namespace capo::gpu {
 
-// Scratch of each stream for libraries: what cuBLAS recommends for Hopper. Made at first use by the caching allocator and
-// counted as DeviceMemory::workspace. All ask for this size: one that grew would leave its memory to tensors while
+// Scratch of each stream for libraries: what cuBLAS recommends for Hopper. Made at first use by the caching allocator
+// and counted as DeviceMemory::workspace. All ask for this size: one that grew would leave its memory to tensors while
 // captured graphs still write there.
 inline constexpr std::size_t kWorkspace = std::size_t{32} << 20;
 

@@ -1,5 +1,5 @@
-// What a device beside the CPU supplies to the engine: memory, copies, streams. Builds with CUDA link one implementation
-// (cuda/backend.cpp; in tests the host shim's, tests/shim/backend.cpp), all others none.
+// What a device beside the CPU supplies to the engine: memory, copies, streams. Builds with CUDA link one
+// implementation (cuda/backend.cpp; in tests the host shim's, tests/shim/backend.cpp), all others none.
 #pragma once
 
 #include <capo/engine/allocator.h>
@@ -42,8 +42,9 @@ class DeviceBackend {
   // Between this backend's memory and the host's, or within it. Ordered on the device's current stream. Returns once
   // the host side may be read or reused; device to device it returns at once.
   virtual void copy(void* dst, Device to, const void* src, Device from, std::size_t bytes) = 0;
-  // The stream that kernels and copies of this thread go to (a cudaStream_t), and another one for it; null: our own again.
-  // stream() also makes the device the thread's current one. set_stream() orders nothing: callers take a StreamScope.
+  // The stream that kernels and copies of this thread go to (a cudaStream_t), and another one for it; null: our own
+  // again. stream() also makes the device the thread's current one. set_stream() orders nothing: callers take a
+  // StreamScope.
   virtual void* stream(int index) = 0;
   virtual void set_stream(int index, void* stream) = 0;
   // Waits for everything on the current stream; throws what a kernel did wrong.
@@ -60,8 +61,8 @@ class DeviceBackend {
 
   // Streams beside the current one. Here a null stream is the device's own.
   virtual void* copy_stream(int index) = 0;  // of uploads that overlap with the computation
-  // A mark stands behind all that `stream` was given so far. wait() holds back what `stream` is given later, wait_here() the
-  // host. A mark may be dropped at any time.
+  // A mark stands behind all that `stream` was given so far. wait() holds back what `stream` is given later,
+  // wait_here() the host. A mark may be dropped at any time.
   virtual void* mark(int index, void* stream) = 0;
   virtual void wait(int index, void* stream, void* mark) = 0;
   virtual void wait_here(int index, void* mark) = 0;
@@ -70,8 +71,8 @@ class DeviceBackend {
   virtual void* clock_mark(int index, void* stream) = 0;
   virtual double milliseconds(int index, void* from, void* to) = 0;
   virtual void drop_clock_mark(int index, void* mark) noexcept = 0;
-  // Page-locked memory of the host. copy_async() brings it to the device and returns at once: before a mark behind it was
-  // waited for, src must not change and dst must not be read.
+  // Page-locked memory of the host. copy_async() brings it to the device and returns at once: before a mark behind it
+  // was waited for, src must not change and dst must not be read.
   virtual Allocator& pinned() = 0;
   virtual void copy_async(int index, void* stream, void* dst, const void* src, std::size_t bytes) = 0;
   // All memory of `from` becomes memory of `to`, which has waited for it; live blocks too when `from` is about to end.
@@ -101,8 +102,8 @@ void refuse_capture(const char* what);
 bool capturing_graph();  // whether this thread does
 // A device's memory now; on the CPU and meta what their allocators count.
 DeviceMemory device_memory(Device device);
-// Gives back all that is cached for a device. What stays is live tensors and the driver's context. Other threads must not
-// use the device meanwhile.
+// Gives back all that is cached for a device. What stays is live tensors and the driver's context. Other threads must
+// not use the device meanwhile.
 void release_memory(Device device);
 // Bytes from one place to another, whichever of them is the host; see DeviceBackend::copy.
 void copy_bytes(void* dst, Device to, const void* src, Device from, std::size_t bytes);

@@ -73,8 +73,8 @@ template <class... Args>
 enum class LogLevel { info, warning };
 using LogSink = void (*)(LogLevel level, const char* text, void* user);
 
-// Where the library speaks; silent until a sink is set. Thread safe: one call of the sink at a time, under locks, so it must
-// not call the library.
+// Where the library speaks; silent until a sink is set. Thread safe: one call of the sink at a time, under locks, so it
+// must not call the library.
 void set_log(LogSink sink, void* user = nullptr);
 void log(LogLevel level, const std::string& text);
 

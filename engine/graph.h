@@ -53,9 +53,9 @@ class Graph final : private RngCapture {
     end();
   }
 
-  // Uploads the numbers and the generators' places, runs the work on the current stream, and moves the generators (which
-  // must live) on by what it drew. Version counters of tensors do not see it. Does not wait, unless the work holds
-  // index ops: then it ends with check().
+  // Uploads the numbers and the generators' places, runs the work on the current stream, and moves the generators
+  // (which must live) on by what it drew. Version counters of tensors do not see it. Does not wait, unless the work
+  // holds index ops: then it ends with check().
   void replay();
   // Waits for the last replay and throws for the first op of the work whose index was wrong: "gather: index must be in
   // [0, 5), got 7 at [3]". replay() leaves it to the caller for labels of cross_entropy, whose loss is NaN then.

@@ -19,7 +19,8 @@ constexpr Philox4 philox(std::uint64_t seed, std::uint64_t stream, std::uint64_t
   std::uint32_t k0 = static_cast<std::uint32_t>(seed), k1 = static_cast<std::uint32_t>(seed >> 32);
   for (int round = 0; round < 10; ++round) {
     const std::uint64_t p0 = std::uint64_t{0xD2511F53u} * c0, p1 = std::uint64_t{0xCD9E8D57u} * c2;
-    const std::uint32_t n0 = static_cast<std::uint32_t>(p1 >> 32) ^ c1 ^ k0, n2 = static_cast<std::uint32_t>(p0 >> 32) ^ c3 ^ k1;
+    const std::uint32_t n0 = static_cast<std::uint32_t>(p1 >> 32) ^ c1 ^ k0,
+                        n2 = static_cast<std::uint32_t>(p0 >> 32) ^ c3 ^ k1;
     c1 = static_cast<std::uint32_t>(p1);
     c3 = static_cast<std::uint32_t>(p0);
     c0 = n0;
@@ -48,8 +49,8 @@ struct RngRange {
   const RngPlace* place = nullptr;  // captured: kernels take the seed from here and add its offset
 };
 
-// A stream of draws. reserve(n) hands out the next n elements' range and advances by whole blocks; checkpointing replays
-// ranges. One generator belongs to one thread at a time.
+// A stream of draws. reserve(n) hands out the next n elements' range and advances by whole blocks; checkpointing
+// replays ranges. One generator belongs to one thread at a time.
 class Generator {
  public:
   explicit Generator(std::uint64_t seed = 0, std::uint64_t stream = 0) : seed_(seed), stream_(stream) {}

@@ -43,9 +43,9 @@ inline constexpr std::uint64_t kHeaderBytesLimit = 100'000'000;             // t
 SafetensorsHeader parse_safetensors_header(std::string_view json, std::uint64_t data_bytes, const std::string& path);
 
 // Reads tensors out of a file. Construction checks all of it, before any data is read:
-// header length within the file and max_header_bytes; the header is one JSON object in valid UTF-8 that starts with '{';
-// no duplicate key at any level; per tensor exactly dtype, shape and data_offsets; a known dtype (F64 F32 F16 BF16 I64
-// I32 I8 U8 BOOL); rank <= 8; shape times dtype equals the range, without overflow; the ranges cover the data part
+// header length within the file and max_header_bytes; the header is one JSON object in valid UTF-8 that starts with
+// '{'; no duplicate key at any level; per tensor exactly dtype, shape and data_offsets; a known dtype (F64 F32 F16 BF16
+// I64 I32 I8 U8 BOOL); rank <= 8; shape times dtype equals the range, without overflow; the ranges cover the data part
 // exactly, without holes or overlap; metadata maps strings to strings. Zero sizes and rank 0 are legal; NaN and
 // infinities are data. The bytes of BOOL tensors are not looked at.
 // Reading is by pread into the caller's memory: a file cut short later gives an Error. Reads are thread safe.
@@ -84,7 +84,8 @@ struct TensorSpec {
 //   for (const TensorEntry& e : w.entries()) w.append(bytes of e.name, e.bytes());
 //   w.commit();
 // Data lie as in specs, but wider dtypes first: that keeps each tensor aligned, as PyTorch's reader needs. The bytes of
-// the file depend only on specs, metadata and data. Throws on duplicate names, invalid UTF-8 and "__metadata__" as a name.
+// the file depend only on specs, metadata and data. Throws on duplicate names, invalid UTF-8 and "__metadata__" as
+// a name.
 class SafetensorsWriter {
  public:
   SafetensorsWriter(const std::string& path, const std::vector<TensorSpec>& specs, const Metadata& metadata = {});

@@ -21,19 +21,19 @@ struct AttentionOut {
 };
 
 // q [B, Nq, H, D], k [B, Nk, H, D], v [B, Nk, H, Dv] of any strides (views of one fused qkv are read in place while the
-// last axis has stride 1, else copied); D and Dv at most 1024. o = softmax(scale q k^T + bias) v per (b, h). A row that sees no key has o = 0,
-// lse = -inf and no gradient.
-// grad  of q, k, v and bias, from the cotangents of o and lse (undefined means zero); keeps q, k, v, o, lse and bias and
-//       recomputes the probabilities: dS = P (do v^T - rowsum(do o) + dlse). Made of ops in a create_graph pass, where
-//       [B, H, Nq, Nk] tensors are held. Source: Dao, FlashAttention-2 (2023); dlse joins
-//       because the derivative of lse by S is P.
+// last axis has stride 1, else copied); D and Dv at most 1024. o = softmax(scale q k^T + bias) v per (b, h). A row that
+// sees no key has o = 0, lse = -inf and no gradient.
+// grad  of q, k, v and bias, from the cotangents of o and lse (undefined means zero); keeps q, k, v, o, lse and bias
+//       and recomputes the probabilities: dS = P (do v^T - rowsum(do o) + dlse). Made of ops in a create_graph pass,
+//       where [B, H, Nq, Nk] tensors are held. Source: Dao, FlashAttention-2 (2023); dlse joins because the derivative
+//       of lse by S is P.
 AttentionOut attention(const Tensor& q, const Tensor& k, const Tensor& v, const AttentionOptions& options = {});
 
 // The attention over the union of two disjoint sets of keys, from the results over each: o [B, N, H, D], lse [B, H, N].
-// With l = sigmoid(lse2 - lse1) per row and head: o = o1 + l (o2 - o1), lse = log(exp(lse1) + exp(lse2)). Order does not
-// matter, three and more merge pairwise. A side with lse = -inf has no weight; both -inf: o = 0, lse = -inf.
-// grad  of all four, from the cotangents of o and lse: dlse2 = l (1 - l) <do, o2 - o1> + l g, dlse1 = -l (1 - l) <do, o2 -
-//       o1> + (1 - l) g; made of ops in a create_graph pass.
+// With l = sigmoid(lse2 - lse1) per row and head: o = o1 + l (o2 - o1), lse = log(exp(lse1) + exp(lse2)). Order does
+// not matter, three and more merge pairwise. A side with lse = -inf has no weight; both -inf: o = 0, lse = -inf.
+// grad  of all four, from the cotangents of o and lse: dlse2 = l (1 - l) <do, o2 - o1> + l g,
+//       dlse1 = -l (1 - l) <do, o2 - o1> + (1 - l) g; made of ops in a create_graph pass.
 AttentionOut lse_merge(const Tensor& o1, const Tensor& lse1, const Tensor& o2, const Tensor& lse2);
 
 // The probabilities [B, H, Nq, Nk] = exp(scale q k^T + bias - lse) that attention() never forms; for looking at. lse as

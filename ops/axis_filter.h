@@ -1,8 +1,8 @@
 // y = A x along one axis, with a sparse A that a few numbers describe: interpolation, sliding averages, bins. Resizing
 // and average pooling apply one per image axis.
 //
-// dtypes  f32, f64; bf16 and f16 through f32 (CPU). Weights are computed in f64 on the host: for every call, or once per
-//         filter and CUDA device, where they stay.
+// dtypes  f32, f64; bf16 and f16 through f32 (CPU). Weights are computed in f64 on the host: for every call, or once
+//         per filter and CUDA device, where they stay.
 // grad    the transposed filter, which is an axis_filter again: all orders, nothing kept. Each output is summed by one
 //         thread in the order of its taps.
 #pragma once

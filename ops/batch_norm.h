@@ -1,8 +1,8 @@
-// batch_norm (Ioffe and Szegedy 2015), channels last: statistics over all axes but the last. The shortcut and the activation
-// that follow it in a residual network join the same pass.
+// batch_norm (Ioffe and Szegedy 2015), channels last: statistics over all axes but the last. The shortcut and the
+// activation that follow it in a residual network join the same pass.
 //
-//   training  y = act((x - mean) / sqrt(var + eps) * weight + bias + residual) with the batch's mean and biased variance;
-//             then, unless update_running is false or a checkpointed segment is being replayed,
+//   training  y = act((x - mean) / sqrt(var + eps) * weight + bias + residual) with the batch's mean and biased
+//             variance; then, unless update_running is false or a checkpointed segment is being replayed,
 //               running_mean = (1 - momentum) running_mean + momentum mean
 //               running_var  = (1 - momentum) running_var  + momentum var n / (n - 1)      unbiased, as PyTorch
 //   else      the running statistics, which are constants for the gradient
@@ -16,14 +16,14 @@
 // residual x's shape and dtype, any strides; or undefined (zeros)
 // dtypes   f32, f64; bf16 and f16 with weights of the same type or f32, computed in f32. Statistics are f32 (f64
 //          for f64), by chunks of rows as in group_norm.
-// bits     on the CPU in f32 and f64 those of norm, sum and activation one after the other, forward and backward. 16-bit
-//          values are rounded once, after the activation.
-// grad     x, weight, bias, residual. Training keeps x, mean, rstd, and weight if x needs a gradient; with running statistics
-//          x is kept for weight only. What an activation saw is made again from these, the bias and the residual, and so is y
-//          for who saves it (group_norm.h). But relu without a ceiling reads its slope from y where x would be kept for relu alone,
-//          and where the residual would be made again itself (a downsampling branch, the sum of the block before): y is mostly the
-//          next convolution's input, which that one keeps anyway. Then y is not made again.
-//          Second order through the composite.
+// bits     on the CPU in f32 and f64 those of norm, sum and activation one after the other, forward and backward.
+//          16-bit values are rounded once, after the activation.
+// grad     x, weight, bias, residual. Training keeps x, mean, rstd, and weight if x needs a gradient; with running
+//          statistics x is kept for weight only. What an activation saw is made again from these, the bias and the
+//          residual, and so is y for who saves it (group_norm.h). But relu without a ceiling reads its slope from y
+//          where x would be kept for relu alone, and where the residual would be made again itself (a downsampling
+//          branch, the sum of the block before): y is mostly the next convolution's input, which that one keeps anyway.
+//          Then y is not made again. Second order through the composite.
 // throws   as group_norm; on a residual unlike x; and on training with one value per channel. An empty batch passes and
 //          changes no statistics.
 //

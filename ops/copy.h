@@ -10,15 +10,21 @@ namespace capo {
 
 // Values go to integer dtypes as in cast().
 Tensor full(const Shape& shape, double value, DType dtype = f32, Device device = kCpu);
-inline Tensor zeros(const Shape& shape, DType dtype = f32, Device device = kCpu) { return full(shape, 0, dtype, device); }
-inline Tensor ones(const Shape& shape, DType dtype = f32, Device device = kCpu) { return full(shape, 1, dtype, device); }
+inline Tensor zeros(const Shape& shape, DType dtype = f32, Device device = kCpu) {
+  return full(shape, 0, dtype, device);
+}
+inline Tensor ones(const Shape& shape, DType dtype = f32, Device device = kCpu) {
+  return full(shape, 1, dtype, device);
+}
 inline Tensor zeros_like(const Tensor& t) { return full(t.shape(), 0, t.dtype(), t.device()); }
 Tensor arange(std::int64_t n, DType dtype = i64, Device device = kCpu);  // 0 .. n-1, cast from i64
 
 // f32 or f64. uniform in [low, high), low <= high; normal by Box-Muller. Element i depends on its number and the
 // generator's state only (engine/rng.h).
-Tensor rand_uniform(const Shape& shape, Generator& rng, double low = 0, double high = 1, DType dtype = f32, Device device = kCpu);
-Tensor rand_normal(const Shape& shape, Generator& rng, double mean = 0, double std = 1, DType dtype = f32, Device device = kCpu);
+Tensor rand_uniform(const Shape& shape, Generator& rng, double low = 0, double high = 1, DType dtype = f32,
+                    Device device = kCpu);
+Tensor rand_normal(const Shape& shape, Generator& rng, double mean = 0, double std = 1, DType dtype = f32,
+                   Device device = kCpu);
 
 // x itself when its memory is row-major without gaps, else a copy that is. grad: identity.
 Tensor contiguous(const Tensor& x);
@@ -29,8 +35,8 @@ Tensor clone(const Tensor& x);
 // grad (floating to floating): cast back.
 Tensor cast(const Tensor& x, DType dtype);
 
-// x on another device: x itself when it is there already, else a contiguous copy. To meta only the shape goes; from meta to
-// anywhere throws. grad: back to x's device.
+// x on another device: x itself when it is there already, else a contiguous copy. To meta only the shape goes; from
+// meta to anywhere throws. grad: back to x's device.
 Tensor to(const Tensor& x, Device device);
 
 // Writes src (same shape, cast if needed) into dst, which may be any view; in place, not recorded, bumps the version.

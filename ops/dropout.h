@@ -8,8 +8,8 @@
 // rng      advanced by numel(x) words (drop_path: x.size(0)), in training only and not for p = 0. Element i (sample b)
 //          is dropped when Philox word i (b) of the range is below p 2^32: the same on every device.
 // training false, or p = 0: x itself
-// grad     the same mask on dy, any order. dropout keeps only where its numbers came from (seed, stream, offset) and makes the mask
-//          again; drop_path keeps one factor per sample (CUDA: makes it again).
+// grad     the same mask on dy, any order. dropout keeps only where its numbers came from (seed, stream, offset) and
+//          makes the mask again; drop_path keeps one factor per sample (CUDA: makes it again).
 #pragma once
 
 #include <capo/engine/rng.h>

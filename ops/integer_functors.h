@@ -1,5 +1,5 @@
-// What C++ leaves undefined in arithmetic on elements, defined for every kernel and both compilers: integer sums and products
-// wrap around as PyTorch's, and a floating value outside an integer's range becomes the nearest end, NaN 0.
+// What C++ leaves undefined in arithmetic on elements, defined for every kernel and both compilers: integer sums and
+// products wrap around as PyTorch's, and a floating value outside an integer's range becomes the nearest end, NaN 0.
 #pragma once
 
 #include <cstdint>

@@ -2,7 +2,8 @@
 // a result that is already there.
 //
 // dtypes  a, b (x, w, b) equal: f32, f64; bf16 and f16 summed in f32 and rounded once (CPU: bf16 dot products where the
-//         processor has them, else widened as they are packed; CUDA: tensor cores, no f64). Mixed dtypes and devices throw.
+//         processor has them, else widened as they are packed; CUDA: tensor cores, no f64). Mixed dtypes and devices
+//         throw.
 // bits    sums are blocked by shape only: the same for any thread count.
 // bf16    with set_matmul_precision(bf16), f32 operands are rounded to bf16 on their way in and summed in f32.
 #pragma once
@@ -14,16 +15,16 @@
 
 namespace capo {
 
-// How matmul and linear, and their gradients, take f32 operands: as they are, or rounded to bf16 (nearest, ties to even) with
-// f32 products and sums, which is up to twice as fast where the processor has bf16 dot products and merely rounded where
-// it has not. For the whole process, f32 unless set; f64 is never touched. PyTorch's set_float32_matmul_precision("medium").
-// Another dtype than these two throws.
+// How matmul and linear, and their gradients, take f32 operands: as they are, or rounded to bf16 (nearest, ties to
+// even) with f32 products and sums, which is up to twice as fast where the processor has bf16 dot products and merely
+// rounded where it has not. For the whole process, f32 unless set; f64 is never touched. PyTorch's
+// set_float32_matmul_precision("medium"). Another dtype than these two throws.
 DType matmul_precision();
 void set_matmul_precision(DType precision);
 
-// CUDA: whether a product of a new shape times the first offers of cuBLASLt and keeps the fastest for the process, instead of
-// taking the first one. A few milliseconds for each shape. Off unless set: which offer wins may differ from one process to the
-// next, and with it the last bits; within a process they repeat.
+// CUDA: whether a product of a new shape times the first offers of cuBLASLt and keeps the fastest for the process,
+// instead of taking the first one. A few milliseconds for each shape. Off unless set: which offer wins may differ from
+// one process to the next, and with it the last bits; within a process they repeat.
 bool product_tuning();
 void set_product_tuning(bool on);
 
@@ -53,15 +54,15 @@ Tensor add_linear(const Tensor& r, const std::vector<LinearBranch>& branches);
 
 constexpr std::int64_t kMatmulPackedBytes = 256 << 10;  // of the packed part of A that a work item keeps
 
-// C[batch, m, n] = act(A B + bias) + residual. A work item of the kernel is one (batch, chunk of k, block of rows, block of
-// columns); with `parts` each chunk's sum goes to its own plane of `c`, which matmul_sum joins and finishes.
+// C[batch, m, n] = act(A B + bias) + residual. A work item of the kernel is one (batch, chunk of k, block of rows,
+// block of columns); with `parts` each chunk's sum goes to its own plane of `c`, which matmul_sum joins and finishes.
 struct MatmulArgs {
   DType dtype;          // of a, b, bias, z and c; parts are f32 where it has 16 bits
   const void *a, *b;    // b: the matrix, or the panels that matmul_pack made of it
   bool packed;
   bool bf16;            // f32 operands are rounded to bf16
   bool bf16_dot;        // bf16 operands, stored or rounded: multiplied by the processor's bf16 dot product
-  bool a_in_place;      // A's rows are read as they lie, at most 256 a block; else, unless turned, packed, at most 96 a block
+  bool a_in_place;      // A's rows are read as they lie, at most 256 a block; else packed, unless turned, at most 96
   std::int64_t a_part;  // packed: so long a part of k fits; 16-bit C without parts: k_chunk at most
   bool parts;
   bool dots;            // a_in_place, b_k = 1, few rows or columns: vectors along k, nothing packed
@@ -80,8 +81,8 @@ struct MatmulArgs {
   std::int64_t row_block, col_block, k_chunk;
   std::int64_t row_blocks, col_blocks, k_chunks;
 };
-// An item is a panel group: (matrix, block of k, 64 columns). packed: [matrix][block of k][panel][k][column]; with bf16_dot two
-// neighbours along k share one 32-bit element.
+// An item is a panel group: (matrix, block of k, 64 columns). packed: [matrix][block of k][panel][k][column]; with
+// bf16_dot two neighbours along k share one 32-bit element.
 struct MatmulPackArgs {
   DType dtype;
   bool bf16, bf16_dot;
@@ -103,8 +104,8 @@ struct MatmulSumArgs {
   std::int64_t c_row;             // of c, z and residual
 };
 
-// The same product on CUDA, nothing packed: c[matrices, m, n] = act(a b + bias) + residual. With k_chunks > 1 the sums of each
-// chunk of k go to their own plane of `parts`, and a second kernel adds them in order.
+// The same product on CUDA, nothing packed: c[matrices, m, n] = act(a b + bias) + residual. With k_chunks > 1 the sums
+// of each chunk of k go to their own plane of `parts`, and a second kernel adds them in order.
 struct GemmArgs {
   DType dtype;
   bool bf16;             // f32 operands are rounded to bf16

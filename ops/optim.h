@@ -1,14 +1,13 @@
 // In-place kernels of the optimisers, and what a step asks of its gradients. One launch covers up to 32 tensors.
 //
-// Every list call takes lists of one length; entry i of each belongs together and has one shape, dtype and device. Entries
-// whose gradient is undefined are skipped. Hyper-parameters are f64, and so are the bias corrections.
-// Written tensors: f32 or f64, contiguous, not made by an op; a version bump each. Gradients of any strides, same dtype.
-// No gradients, nothing is recorded, no NoGrad scope needed. Order of tensors and number of threads do not change any
-// bit.
+// Every list call takes lists of one length; entry i of each belongs together and has one shape, dtype and device.
+// Entries whose gradient is undefined are skipped. Hyper-parameters are f64, and so are the bias corrections. Written
+// tensors: f32 or f64, contiguous, not made by an op; a version bump each. Gradients of any strides, same dtype. No
+// gradients, nothing is recorded, no NoGrad scope needed. Order of tensors and number of threads do not change any bit.
 //
-// 16-bit models: params are then f32 masters, and `weights` of adamw_ and sgd_ are the model's own parameters in bf16 or
-// f16, which the same pass sets to the rounded masters (nearest, ties to even). Beside a weight the gradient may have the
-// weight's dtype. The bits are those of cast(gradient, f32), the step, and copy_into(weight, param).
+// 16-bit models: params are then f32 masters, and `weights` of adamw_ and sgd_ are the model's own parameters in bf16
+// or f16, which the same pass sets to the rounded masters (nearest, ties to even). Beside a weight the gradient may
+// have the weight's dtype. The bits are those of cast(gradient, f32), the step, and copy_into(weight, param).
 #pragma once
 
 #include <capo/engine/tensor.h>
@@ -20,15 +19,17 @@ namespace capo {
 using TensorList = std::vector<Tensor>;
 
 // Numbers that a CUDA kernel reads when it runs, in place of those that the call was given: how they change between
-// the replays of a captured graph (engine/graph.h), where arguments freeze. Undefined: the call's own. CPU tensors throw.
+// the replays of a captured graph (engine/graph.h), where arguments freeze. Undefined: the call's own. CPU tensors
+// throw.
 struct AtRun {
   Tensor numbers;  // f32: sgd_ {lr}; adamw_ the three of adamw_numbers(); ema_ {1 - decay}
   Tensor scale;    // f32 [1]: the gradient scale
   Tensor skip;     // f32 [1]: not 0 when nothing is to be written
 };
 
-// torch.optim.SGD: g = grad_scale * grad + weight_decay * param; buffer = first ? g : momentum * buffer + (1 - dampening) g;
-// param -= lr * (nesterov ? g + momentum * buffer : buffer). Without momentum (0) the buffer is not used and may be undefined.
+// torch.optim.SGD: g = grad_scale * grad + weight_decay * param; buffer = first ? g : momentum * buffer + (1 -
+// dampening) g; param -= lr * (nesterov ? g + momentum * buffer : buffer). Without momentum (0) the buffer is not used
+// and may be undefined.
 struct SgdOptions {
   double lr = 1e-3, momentum = 0, dampening = 0, weight_decay = 0, grad_scale = 1;
   bool nesterov = false;
@@ -62,8 +63,8 @@ void ema_(const Tensor& average, const Tensor& value, double decay);
 void scale_(const TensorList& tensors, double scale, const AtRun& at_run = {});
 void scale_(const Tensor& t, double scale);
 
-// The 2-norm of all elements of all tensors (undefined ones count nothing), summed in f64 over fixed chunks. Any floating
-// dtype. 0 on the meta device.
+// The 2-norm of all elements of all tensors (undefined ones count nothing), summed in f64 over fixed chunks. Any
+// floating dtype. 0 on the meta device.
 double global_norm(const TensorList& tensors);
 // No NaN, no infinity. True on the meta device.
 bool all_finite(const TensorList& tensors);
@@ -77,7 +78,8 @@ bool all_finite(const Tensor& t);
 struct GradVerdict {
   Tensor norm, scale, skip;
 };
-GradVerdict grad_verdict(const TensorList& gradients, const TensorList& losses, double max_norm, const Tensor& loss_scale = {});
+GradVerdict grad_verdict(const TensorList& gradients, const TensorList& losses, double max_norm,
+                         const Tensor& loss_scale = {});
 
 // Work item of all kernels: one chunk of one tensor.
 inline constexpr std::int64_t kOptimChunk = 16384;
@@ -87,7 +89,8 @@ struct TensorTable {
   DType gradient;                  // of data[1]
   DType weight;                    // of data[4]; dtype when the table has none
   int count;
-  void* data[5][kMax];             // sgd: param, grad, buffer; adamw: param, grad, m, v; both: [4] weight; ema: average, value
+  // sgd: param, grad, buffer; adamw: param, grad, m, v; both: [4] weight; ema: average, value
+  void* data[5][kMax];
   std::int64_t size[kMax];
   std::int64_t first[kMax + 1];    // index of the tensor's first chunk
 };

@@ -37,7 +37,7 @@ inline Tensor sigmoid(const Tensor& x) { return unary(UnaryKind::sigmoid, x); }
 inline Tensor relu(const Tensor& x) { return unary(UnaryKind::relu, x); }  // slope 0 at 0; NaN stays NaN, with slope 1
 inline Tensor leaky_relu(const Tensor& x, double slope = 0.01) { return unary(UnaryKind::leaky_relu, x, slope); }
 inline Tensor gelu(const Tensor& x) { return unary(UnaryKind::gelu, x); }             // x Phi(x), exact
-inline Tensor gelu_tanh(const Tensor& x) { return unary(UnaryKind::gelu_tanh, x); }   // Hendrycks and Gimpel's tanh form
+inline Tensor gelu_tanh(const Tensor& x) { return unary(UnaryKind::gelu_tanh, x); }  // Hendrycks and Gimpel's tanh form
 inline Tensor quick_gelu(const Tensor& x) { return unary(UnaryKind::quick_gelu, x); } // x sigmoid(1.702 x), as CLIP
 inline Tensor silu(const Tensor& x) { return unary(UnaryKind::silu, x); }
 inline Tensor softplus(const Tensor& x) { return unary(UnaryKind::softplus, x); }     // log(1 + e^x), beta 1
@@ -48,8 +48,8 @@ inline Tensor affine(const Tensor& x, double scale, double shift) { return unary
 
 // True when f' is computed from y = f(x) alone (exp, sqrt, tanh, ...): y is kept instead of x.
 bool reads_output(UnaryKind kind);
-// dy * f'(x): the fused gradient kernel; has no further derivative. saved is x, or y when reads_output(kind), like dy in
-// shape, dtype and device.
+// dy * f'(x): the fused gradient kernel; has no further derivative. saved is x, or y when reads_output(kind), like dy
+// in shape, dtype and device.
 Tensor unary_backward(UnaryKind kind, const Tensor& dy, const Tensor& saved, double p, double q);
 // The same for gradients of ops that end in such a function: that kernel, or under create_graph recorded primitives.
 Tensor unary_gradient(UnaryKind kind, const Tensor& dy, const Tensor& saved, double p = 0, double q = 0);

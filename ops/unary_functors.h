@@ -11,16 +11,17 @@
 
 namespace {
 
-#define CAPO_UNARY(Name, value, derivative)                              \
-  struct Name {                                                          \
-    template <class T>                                                   \
-    CAPO_HD static inline T f(T x, [[maybe_unused]] T p, [[maybe_unused]] T q) {   \
-      return value;                                                      \
-    }                                                                    \
-    template <class T>                                                   \
-    CAPO_HD static inline T df([[maybe_unused]] T x, [[maybe_unused]] T y, [[maybe_unused]] T p, [[maybe_unused]] T q) { \
-      return derivative;                                                 \
-    }                                                                    \
+#define CAPO_UNARY(Name, value, derivative)                                                      \
+  struct Name {                                                                                  \
+    template <class T>                                                                           \
+    CAPO_HD static inline T f(T x, [[maybe_unused]] T p, [[maybe_unused]] T q) {                 \
+      return value;                                                                              \
+    }                                                                                            \
+    template <class T>                                                                           \
+    CAPO_HD static inline T df([[maybe_unused]] T x, [[maybe_unused]] T y, [[maybe_unused]] T p, \
+                               [[maybe_unused]] T q) {                                           \
+      return derivative;                                                                         \
+    }                                                                                            \
   };
 
 template <class T>
@@ -31,8 +32,9 @@ template <class T>
 CAPO_HD inline T softplus_of(T x) {
   return (x > T(0) ? x : T(0)) + m::log1p(m::exp(x > T(0) ? -x : x));
 }
+// exp(-2 u), u = sqrt(2 / pi) (x + 0.044715 x^3); (1 + tanh u) / 2 = 1 / (1 + this).
 template <class T>
-CAPO_HD inline T tanh_gelu_odds(T x) {  // exp(-2 u), u = sqrt(2 / pi) (x + 0.044715 x^3); (1 + tanh u) / 2 = 1 / (1 + this)
+CAPO_HD inline T tanh_gelu_odds(T x) {
   return m::exp(T(-2 * 0.79788456080286535588) * (x + T(0.044715) * x * x * x));
 }
 template <class T>

@@ -6,7 +6,7 @@
 //           "@conv", "layer4.**@norm": by kind of layer (tuners/select.h).
 // actions   train                                        unfreezes the matching parameters or modules
 //           u_adapter(dim=32, scale=1, on=y|x|z, act=gelu|relu|silu|quick_gelu|gelu_tanh|none, init=zero|xavier)
-//           u_prefix(length=10)                          at an attention: exact merge; elsewhere: beside (tuners/tuner.h)
+//           u_prefix(length=10)                          at an attention: exact merge; elsewhere: beside (tuner.h)
 //           u_prompt(length=10)                          likewise
 //           lora(rank=8, alpha=0, slices=, rslora=false, dropout=0)
 //                                                        at a Linear or Conv; with slices (q, qv, ..) at a fused qkv or

@@ -3,9 +3,9 @@
 //   theta(lambda) = argmin  theta^T C theta + lambda |theta|_1   with theta_target = -1,   C = E[(f - E f)(f - E f)^T]
 //
 // so that f_target - E f_target is nearly sum_j theta_j (f_j - E f_j): CovLasso (Feng et al. 2022, "Neural Dependencies
-// Emerging from Learning Massive Categories"). The paper takes raw second moments; we centre, because the common mean of
-// logits otherwise dominates C. Between networks f and g, C is that of the concatenated logits, the target a column of f,
-// the candidates the columns of g. Everything is host f64.
+// Emerging from Learning Massive Categories"). The paper takes raw second moments; we centre, because the common mean
+// of logits otherwise dominates C. Between networks f and g, C is that of the concatenated logits, the target a column
+// of f, the candidates the columns of g. Everything is host f64.
 #pragma once
 
 #include <cstdint>
@@ -17,7 +17,9 @@ namespace capo::dependencies {
 struct Matrix {
   int n = 0;
   std::vector<double> v;
-  double operator()(int i, int j) const { return v[static_cast<std::size_t>(i) * static_cast<std::size_t>(n) + static_cast<std::size_t>(j)]; }
+  double operator()(int i, int j) const {
+    return v[static_cast<std::size_t>(i) * static_cast<std::size_t>(n) + static_cast<std::size_t>(j)];
+  }
 };
 
 // Mean and covariance of rows that come in parts; no part is kept. Order of the rows changes only the last bits.

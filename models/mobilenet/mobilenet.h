@@ -40,15 +40,17 @@ class ConvNorm : public nn::Layer<ConvNorm> {
   std::unique_ptr<nn::BatchNorm> norm;
 };
 
-// Inverted residual: 1x1 to `expansion` times the channels (none where it is 1), 3x3 in each channel by itself, 1x1 without an
-// activation; plus x where the shape stays. All below a child "conv".
+// Inverted residual: 1x1 to `expansion` times the channels (none where it is 1), 3x3 in each channel by itself, 1x1
+// without an activation; plus x where the shape stays. All below a child "conv".
 class Block : public nn::Layer<Block> {
  public:
   Block(nn::Module* up, std::string_view name, const MobilenetConfig& c, std::int64_t in, std::int64_t out, int stride,
         int expansion);
   Tensor forward(const Tensor& x);
   std::int64_t width() const override { return project.width(); }
-  std::int64_t input_width() const override { return expand ? expand->conv.input_width() : depthwise.conv.input_width(); }
+  std::int64_t input_width() const override {
+    return expand ? expand->conv.input_width() : depthwise.conv.input_width();
+  }
   const bool residual;
   nn::Module conv;  // container
   std::unique_ptr<ConvNorm> expand;
@@ -86,8 +88,8 @@ struct LoadedMobilenet {
 };
 // A file of ours, torchvision's state dict as safetensors, or INT8 weights: tensors convNN.weight_int8 (i8, OIHW),
 // convNN.scale and convNN.bias (f32, one for each output), from the stem to the classifier, with the list of layers in
-// the metadata "layers"; weight = weight_int8 * scale, no norms, padding after only. Such a file's inputs are x / 127.5 - 1, which is
-// stated as its preprocessing. Strict, as nn::load_model.
+// the metadata "layers"; weight = weight_int8 * scale, no norms, padding after only. Such a file's inputs are x / 127.5
+// - 1, which is stated as its preprocessing. Strict, as nn::load_model.
 LoadedMobilenet load_mobilenet(const std::string& path, const LoadOptions& options = {}, const nn::Build& build = {});
 
 }  // namespace capo::mobilenet

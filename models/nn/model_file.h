@@ -30,7 +30,8 @@ StateDict read_model_tensors(const std::string& path, Module& shapes, const std:
 
 // M(config, build) with the file's weights, read so; what is unread keeps its initial values.
 template <class M, class Config>
-std::unique_ptr<M> load_model(const std::string& path, const Config& config, const std::string& unread, const Build& build) {
+std::unique_ptr<M> load_model(const std::string& path, const Config& config, const std::string& unread,
+                              const Build& build) {
   M shapes(config, Build{.dtype = build.dtype, .device = kMeta});
   const StateDict dict = read_model_tensors(path, shapes, unread);
   auto model = std::make_unique<M>(config, build);
@@ -39,6 +40,7 @@ std::unique_ptr<M> load_model(const std::string& path, const Config& config, con
 }
 
 // Writes the weights with the three texts, of which "" is left out, and what `more` holds.
-void save_model(Module& model, const std::string& path, DType dtype, const ModelHeader& texts, const Metadata& more = {});
+void save_model(Module& model, const std::string& path, DType dtype, const ModelHeader& texts,
+                const Metadata& more = {});
 
 }  // namespace capo::nn

@@ -35,7 +35,8 @@ enum class Layout {
 // base: the model's own; tuner: added by a tuner; head: the task's classifier.
 enum class Kind { base, tuner, head };
 
-// Initial values; drawn from (seed, full path), so that adding a module changes nothing else, and the same on every device.
+// Initial values; drawn from (seed, full path), so that adding a module changes nothing else, and the same on every
+// device.
 struct Init {
   enum class Rule {
     zeros,
@@ -151,8 +152,8 @@ class Module {
 
   bool training() const { return training_; }
   void train(bool on = true);  // the subtree
-  // Moves a whole model, tuners included, to another device; gradients are dropped. Throws on a child. Before optimisers
-  // and averages are made, and with no tuner merged: those keep the tensors that were there.
+  // Moves a whole model, tuners included, to another device; gradients are dropped. Throws on a child. Before
+  // optimisers and averages are made, and with no tuner merged: those keep the tensors that were there.
   void move_to(Device device);
   // Frozen: no parameter of the subtree is trainable; a frozen batch_norm never updates its statistics.
   void set_trainable(bool on);

@@ -43,7 +43,8 @@ Shape file_shape(const Shape& shape, Layout layout);
 Tensor to_file_layout(const Tensor& t, Layout layout);
 Tensor from_file_layout(const Tensor& t, Layout layout);
 
-// Safetensors files; tensors of any device are written, read_tensors leaves them on the CPU. dtype: what floating tensors are stored as (non-floating ones stay).
+// Safetensors files; tensors of any device are written, read_tensors leaves them on the CPU. dtype: what floating
+// tensors are stored as (non-floating ones stay).
 void save_tensors(const std::string& path, const StateDict& dict, const Metadata& metadata = {});
 StateDict read_tensors(const std::string& path);
 void save_weights(Module& m, const std::string& path, DType dtype, const Metadata& metadata = {});

@@ -27,7 +27,7 @@ enum class Shortcut {  // where a block changes the shape
 
 struct ResnetConfig {
   std::vector<int> blocks = {2, 2, 2, 2};  // of each stage
-  bool bottleneck = false;                 // 1x1, 3x3, 1x1 to 4 times the width, the stride on the 3x3 (v1.5); else two 3x3
+  bool bottleneck = false;                 // 1x1, 3x3 with the stride (v1.5), 1x1 to 4 times the width; else two 3x3
   std::int64_t width = 64;                 // of the stem and of the first stage's blocks; doubled in each further stage
   int groups = 1;                          // of a bottleneck's 3x3 convolution
   int width_per_group = 64;                // its channels: groups * floor(width * width_per_group / 64)
@@ -38,8 +38,8 @@ struct ResnetConfig {
   int classes = 1000;                      // 0: no head, features come out
 };
 
-// resnet18/34/50/101/152, wide_resnet50_2 and 101_2, resnext50_32x4d, resnext101_32x8d and 101_64x4d; with "se" before it
-// (seresnet50) or "d" behind resnetN (resnet50d); CIFAR: resnet20/32/44/56/110.
+// resnet18/34/50/101/152, wide_resnet50_2 and 101_2, resnext50_32x4d, resnext101_32x8d and 101_64x4d; with "se" before
+// it (seresnet50) or "d" behind resnetN (resnet50d); CIFAR: resnet20/32/44/56/110.
 ResnetConfig config(std::string_view name, int classes);
 // As JSON text, and back (strict: unknown keys throw).
 std::string to_json(const ResnetConfig& c);

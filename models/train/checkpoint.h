@@ -8,7 +8,8 @@
 //
 // Tensors, all in PyTorch layout: "model/<path>" (trainable parameters and all buffers; frozen parameters are not
 // stored, but their SHA-256 is), "optimizer/...", "ema/...". The metadata entry "capo.checkpoint" is one JSON object:
-// format, library, position, seed, schedule, settings, generators, sha256 of every tensor, sha256 of the frozen parameters.
+// format, library, position, seed, schedule, settings, generators, sha256 of every tensor, sha256 of the frozen
+// parameters.
 #pragma once
 
 #include <capo/engine/rng.h>

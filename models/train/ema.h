@@ -15,8 +15,8 @@ namespace capo::train {
 
 // shadow = d shadow + (1 - d) p after each optimiser step, starting at the parameters' values; with warm_up,
 // d = min(decay, (1 + n) / (10 + n)) after n updates. Shadows of bf16 and f16 parameters are f32.
-// Floating buffers of modules that train a parameter of their own (running statistics of norms) are averaged likewise: they
-// belong to the weights of their time. What is frozen does not change and has no shadow.
+// Floating buffers of modules that train a parameter of their own (running statistics of norms) are averaged likewise:
+// they belong to the weights of their time. What is frozen does not change and has no shadow.
 class Ema {
  public:
   explicit Ema(nn::Module& module, double decay = 0.9999, bool warm_up = false);
@@ -38,7 +38,8 @@ class Ema {
 
   // "updates" (i64) and one tensor per parameter path, PyTorch layout.
   nn::StateDict state() const { return copy_out(state_list()); }
-  void load_state(const nn::StateDict& dict) { copy_in("ema", state_list(), dict); }  // strict, as Optimizer::load_state
+  // Strict, as Optimizer::load_state.
+  void load_state(const nn::StateDict& dict) { copy_in("ema", state_list(), dict); }
   StateList state_list() const;  // not while swapped
 
   std::int64_t state_bytes() const;

@@ -21,7 +21,7 @@ struct MemoryPlan {
   std::int64_t optimizer = 0;    // moments and masters
   std::int64_t input = 0;        // the batch
   std::int64_t activations = 0;  // kept by the tape between forward and backward, the batch's included where it is kept
-  std::int64_t evaluation = 0;   // highest live bytes of an evaluation pass, without weights and optimizer; 0: none asked for
+  std::int64_t evaluation = 0;   // highest live bytes of an evaluation, without weights and optimizer; 0: not asked for
   std::int64_t peak = 0;         // highest live bytes of a step, or of the evaluation, with all that is live then
   std::vector<SavedBytes::Row> rows;  // of activations: per module path and op
 };

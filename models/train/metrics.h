@@ -1,6 +1,6 @@
 // How good a classifier is: pure functions of its logits, f32 or f64 [N, K], and labels, i64 [N], both on the host.
-// N may be 0 only where it says so; logits that are not finite and labels outside [0, K) throw. Of equal logits the lower
-// class wins.
+// N may be 0 only where it says so; logits that are not finite and labels outside [0, K) throw. Of equal logits the
+// lower class wins.
 #pragma once
 
 #include <capo/engine/tensor.h>
@@ -15,7 +15,8 @@ double top_k_accuracy(const Tensor& logits, const Tensor& labels, std::int64_t k
 // The mean of -log softmax(logits)[label].
 double mean_log_loss(const Tensor& logits, const Tensor& labels);
 
-// What a share `confidence` of certainty was worth: samples whose greatest probability lies in (i / bins, (i + 1) / bins].
+// What a share `confidence` of certainty was worth: samples whose greatest probability lies in
+// (i / bins, (i + 1) / bins].
 struct CalibrationBin {
   std::int64_t count = 0;
   double confidence = 0, accuracy = 0;  // means over the bin; 0 where it is empty

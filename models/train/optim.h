@@ -57,8 +57,8 @@ struct MuonOptions {
 // True for parameters that decay by default: rank >= 2, and not cls_token, pos_embed, reg_token, dist_token.
 bool decays_by_default(const nn::Parameter& p);
 // True for parameters that Muon orthogonalises: rank 2, of no head (nn::Kind::head), no embedding table, no token; of
-// tuners only the weights of their Linears (an adapter's), not tables of learned tokens and not LoRA's factors. The patch
-// embedding and convolutions have rank 4 and go by AdamW.
+// tuners only the weights of their Linears (an adapter's), not tables of learned tokens and not LoRA's factors. The
+// patch embedding and convolutions have rank 4 and go by AdamW.
 bool muon_takes(const nn::Parameter& p);
 
 class Optimizer {
@@ -168,7 +168,8 @@ class Sgd final : public Optimizer {
   SgdOptions options_;
 };
 
-// Loshchilov and Hutter 2019, in PyTorch's form: p *= 1 - lr wd; m, v; p -= lr / (1 - b1^t) m / (sqrt(v / (1 - b2^t)) + eps).
+// Loshchilov and Hutter 2019, in PyTorch's form: p *= 1 - lr wd; m, v; 
+// p -= lr / (1 - b1^t) m / (sqrt(v / (1 - b2^t)) + eps).
 class AdamW final : public Optimizer {
  public:
   explicit AdamW(nn::Module& module, const AdamWOptions& options = {});

@@ -1,6 +1,7 @@
-// The training loop: accumulation, clipping, schedule, averages, validation, logs, crash-safe checkpoints, exact resume.
+// The training loop: accumulation, clipping, schedule, averages, validation, logs, crash-safe checkpoints, exact
+// resume.
 //
-//   train::ClassifierOf classifier(model);                       // model: an nn::Module with Tensor operator()(const Tensor&)
+//   train::ClassifierOf classifier(model);  // model: an nn::Module with Tensor operator()(const Tensor&)
 //   train::ClassificationTask task(classifier, 0.1);
 //   train::Trainer trainer(task, train_source, &test_source, {.epochs = 100, .schedule = {.lr = 1e-3}});
 //   trainer.run();
@@ -60,8 +61,8 @@ class ClassifierOf final : public Classifier {
 };
 
 // Cross entropy, mean over the batch, against the labels or the batch's soft targets; label smoothing s mixes both with
-// the uniform distribution: (1 - s) target + s / K (leave it 0 where the loader smooths its soft targets already). Logits
-// in bf16 or f16 are taken to f32 first.
+// the uniform distribution: (1 - s) target + s / K (leave it 0 where the loader smooths its soft targets already).
+// Logits in bf16 or f16 are taken to f32 first.
 Tensor classification_loss(const Tensor& logits, const Batch& batch, double label_smoothing = 0);
 // Loss (without smoothing), top-1 and top-5. Equal logits: the lower class wins. score = top-1.
 Metrics evaluate_classifier(Classifier& classifier, BatchSource& source);
@@ -70,7 +71,9 @@ class ClassificationTask final : public Task {
  public:
   explicit ClassificationTask(Classifier& classifier, double label_smoothing = 0);
   nn::Module& module() override { return classifier_.module(); }
-  Tensor loss(const Batch& batch) override { return classification_loss(classifier_.forward(batch.x), batch, smoothing_); }
+  Tensor loss(const Batch& batch) override {
+    return classification_loss(classifier_.forward(batch.x), batch, smoothing_);
+  }
   Metrics evaluate(BatchSource& source) override { return evaluate_classifier(classifier_, source); }
 
  private:
@@ -114,13 +117,13 @@ struct TrainOptions {
   double ema_decay = 0;      // 0: off; validation then runs on the averages
   bool ema_warm_up = false;
   // Multiplies the loss before backward, and the gradients are divided by it: for f16, whose small gradients vanish
-  // otherwise. 0: off. This is where it starts (65536 is usual; a power of two): a gradient that is not finite skips the
-  // step and halves it, down to 1, and 2000 steps without one double it. Losses must be f32. A skipped step counts in
-  // Position::step, not in Optimizer::steps().
+  // otherwise. 0: off. This is where it starts (65536 is usual; a power of two): a gradient that is not finite skips
+  // the step and halves it, down to 1, and 2000 steps without one double it. Losses must be f32. A skipped step counts
+  // in Position::step, not in Optimizer::steps().
   double loss_scale = 0;
-  // Steps as one captured graph (engine/graph.h), CUDA only: the first step runs as usual, then full steps are replayed;
-  // a step with fewer batches or samples runs as usual. The same bits either way. The loss may change nothing on the
-  // host and read nothing from the device; parameters must not be frozen, replaced or moved between steps.
+  // Steps as one captured graph (engine/graph.h), CUDA only: the first step runs as usual, then full steps are
+  // replayed; a step with fewer batches or samples runs as usual. The same bits either way. The loss may change nothing
+  // on the host and read nothing from the device; parameters must not be frozen, replaced or moved between steps.
   bool graph = false;
   std::uint64_t seed = 0;    // recorded; a checkpoint of another seed is refused
   std::string memory_plan = "";  // to_string(MemoryPlan): stands beside what is held when a step finds no memory
@@ -153,9 +156,9 @@ class Trainer {
   Trainer(Task& task, BatchSource& train, BatchSource* validation, const TrainOptions& options);
   ~Trainer();
 
-  // To the end, or until stopped; then saved. May be called once. An OutOfMemory names what the step holds, by module. A loss or gradient that is not finite throws before
-  // the step is taken, naming the step and the first op (and its module) whose output is not finite, or the first
-  // parameter whose gradient is not.
+  // To the end, or until stopped; then saved. May be called once. An OutOfMemory names what the step holds, by module.
+  // A loss or gradient that is not finite throws before the step is taken, naming the step and the first op (and its
+  // module) whose output is not finite, or the first parameter whose gradient is not.
   TrainResult run();
 
   // Finishes the step, saves and returns from run(). Async-signal-safe; from any thread.
@@ -184,7 +187,8 @@ class Trainer {
   double replay(const std::vector<Batch>& batches);  // returns the sum of the losses
   void end_epoch(TrainResult& result);
   [[noreturn]] void fail_out_of_memory(const OutOfMemory& error);
-  [[noreturn]] void fail_not_finite(const char* what, double value, const Batch& batch, const std::vector<std::uint64_t>& offsets);
+  [[noreturn]] void fail_not_finite(const char* what, double value, const Batch& batch,
+                                    const std::vector<std::uint64_t>& offsets);
 
   Task& task_;
   BatchSource& train_;

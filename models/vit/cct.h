@@ -1,5 +1,6 @@
 // Compact convolutional transformers: convolutions make the tokens, a learned weighted mean of them feeds the head, and
-// between the two stand ViT's blocks. Source: Hassani et al. 2021 (their blocks add a norm on the residual path; these do not).
+// between the two stand ViT's blocks. Source: Hassani et al. 2021 (their blocks add a norm on the residual path; these
+// do not).
 #pragma once
 
 #include <capo/models/nn/conv_layers.h>

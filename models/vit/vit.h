@@ -53,8 +53,8 @@ struct NamedShape {
 };
 VitConfig config_from_names(const std::vector<NamedShape>& names, int heads = 0);
 
-// The tokens between blocks: x, or x + r while the sum waits for the norm that it is fused with. r is of x's dtype, or 16-bit
-// beside an f32 x.
+// The tokens between blocks: x, or x + r while the sum waits for the norm that it is fused with. r is of x's dtype, or
+// 16-bit beside an f32 x.
 struct Stream {
   Tensor x, r;  // r: or undefined
   Tensor sum() const;
@@ -88,8 +88,8 @@ class Vit : public nn::Layer<Vit> {
   Tensor forward(const Tensor& image) { return classify(features(image)); }
   // Tokens after the last block and norm: [B, prefix + patches, dim] (in training: the patches kept).
   Tensor tokens(const Tensor& image);
-  // Tokens after chosen blocks (numbers from 0, ascending), before any norm: what a decoder or a probe reads. Blocks behind
-  // the last chosen one do not run.
+  // Tokens after chosen blocks (numbers from 0, ascending), before any norm: what a decoder or a probe reads. Blocks
+  // behind the last chosen one do not run.
   std::vector<Tensor> block_tokens(const Tensor& image, const std::vector<int>& chosen);
   // What the head reads: [B, dim], or [B, 2, dim] when distilled.
   Tensor features(const Tensor& image);

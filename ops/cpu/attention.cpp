@@ -180,7 +180,8 @@ template <class T>
 Head<T> head_of(const AttentionArgs& p, int64_t bh) {
   const int64_t b = bh / p.heads, h = bh % p.heads;
   const T* bias = static_cast<const T*>(p.bias);
-  return {static_cast<const T*>(p.q) + b * p.qs[0] + h * p.qs[2], static_cast<const T*>(p.k) + b * p.ks[0] + h * p.ks[2],
+  return {static_cast<const T*>(p.q) + b * p.qs[0] + h * p.qs[2],
+          static_cast<const T*>(p.k) + b * p.ks[0] + h * p.ks[2],
           static_cast<const T*>(p.v) + b * p.vs[0] + h * p.vs[2], bias ? bias + b * p.bs[0] + h * p.bs[1] : nullptr,
           static_cast<T*>(p.o) + (b * p.nq * p.heads + h) * p.dv, static_cast<T*>(p.lse) + bh * p.nq, p.heads * p.dv};
 }
@@ -303,7 +304,8 @@ void attend_backward(const AttentionGradArgs& g, int64_t bh) {
         // Without bias every lane may be scaled on the way; what lies in the lanes after n is not read.
         const int64_t own = empty ? 0 : visible(p, row, j0, n);
         const bool plain = !head.bias && own == n;
-        if (!plain) scale_row(s, own, ld, scale, head.bias ? head.bias + row * p.bs[2] + j0 * p.bs[3] : nullptr, p.bs[3]);
+        if (!plain)
+          scale_row(s, own, ld, scale, head.bias ? head.bias + row * p.bs[2] + j0 * p.bs[3] : nullptr, p.bs[3]);
         const T shift = empty ? T(0) : lse, factor = dbias ? T(1) : scale, by = plain ? scale : T(1);
         for (int64_t j = 0; j < ld; j += W) {
 #pragma omp simd
@@ -345,7 +347,8 @@ inline Weights<T> merge_weights(T lse1, T lse2) {
 template <class T>
 void merge(const LseMergeArgs& p, int64_t begin, int64_t end) {
   for (int64_t item = begin; item < end; ++item) {
-    const int64_t h = item % p.heads, n = item / p.heads % p.n, b = item / p.heads / p.n, at = (b * p.heads + h) * p.n + n;
+    const int64_t h = item % p.heads, n = item / p.heads % p.n, b = item / p.heads / p.n,
+                  at = (b * p.heads + h) * p.n + n;
     const T l1 = static_cast<const T*>(p.lse1)[at], l2 = static_cast<const T*>(p.lse2)[at];
     const Weights<T> w = merge_weights(l1, l2);
     const T *o1 = static_cast<const T*>(p.o1) + item * p.d, *o2 = static_cast<const T*>(p.o2) + item * p.d;

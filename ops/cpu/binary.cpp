@@ -49,9 +49,10 @@ void loop(const capo::BinaryArgs& p, std::int64_t begin, std::int64_t end) {
   const T* b = static_cast<const T*>(p.b);
   R* y = static_cast<R*>(p.y);
   const std::int64_t ia = p.sa[p.rank - 1], ib = p.sb[p.rank - 1];
-  for_rows(p.rank, p.shape, p.sa, p.sb, begin, end, [=](std::int64_t k, std::int64_t n, std::int64_t oa, std::int64_t ob) {
-    row<F>(a + oa, ia, b + ob, ib, y + k, n);
-  });
+  for_rows(p.rank, p.shape, p.sa, p.sb, begin, end,
+           [=](std::int64_t k, std::int64_t n, std::int64_t oa, std::int64_t ob) {
+             row<F>(a + oa, ia, b + ob, ib, y + k, n);
+           });
 }
 
 // n 16-bit elements, stride apart, as f32: side by side, or one for all of them when the stride is 0.
@@ -71,16 +72,17 @@ void half_loop(const capo::BinaryArgs& p, std::int64_t begin, std::int64_t end) 
   const std::int64_t ia = p.sa[p.rank - 1], ib = p.sb[p.rank - 1];
   float left[kPiece], right[kPiece];
   R result[kPiece];
-  for_rows(p.rank, p.shape, p.sa, p.sb, begin, end, [&](std::int64_t k, std::int64_t count, std::int64_t oa, std::int64_t ob) {
-    for (std::int64_t i = 0; i < count; i += kPiece) {
-      const std::int64_t n = lesser(kPiece, count - i);
-      const float* x = read_strided(p.a, p.dtype, oa + i * ia, ia, n, left);
-      const float* z = read_strided(p.b, p.dtype, ob + i * ib, ib, n, right);
-      R* out = open_row(p.y, p.dtype, k + i, result);
-      row<F>(x, std::int64_t{ia != 0}, z, std::int64_t{ib != 0}, out, n);
-      close_row(p.y, p.dtype, k + i, n, out);
-    }
-  });
+  for_rows(p.rank, p.shape, p.sa, p.sb, begin, end,
+           [&](std::int64_t k, std::int64_t count, std::int64_t oa, std::int64_t ob) {
+             for (std::int64_t i = 0; i < count; i += kPiece) {
+               const std::int64_t n = lesser(kPiece, count - i);
+               const float* x = read_strided(p.a, p.dtype, oa + i * ia, ia, n, left);
+               const float* z = read_strided(p.b, p.dtype, ob + i * ib, ib, n, right);
+               R* out = open_row(p.y, p.dtype, k + i, result);
+               row<F>(x, std::int64_t{ia != 0}, z, std::int64_t{ib != 0}, out, n);
+               close_row(p.y, p.dtype, k + i, n, out);
+             }
+           });
 }
 
 template <class F>

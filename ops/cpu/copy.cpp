@@ -63,26 +63,27 @@ void copy_loop(const capo::CopyArgs& p, std::int64_t begin, std::int64_t end) {
     for (int i = 0; i < p.rank; ++i) bytes *= p.shape[i];
     streamed = bytes >= kStreamed;
   }
-  for_rows(p.rank, p.shape, p.ss, p.sd, begin, end, [=](std::int64_t, std::int64_t n, std::int64_t os, std::int64_t od) {
-    const S* s = src + os;
-    D* d = dst + od;
-    if constexpr (kFloats<S, D>) {
-      D buffer[kPiece];
-      for (std::int64_t i = 0; streamed && i < n; i += kPiece) {
-        const std::int64_t count = lesser(kPiece, n - i);
+  for_rows(p.rank, p.shape, p.ss, p.sd, begin, end,
+           [=](std::int64_t, std::int64_t n, std::int64_t os, std::int64_t od) {
+             const S* s = src + os;
+             D* d = dst + od;
+             if constexpr (kFloats<S, D>) {
+               D buffer[kPiece];
+               for (std::int64_t i = 0; streamed && i < n; i += kPiece) {
+                 const std::int64_t count = lesser(kPiece, n - i);
 #pragma omp simd
-        for (std::int64_t j = 0; j < count; ++j) buffer[j] = Store<D>::from(load(s[i + j]));
-        stream(buffer, d + i, count * static_cast<std::int64_t>(sizeof(D)));
-      }
-      if (streamed) return;
-    }
-    if (is == 1 && id == 1) {
+                 for (std::int64_t j = 0; j < count; ++j) buffer[j] = Store<D>::from(load(s[i + j]));
+                 stream(buffer, d + i, count * static_cast<std::int64_t>(sizeof(D)));
+               }
+               if (streamed) return;
+             }
+             if (is == 1 && id == 1) {
 #pragma omp simd
-      for (std::int64_t i = 0; i < n; ++i) d[i] = Store<D>::from(load(s[i]));
-    } else {
-      for (std::int64_t i = 0; i < n; ++i) d[i * id] = Store<D>::from(load(s[i * is]));
-    }
-  });
+               for (std::int64_t i = 0; i < n; ++i) d[i] = Store<D>::from(load(s[i]));
+             } else {
+               for (std::int64_t i = 0; i < n; ++i) d[i * id] = Store<D>::from(load(s[i * is]));
+             }
+           });
   end_stream(streamed);
 }
 

@@ -1,5 +1,5 @@
-// exp along a row, for softmax: y[i] = exp(x[i] - top), and the sum of these, added up as sum_of does. Of differences up
-// to 88; 0 below -87.33; a NaN gives NaN.
+// exp along a row, for softmax: y[i] = exp(x[i] - top), and the sum of these, added up as sum_of does. Of differences
+// up to 88; 0 below -87.33; a NaN gives NaN.
 #pragma once
 
 #include <capo/ops/cpu/kernel.h>

@@ -1,6 +1,6 @@
-// Matrix products of bf16 operands, or of f32 operands rounded to bf16 as they are packed, whose sums are f32: twice the rate
-// of f32 where the processor has vdpbf16ps. For ops/cpu files (unnamed namespace, see kernel.h); the scheme is gemm.h's, with
-// two neighbours along k in one 32-bit lane:
+// Matrix products of bf16 operands, or of f32 operands rounded to bf16 as they are packed, whose sums are f32: twice
+// the rate of f32 where the processor has vdpbf16ps. For ops/cpu files (unnamed namespace, see kernel.h); the scheme is
+// gemm.h's, with two neighbours along k in one 32-bit lane:
 //   - A block: [row][pair of k]; bf16 rows of unit stride along an even k are just that, and read in place.
 //   - B panel: [pair of k][column], zero-padded to whole vectors; an odd last k is paired with zeros.
 // Without the instruction the operands are rounded the same way and multiplied in f32: equal but for the sums' order.
@@ -48,9 +48,11 @@ using Pairs = std::uint32_t;
 
 // 32 floats, those at `n` and after taken as zero, as 16 pairs of neighbours.
 CAPO_BF16 inline __m512i neighbours(const float* p, int64_t n) {
-  const __m512 low = n >= 16 ? _mm512_loadu_ps(p) : _mm512_maskz_loadu_ps(static_cast<__mmask16>(n > 0 ? (1u << n) - 1 : 0), p);
-  const __m512 high = n >= 32 ? _mm512_loadu_ps(p + 16)
-                              : _mm512_maskz_loadu_ps(static_cast<__mmask16>(n > 16 ? (1u << (n - 16)) - 1 : 0), p + 16);
+  const __m512 low =
+      n >= 16 ? _mm512_loadu_ps(p) : _mm512_maskz_loadu_ps(static_cast<__mmask16>(n > 0 ? (1u << n) - 1 : 0), p);
+  const __m512 high = n >= 32
+                          ? _mm512_loadu_ps(p + 16)
+                          : _mm512_maskz_loadu_ps(static_cast<__mmask16>(n > 16 ? (1u << (n - 16)) - 1 : 0), p + 16);
   return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low));
 }
 
@@ -61,8 +63,8 @@ CAPO_BF16 inline __m512i neighbours(const capo::BFloat16* p, int64_t n) {
 // Pairs (p[j], q[j]) of the first n <= 16 columns; q null: paired with zeros.
 CAPO_BF16 inline __m512i columns(const float* p, const float* q, int64_t n) {
   const auto mask = static_cast<__mmask16>(n >= 16 ? 0xffffu : (1u << n) - 1);
-  const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20,
-                                         4, 19, 3, 18, 2, 17, 1, 16, 0);
+  const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21,
+                                         5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
   const __m512 low = _mm512_maskz_loadu_ps(mask, p);
   const __m512 high = q ? _mm512_maskz_loadu_ps(mask, q) : _mm512_setzero_ps();
   return _mm512_permutexvar_epi16(order, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low)));
@@ -85,7 +87,8 @@ inline void transpose(const Pairs* src, int64_t ld, int64_t rows, int64_t cols, 
   gemm::transpose(reinterpret_cast<const float*>(src), ld, rows, cols, reinterpret_cast<float*>(dst), ldd);
 }
 
-// One block of A: dst[i * ldd + p] = pair p of row i; ldd >= round_up(pairs, 16), round_up(m, 16) rows. S: float or BFloat16.
+// One block of A: dst[i * ldd + p] = pair p of row i; ldd >= round_up(pairs, 16), round_up(m, 16) rows. S: float or
+// BFloat16.
 template <class S>
 CAPO_BF16 __attribute__((noinline)) void pack_rows(const S* a, int64_t rs, int64_t ks, int64_t m, int64_t k, Pairs* dst,
                                                    int64_t ldd) {
@@ -113,7 +116,8 @@ CAPO_BF16 __attribute__((noinline)) void pack_rows(const S* a, int64_t rs, int64
 
 // One panel of B, n <= 64 columns: dst[p * width + j] = pair p of column j; columns n .. width are zero.
 template <class S>
-CAPO_BF16 __attribute__((noinline)) void pack_panel(const S* b, int64_t ks, int64_t cs, int64_t k, int64_t n, Pairs* dst) {
+CAPO_BF16 __attribute__((noinline)) void pack_panel(const S* b, int64_t ks, int64_t cs, int64_t k, int64_t n,
+                                                    Pairs* dst) {
   const int64_t width = gemm::panel_width<float>(0, n), pairs = (k + 1) / 2;
   if (cs == 1) {
     for (int64_t p = 0; p < pairs; ++p) {
@@ -164,13 +168,15 @@ struct Rounded {
   bool far;  // from the caches
 };
 
-CAPO_BF16 inline __m512 wide(const capo::BFloat16* p, __mmask16 mask) { return _mm512_castsi512_ps(high_halves(p, mask)); }
+CAPO_BF16 inline __m512 wide(const capo::BFloat16* p, __mmask16 mask) {
+  return _mm512_castsi512_ps(high_halves(p, mask));
+}
 CAPO_BF16 inline __m256i rounded(__m512 x) { return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x)); }
 
 // Of a tile's sums, n < 16 NV columns.
 template <int MR, int NV>
-CAPO_BF16 __attribute__((always_inline)) inline void store_part(const __m512 (&acc)[MR][NV], float* c, int64_t ldc, int64_t n,
-                                                                bool add, const Rounded* out) {
+CAPO_BF16 __attribute__((always_inline)) inline void store_part(const __m512 (&acc)[MR][NV], float* c, int64_t ldc,
+                                                                int64_t n, bool add, const Rounded* out) {
 #pragma GCC unroll 4
   for (int j = 0; j < NV; ++j) {
     const int64_t left = n - j * 16;
@@ -188,10 +194,12 @@ CAPO_BF16 __attribute__((always_inline)) inline void store_part(const __m512 (&a
   }
 }
 
-// The sums of one register tile over `pairs` pairs of k: MR rows, NV vectors of columns. A's rows are bf16, rs elements apart.
+// The sums of one register tile over `pairs` pairs of k: MR rows, NV vectors of columns. A's rows are bf16, rs elements
+// apart.
 template <int MR, int NV>
-CAPO_BF16 __attribute__((always_inline)) inline void sum_tile(__m512 (&acc)[MR][NV], int64_t pairs, const std::uint16_t* a,
-                                                              int64_t rs, const Pairs* b, int64_t ldb) {
+CAPO_BF16 __attribute__((always_inline)) inline void sum_tile(__m512 (&acc)[MR][NV], int64_t pairs,
+                                                              const std::uint16_t* a, int64_t rs, const Pairs* b,
+                                                              int64_t ldb) {
 #pragma GCC unroll 16
   for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 4
@@ -214,8 +222,8 @@ CAPO_BF16 __attribute__((always_inline)) inline void sum_tile(__m512 (&acc)[MR][
 
 // The end of a tile of which n columns are stored.
 template <int MR, int NV>
-CAPO_BF16 __attribute__((always_inline)) inline void store_tile(const __m512 (&acc)[MR][NV], float* c, int64_t ldc, int64_t n,
-                                                                bool add, const Rounded* out) {
+CAPO_BF16 __attribute__((always_inline)) inline void store_tile(const __m512 (&acc)[MR][NV], float* c, int64_t ldc,
+                                                                int64_t n, bool add, const Rounded* out) {
   if (n < NV * 16) return store_part<MR, NV>(acc, c, ldc, n, add, out);
 #pragma GCC unroll 4
   for (int j = 0; j < NV; ++j) {  // without masks, which cost as much as the store
@@ -236,8 +244,9 @@ CAPO_BF16 __attribute__((always_inline)) inline void store_tile(const __m512 (&a
 
 // A tile. With `out` the sums go there, and c is only read to be added.
 template <int MR, int NV>
-CAPO_BF16 __attribute__((noinline)) void tile(int64_t pairs, const std::uint16_t* a, int64_t rs, const Pairs* b, int64_t ldb,
-                                              float* c, int64_t ldc, int64_t n, bool add, const Rounded* out) {
+CAPO_BF16 __attribute__((noinline)) void tile(int64_t pairs, const std::uint16_t* a, int64_t rs, const Pairs* b,
+                                              int64_t ldb, float* c, int64_t ldc, int64_t n, bool add,
+                                              const Rounded* out) {
   if (out && out->far) {  // the lines to be stored come while the sums grow
     for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 4
@@ -249,8 +258,8 @@ CAPO_BF16 __attribute__((noinline)) void tile(int64_t pairs, const std::uint16_t
 }
 
 template <int NV>
-void rows(int64_t m, int64_t pairs, const std::uint16_t* a, int64_t rs, const Pairs* b, int64_t ldb, float* c, int64_t ldc,
-          int64_t n, bool add, const Rounded* out) {
+void rows(int64_t m, int64_t pairs, const std::uint16_t* a, int64_t rs, const Pairs* b, int64_t ldb, float* c,
+          int64_t ldc, int64_t n, bool add, const Rounded* out) {
   constexpr int R = NV == 4 ? 6 : NV == 3 ? 8 : 12;
   Rounded here{};
   if (out) here = *out;
@@ -309,8 +318,9 @@ CAPO_BF16 __attribute__((noinline)) inline void low_rows(int64_t m, int64_t pair
 // gemm.h's DotTile for bf16 operands and f32 sums.
 struct DotTile {
   static constexpr int kCols = 4, kRows = 4;
-  CAPO_BF16 static __attribute__((noinline)) void run(int64_t k, const capo::BFloat16* a, int64_t lda, const capo::BFloat16* b,
-                                                      int64_t ldb, float* c, int64_t ldc, int64_t m, int64_t n) {
+  CAPO_BF16 static __attribute__((noinline)) void run(int64_t k, const capo::BFloat16* a, int64_t lda,
+                                                      const capo::BFloat16* b, int64_t ldb, float* c, int64_t ldc,
+                                                      int64_t m, int64_t n) {
     const capo::BFloat16 *x[kRows], *y[kCols];
     for (int i = 0; i < 4; ++i) x[i] = a + lesser(int64_t{i}, m - 1) * lda, y[i] = b + lesser(int64_t{i}, n - 1) * ldb;
     __m512 acc[16];

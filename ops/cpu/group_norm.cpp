@@ -25,7 +25,9 @@ inline Chunk chunk_of(const Args& a, std::int64_t item) {
   const std::int64_t outer = item / chunks;
   return {outer, outer * a.rows + k * kChannelChunk, lesser(kChannelChunk, a.rows - k * kChannelChunk)};
 }
-inline std::int64_t rows_in(std::int64_t chunk, std::int64_t rows) { return lesser(kChannelChunk, rows - chunk * kChannelChunk); }
+inline std::int64_t rows_in(std::int64_t chunk, std::int64_t rows) {
+  return lesser(kChannelChunk, rows - chunk * kChannelChunk);
+}
 
 // table[j] = values[outer, group of column c + j]
 template <class T>
@@ -151,7 +153,8 @@ inline void with_activation(Activation activation, double below_zero, double cei
 
 // z = (x - mean) scale + shift of n columns from column c.
 template <class T, class Args>
-inline void affine_tables(const Args& a, std::int64_t outer, std::int64_t c, std::int64_t n, T* mean, T* scale, T* shift) {
+inline void affine_tables(const Args& a, std::int64_t outer, std::int64_t c, std::int64_t n, T* mean, T* scale,
+                          T* shift) {
   const T* w = static_cast<const T*>(a.weight);
   const T* b = static_cast<const T*>(a.bias);
   spread(a.mean, outer, a.groups, a.columns, c, n, mean);
@@ -192,13 +195,13 @@ void apply(const ChannelNormArgs& a, std::int64_t item) {
 
 // dz of n columns from element `at` on, in a row of its own: what is summed is rounded as the composite's dz is.
 template <class T>
-inline const T* dz_row(Same, const ChannelNormBackwardArgs& a, std::int64_t at, std::int64_t n, const T*, const T*, const T*,
-                       T* buffer) {
+inline const T* dz_row(Same, const ChannelNormBackwardArgs& a, std::int64_t at, std::int64_t n, const T*, const T*,
+                       const T*, T* buffer) {
   return read_row(a.dy, a.dtype, at, n, buffer);
 }
 template <class T, class F>
-inline const T* dz_row(F, const ChannelNormBackwardArgs& a, std::int64_t at, std::int64_t n, const T* mean, const T* scale,
-                       const T* shift, T* buffer) {
+inline const T* dz_row(F, const ChannelNormBackwardArgs& a, std::int64_t at, std::int64_t n, const T* mean,
+                       const T* scale, const T* shift, T* buffer) {
   const T p = static_cast<T>(a.below_zero), q = static_cast<T>(a.ceiling);
   T other[2][kWidth];
   const T* dy = read_row(a.dy, a.dtype, at, n, buffer);
@@ -271,7 +274,8 @@ void sums(const ChannelNormBackwardArgs& a, std::int64_t begin, std::int64_t end
   const T* w = static_cast<const T*>(a.weight);
   for (std::int64_t item = begin; item < end;) {
     // Whole groups: several of one column, or one of several columns in blocks.
-    const std::int64_t outer = item / a.groups, together = size == 1 ? lesser(lesser(kJoin, end - item), a.groups - item % a.groups) : 1;
+    const std::int64_t outer = item / a.groups,
+                       together = size == 1 ? lesser(lesser(kJoin, end - item), a.groups - item % a.groups) : 1;
     double total = 0, along = 0;
     for (std::int64_t c = 0; c < together * size; c += kJoin) {
       const std::int64_t n = lesser(kJoin, together * size - c), column = item % a.groups * size + c;
@@ -364,7 +368,8 @@ inline void samples(const Args& a, std::int64_t begin, std::int64_t end, F f) {
 }  // namespace
 
 CAPO_CPU_KERNEL(group_norm_partial, capo::ChannelNormArgs) {
-  for (std::int64_t i = begin; i < end; ++i) args.dtype == capo::DType::f64 ? partial<double>(args, i) : partial<float>(args, i);
+  for (std::int64_t i = begin; i < end; ++i)
+    args.dtype == capo::DType::f64 ? partial<double>(args, i) : partial<float>(args, i);
 }
 CAPO_CPU_KERNEL(group_norm_moments, capo::ChannelNormArgs) {
   args.dtype == capo::DType::f64 ? moments<double>(args, begin, end) : moments<float>(args, begin, end);

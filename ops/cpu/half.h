@@ -111,10 +111,12 @@ inline bool streams(capo::DType dtype, std::int64_t elements) {
     _mm512_stream_si512(reinterpret_cast<__m512i*>(y + i), _mm512_loadu_si512(x + i));
 #elif defined(__AVX__)
     for (int j = 0; j < 64; j += 32)
-      _mm256_stream_si256(reinterpret_cast<__m256i*>(y + i + j), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + i + j)));
+      _mm256_stream_si256(reinterpret_cast<__m256i*>(y + i + j),
+                          _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + i + j)));
 #else
     for (int j = 0; j < 64; j += 16)
-      _mm_stream_si128(reinterpret_cast<__m128i*>(y + i + j), _mm_loadu_si128(reinterpret_cast<const __m128i*>(x + i + j)));
+      _mm_stream_si128(reinterpret_cast<__m128i*>(y + i + j),
+                       _mm_loadu_si128(reinterpret_cast<const __m128i*>(x + i + j)));
 #endif
   }
 #endif
@@ -133,7 +135,8 @@ inline T* open_row(void* y, capo::DType dtype, std::int64_t at, T* buffer, bool 
   return __is_same(T, float) && (streamed || in_16_bits(dtype)) ? buffer : static_cast<T*>(y) + at;
 }
 template <class T>
-inline void close_row(void* y, capo::DType dtype, std::int64_t at, std::int64_t n, const T* buffer, bool streamed = false) {
+inline void close_row(void* y, capo::DType dtype, std::int64_t at, std::int64_t n, const T* buffer,
+                      bool streamed = false) {
   if constexpr (__is_same(T, float)) {
     if (streamed) return stream(buffer, static_cast<float*>(y) + at, n * 4);
     if (dtype == capo::DType::bf16) narrow(buffer, static_cast<capo::BFloat16*>(y) + at, n);

@@ -138,7 +138,8 @@ void backward_rows(const capo::LayerNormBackwardArgs& a, std::int64_t chunk) {
     Row<T> row{a.x ? read_row(a.x, a.dtype, r * n, n, buffer[0]) : nullptr,
                read_row(a.dy, a.dtype, r * n, n, buffer[1]),
                a.dx ? open_row(a.dx, a.dtype, r * n, buffer[2], streamed) : nullptr,
-               a.mean ? static_cast<const T*>(a.mean)[r] : T(0), a.rstd ? static_cast<const T*>(a.rstd)[r] : T(0), T(0), T(0)};
+               a.mean ? static_cast<const T*>(a.mean)[r] : T(0), a.rstd ? static_cast<const T*>(a.rstd)[r] : T(0),
+               T(0), T(0)};
     if (a.dx) find_slope(row, w, a.rms, n);
     return row;
   };

@@ -1,6 +1,6 @@
-// Elementary functions that GCC can vectorise: branch-free f32 versions, f64 from libm. The bounds in ulp are of results
-// in f32's normal range, with FMA; math_test walks all floats against them on every instruction set. A NaN gives NaN.
-// Include from ops/cpu files only (unnamed namespace on purpose, see kernel.h).
+// Elementary functions that GCC can vectorise: branch-free f32 versions, f64 from libm. The bounds in ulp are of
+// results in f32's normal range, with FMA; math_test walks all floats against them on every instruction set. A NaN
+// gives NaN. Include from ops/cpu files only (unnamed namespace on purpose, see kernel.h).
 #pragma once
 
 #include <cstdint>
@@ -136,14 +136,15 @@ inline float erf(float x) {
 }
 inline double erf(double x) { return __builtin_erf(x); }
 
-// ---- The normal distribution, by the tail Phi(-a) = exp(-a^2 / 2) R(a), a = |x|: digits stay where (1 + erf) / 2 cancels.
+// ---- The normal distribution, by the tail Phi(-a) = exp(-a^2 / 2) R(a), a = |x|: digits stay where
+// (1 + erf) / 2 cancels.
 
 inline float tail_end(float x) {  // |x|, at most 13.2: there exp(-a^2 / 2) is 2^-126, the least normal number
   const float a = __builtin_fabsf(x);
   return a > 13.2f ? 13.2f : a;
 }
-// exp(-a^2 / 2). With FMA the square is exact when the reduction by ln 2 takes its leading part away; without, its rounding
-// costs a^2 / 4 ulp.
+// exp(-a^2 / 2). With FMA the square is exact when the reduction by ln 2 takes its leading part away; without, its
+// rounding costs a^2 / 4 ulp.
 inline float gauss(float a) {
   const float h = -0.5f * a, t = (h * a) * 1.44269504f + 12582912.0f, n = t - 12582912.0f;
 #if defined(__FMA__)

@@ -23,8 +23,9 @@ struct Identity {
   static inline T f(T x, T, T) { return x; }
 };
 
-// c[i, j] = act(sums[i, j] + bias[j]), the sum also to z. One panel of one block of rows: still in L1. One pass, because c
-// and z often lie a multiple of 4 KiB apart, where a load that follows the other's store waits for it. sums may be c.
+// c[i, j] = act(sums[i, j] + bias[j]), the sum also to z. One panel of one block of rows: still in L1. One pass,
+// because c and z often lie a multiple of 4 KiB apart, where a load that follows the other's store waits for it. sums
+// may be c.
 template <class F, bool kBias, bool kKeep, class T, class S>
 void finish_rows(const T* sums, int64_t lds, S* c, S* z, const S* bias, int64_t ld, int64_t m, int64_t n) {
   for (int64_t i = 0; i < m; ++i) {
@@ -84,8 +85,8 @@ void add_rows(const T* sums, int64_t lds, S* c, const S* r, const S* bias, int64
 }
 
 template <class T, class S>
-void finish(Activation activation, const T* sums, int64_t lds, S* c, S* z, const S* r, const S* bias, int64_t ld, int64_t m,
-            int64_t n) {
+void finish(Activation activation, const T* sums, int64_t lds, S* c, S* z, const S* r, const S* bias, int64_t ld,
+            int64_t m, int64_t n) {
   switch (activation) {
     case Activation::none:
       if (r) return add_rows(sums, lds, c, r, bias, ld, m, n);
@@ -98,8 +99,8 @@ void finish(Activation activation, const T* sums, int64_t lds, S* c, S* z, const
   }
 }
 
-// ---- How the operands are multiplied: S as stored, Sum their sums' type, Row the elements of A's rows and Packed those of B's
-// panels, `depth` of them for k ----
+// ---- How the operands are multiplied: S as stored, Sum their sums' type, Row the elements of A's rows and Packed
+// those of B's panels, `depth` of them for k ----
 
 template <class S>
 inline constexpr bool kHalf = sizeof(S) == 2;
@@ -136,8 +137,8 @@ struct Plain {
       round_if(bf16, dst, k * gemm::panel_width<Sum>(0, n));
     }
   }
-  static void panel(int64_t m, int64_t k, const Row* a, int64_t rs, const Packed* b, int64_t ldb, Sum* c, int64_t ldc, int64_t n,
-                    bool add, const S* bias, S*, int64_t, bool far) {
+  static void panel(int64_t m, int64_t k, const Row* a, int64_t rs, const Packed* b, int64_t ldb, Sum* c, int64_t ldc,
+                    int64_t n, bool add, const S* bias, S*, int64_t, bool far) {
     if constexpr (kHalf<S>)
       gemm::panel(m, k, a, rs, b, ldb, c, ldc, n, add);
     else
@@ -169,8 +170,8 @@ struct Dot {
   static void pack_panel(bool, const S* b, int64_t ks, int64_t cs, int64_t k, int64_t n, Packed* dst) {
     gemm_bf16::pack_panel(b, ks, cs, k, n, dst);
   }
-  static void panel(int64_t m, int64_t k, const Row* a, int64_t rs, const Packed* b, int64_t ldb, Sum* c, int64_t ldc, int64_t n,
-                    bool add, const S* bias, S* out, int64_t ldo, bool far) {
+  static void panel(int64_t m, int64_t k, const Row* a, int64_t rs, const Packed* b, int64_t ldb, Sum* c, int64_t ldc,
+                    int64_t n, bool add, const S* bias, S* out, int64_t ldo, bool far) {
     if constexpr (kFinishes) {
       const gemm_bf16::Rounded rounded{out, ldo, bias, far};
       gemm_bf16::panel(m, depth(k), a, rs, b, ldb, c, ldc, n, add, out ? &rounded : nullptr);
@@ -178,8 +179,8 @@ struct Dot {
       gemm_bf16::panel(m, depth(k), a, rs, b, ldb, c, ldc, n, add, nullptr);
     }
   }
-  static void low_rows(int64_t m, int64_t k, const Row* a, int64_t rs, const Packed* b, bool, int64_t, S* c, int64_t ldc,
-                       int64_t n, const S* bias) {
+  static void low_rows(int64_t m, int64_t k, const Row* a, int64_t rs, const Packed* b, bool, int64_t, S* c,
+                       int64_t ldc, int64_t n, const S* bias) {
     if constexpr (kFinishes) gemm_bf16::low_rows(m, depth(k), a, rs, b, n, {c, ldc, bias, false});
   }
   using DotTile = gemm_bf16::DotTile;
@@ -225,8 +226,8 @@ Item<S> locate(const capo::MatmulArgs& p, int64_t item) {
 
 // Columns j .. j + n of the item are summed: bias, activation, residual and rounding, while they lie in L1.
 template <class P>
-void finish_panel(const capo::MatmulArgs& p, const Item<typename P::Storage>& t, const typename P::Sum* sums, int64_t lds,
-                  int64_t j, int64_t n) {
+void finish_panel(const capo::MatmulArgs& p, const Item<typename P::Storage>& t, const typename P::Sum* sums,
+                  int64_t lds, int64_t j, int64_t n) {
   using S = typename P::Storage;
   S *c = static_cast<S*>(p.c) + t.at + j, *z = p.z ? static_cast<S*>(p.z) + t.at + j : nullptr;
   const S* r = p.residual ? static_cast<const S*>(p.residual) + t.at + j : nullptr;
@@ -286,8 +287,9 @@ void multiply_turned(const capo::MatmulArgs& p, const Item<T>& t) {
   }
 }
 
-// A panel of B at a time, over all of k; when A is packed and too long for that, a part of k at a time over all panels. Sums of
-// 16-bit products lie apart from c until they are whole. With `across`, a few rows of A at a time over all panels.
+// A panel of B at a time, over all of k; when A is packed and too long for that, a part of k at a time over all panels.
+// Sums of 16-bit products lie apart from c until they are whole. With `across`, a few rows of A at a time over all
+// panels.
 template <class P>
 void multiply(const capo::MatmulArgs& p, int64_t item) {
   using S = typename P::Storage;
@@ -310,7 +312,8 @@ void multiply(const capo::MatmulArgs& p, int64_t item) {
   // B as it lies: whole vectors in each row, and too few rows of A to pay for packing.
   const bool direct =
       std::is_same_v<S, Packed> && !p.packed && p.b_col == 1 && p.n % gemm::kWidth<Sum> == 0 && m <= 128 && !p.bf16;
-  const bool plain = P::kFinishes && !p.parts && p.activation == Activation::none && !p.z && !p.residual;  // the tiles finish
+  // The tiles finish.
+  const bool plain = P::kFinishes && !p.parts && p.activation == Activation::none && !p.z && !p.residual;
 
   int64_t part = t.k_total;
   if (!p.a_in_place)
@@ -319,8 +322,8 @@ void multiply(const capo::MatmulArgs& p, int64_t item) {
     part = step;
   const int64_t lda = P::row_length(lesser(part, t.k_total));
 
-  // Panels that stay in L2 pass by a strip of C, which is then written from end to end. Down the panels its lines come and go
-  // in columns, and the fetchers of two cores pull at each other's: 6 times slower at k = 8.
+  // Panels that stay in L2 pass by a strip of C, which is then written from end to end. Down the panels its lines come
+  // and go in columns, and the fetchers of two cores pull at each other's: 6 times slower at k = 8.
   const int64_t panels = P::depth(t.k_total) * (t.c1 - t.c0) * static_cast<int64_t>(sizeof(Packed));
   const bool across = (p.packed || direct) && part == t.k_total && t.k_total <= step && t.k_total > 0 && m > 16 &&
                       panels <= kPanelsInL2;
@@ -366,8 +369,8 @@ void multiply(const capo::MatmulArgs& p, int64_t item) {
           }
           const bool finishes = plain && kb + k >= t.k_total;
           const S* bias = finishes && p.bias ? static_cast<const S*>(p.bias) + j : nullptr;
-          P::panel(here.m, k, rows + i * rs + (kb - kp), rs, b, ldb, c, ldc, n, kb > 0, bias, finishes ? final : nullptr, p.c_row,
-                   p.far || across);
+          P::panel(here.m, k, rows + i * rs + (kb - kp), rs, b, ldb, c, ldc, n, kb > 0, bias,
+                   finishes ? final : nullptr, p.c_row, p.far || across);
           kb += step;
         } while (kb < end);
         if (end >= t.k_total && !p.parts && !plain) finish_panel<P>(p, here, c, ldc, j, n);
@@ -424,7 +427,8 @@ void join(const capo::MatmulSumArgs& p, int64_t begin, int64_t end) {
       for (int64_t x = 0; x < n; ++x) sum[x] += s[x];
     }
     const int64_t at = i / p.n * p.c_row + j;
-    finish(p.activation, sum, 256, c + at, z ? z + at : nullptr, r ? r + at : nullptr, bias ? bias + j : nullptr, p.c_row, 1, n);
+    finish(p.activation, sum, 256, c + at, z ? z + at : nullptr, r ? r + at : nullptr, bias ? bias + j : nullptr,
+           p.c_row, 1, n);
     i += n;
   }
 }
@@ -436,7 +440,8 @@ CAPO_CPU_KERNEL(matmul, capo::MatmulArgs) {
     for (std::int64_t item = begin; item < end; ++item) f(args, item);
   };
 #if defined(__AVX512BW__)
-  if (args.bf16_dot) return args.dtype == capo::DType::bf16 ? run(multiply<Dot<capo::BFloat16>>) : run(multiply<Dot<float>>);
+  if (args.bf16_dot)
+    return args.dtype == capo::DType::bf16 ? run(multiply<Dot<capo::BFloat16>>) : run(multiply<Dot<float>>);
 #endif
   switch (args.dtype) {
     case capo::DType::f64: return run(multiply<Plain<double>>);

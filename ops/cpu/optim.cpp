@@ -113,7 +113,8 @@ void grad_stat(const capo::GradStatArgs& a, std::int64_t item) {
   if (a.count_non_finite)  // x - x is 0 for a finite x, else NaN
     a.out[item] = sum_of<double>(piece.count, [x](std::int64_t i) { return x[i] - x[i] == T(0) ? 0.0 : 1.0; });
   else
-    a.out[item] = sum_of<double>(piece.count, [x](std::int64_t i) { return static_cast<double>(x[i]) * static_cast<double>(x[i]); });
+    a.out[item] = sum_of<double>(piece.count,
+                                 [x](std::int64_t i) { return static_cast<double>(x[i]) * static_cast<double>(x[i]); });
 }
 
 }  // namespace

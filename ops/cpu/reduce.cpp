@@ -45,17 +45,19 @@ inline T row(const T* x, std::int64_t n) {
   return lane[0];
 }
 
-inline void offsets(int rank, const std::int64_t* shape, const std::int64_t* strides, std::int64_t k, std::int64_t& at) {
+inline void offsets(int rank, const std::int64_t* shape, const std::int64_t* strides, std::int64_t k,
+                    std::int64_t& at) {
   for (int i = rank - 1; i >= 0; --i) {
     at += k % shape[i] * strides[i];
     k /= shape[i];
   }
 }
 
-// 64 neighbouring outputs, contiguous in memory from `base` on, at once (the bias-gradient case): elements [first, last)
-// of each of n.
+// 64 neighbouring outputs, contiguous in memory from `base` on, at once (the bias-gradient case): elements [first,
+// last) of each of n.
 template <class R, class T>
-inline void columns(const ReduceArgs& p, std::int64_t base, T* y, std::int64_t n, std::int64_t first, std::int64_t last) {
+inline void columns(const ReduceArgs& p, std::int64_t base, T* y, std::int64_t n, std::int64_t first,
+                    std::int64_t last) {
   T total[64], part[64], buffer[64];
   for (int j = 0; j < 64; ++j) total[j] = part[j] = R::template start<T>();
   std::int64_t index[8] = {}, at = 0, in_block = 0, rest = first;
