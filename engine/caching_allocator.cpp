@@ -23,8 +23,8 @@ void set_memory_note(MemoryNote note) { memory_note.store(note); }
 
 void fail_no_room(const MemorySource& source, std::size_t bytes, const MemoryStats& held, std::int64_t given_back) {
   std::string text = cat(source.name(), " allocator: ", bytes, " bytes asked (", mib(static_cast<std::int64_t>(bytes)),
-                         "), the system has no room, ", held.live_bytes, " bytes are in use (", mib(held.live_bytes), ") and ",
-                         held.cached_bytes, " cached");
+                         "), the system has no room, ", held.live_bytes, " bytes are in use (", mib(held.live_bytes),
+                         ") and ", held.cached_bytes, " cached");
   if (given_back > 0) text += cat(", after ", given_back, " cached bytes were given back");
   text += source.room();
   if (const MemoryNote note = memory_note.load()) note(text);
@@ -248,18 +248,14 @@ std::int64_t CachingAllocator::workspace_bytes() const {
 void CachingAllocator::hand_over(void* from, void* to, bool live) {
   if (from == to) return;
   const std::lock_guard lock(mutex_);
+  // What everybody may have: taken out of its set before its owner changes, joined with its new neighbours after.
   std::vector<Pieces::iterator> freed;
-  for (auto at = pieces_.begin(); at != pieces_.end(); ++at) {
-    Piece& piece = at->second;
-    if (piece.stream != from || (piece.pool && !live)) continue;
-    if (piece.free && !piece.pool) {
-      forget(at);
-      freed.push_back(at);
-    } else if (!live) {
-      continue;
-    }
-    piece.stream = to;
-    if (!piece.pool) piece.free = false;
+  for (auto at = pieces_.begin(); at != pieces_.end(); ++at)
+    if (at->second.stream == from && at->second.free && !at->second.pool) freed.push_back(at);
+  for (const auto at : freed) {
+    forget(at);
+    at->second.stream = to;
+    at->second.free = false;
   }
   for (const auto at : freed) {
     stats_.cached_bytes -= static_cast<std::int64_t>(at->second.size);
@@ -267,6 +263,8 @@ void CachingAllocator::hand_over(void* from, void* to, bool live) {
   }
   free_.erase(from);
   if (!live) return;
+  for (auto& [p, piece] : pieces_)  // what is in use and what pools hold
+    if (piece.stream == from) piece.stream = to;
   if (const auto it = scratch_.find(from); it != scratch_.end()) {
     retire(it->second);
     scratch_.erase(it);
