@@ -290,7 +290,7 @@ class CudaBackend final : public DeviceBackend {
     check_cuda(cudaStreamSynchronize(static_cast<cudaStream_t>(stream(index))), "cuda: waiting for the stream");
   }
 
-  // Of this thread only: other threads may go on using the device. What is pending on the stream runs before the work does.
+  // Of this thread only: other threads may go on using the device. What is pending on the stream runs before it.
   void begin_capture(int index) override {
     CAPO_CHECK(!without_cache(), "graph: CAPO_CACHE=0 gives a graph no memory of its own");
     const UseDevice use(index);

@@ -1,7 +1,7 @@
 // Memory: who hands it out and who counts it.
 //
-// Sizes are counted in steps of 64 bytes, the same on every device, so that a plan made on the meta device is the plan of the
-// real run.
+// Sizes are counted in steps of 64 bytes, the same on every device, so that a plan made on the meta device is the plan
+// of the real run.
 #pragma once
 
 #include <capo/engine/device.h>
@@ -33,7 +33,7 @@ class Allocator {
 // What a block of `bytes` counts as; 64 for none.
 std::size_t rounded_bytes(std::size_t bytes);
 
-// The allocator in use for a device; throws for one without memory in this build. The CPU's is cached; meta's only counts.
+// The allocator in use for a device; throws for one without memory in this build. The CPU's caches; meta's only counts.
 Allocator& allocator(Device device);
 
 // Replaces the CPU allocator for new storages and returns the one before; storages keep the allocator that made them.

@@ -118,8 +118,8 @@ class CachingAllocator final : public Allocator {
   std::thread::id open_thread_;
 };
 
-// Every block comes from the source in its exact size and goes back at once: no reuse and no rounding that could hide an
-// access outside a block from compute-sanitizer. Slow.
+// Every block comes from the source in its exact size and goes back at once: no reuse and no rounding that could hide
+// an access outside a block from compute-sanitizer. Slow.
 class PlainAllocator final : public Allocator {
  public:
   explicit PlainAllocator(MemorySource& source) : source_(source) {}

@@ -8,9 +8,9 @@
 namespace capo {
 
 // A stretch of addresses twice as large as the machine's memory, filled from below: memory that is given back and taken
-// again lies where it lay, and everything free can be one piece. Asked of the system in huge pages. Not thread safe: its
-// allocator locks. Reserving costs nothing; where addresses are limited (ulimit -v) stretches are as large as they can
-// be, and several.
+// again lies where it lay, and everything free can be one piece. Asked of the system in huge pages. Not thread safe:
+// its allocator locks. Reserving costs nothing; where addresses are limited (ulimit -v) stretches are as large as they
+// can be, and several.
 class AddressSpace final : public MemorySource {
  public:
   // most: bytes in use at once; more is refused, as if the system had none.

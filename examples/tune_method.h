@@ -22,8 +22,8 @@
 namespace capo::examples {
 
 struct TuneOptions {
-  std::string dataset = "fashion-mnist", data, family = "vit", weights = CAPO_SHIPPED_WEIGHTS, preprocess, method = "u-tuning", out = "out/tune",
-              precision = "f32", profile;
+  std::string dataset = "fashion-mnist", data, family = "vit", weights = CAPO_SHIPPED_WEIGHTS, preprocess,
+              method = "u-tuning", out = "out/tune", precision = "f32", profile;
   Device device = kCpu;
   int train_images = 1000, test_images = 0, epochs = 8, batch = 16, image = 0, threads = 0;
   double lr = 0, head_lr = 0;
@@ -59,7 +59,8 @@ inline Preprocess preprocess_of(const TuneOptions& o, const std::string& stated,
 
 // Everything before the head of `images` images, computed once: what a linear probe trains on.
 template <class M>
-train::TensorSource cached_features(M& model, train::BatchSource& source, std::int64_t images, std::int64_t batch, std::uint64_t seed) {
+train::TensorSource cached_features(M& model, train::BatchSource& source, std::int64_t images, std::int64_t batch,
+                                    std::uint64_t seed) {
   const NoGrad off;
   Tensor features, labels;
   source.seek(0, 0);
@@ -94,7 +95,8 @@ class Heads final : public train::Classifier {
 template <class M>
 TuneResult tune_with(const TuneOptions& o, const std::string& name, const TuneData& data, bool last) {
   const tuners::Method* method = tuners::find_method(name);
-  CAPO_CHECK(method || name.find(':') != name.npos, "--method: there is no method \"", name, "\"; give ", tuners::method_names(), " or a spec");
+  CAPO_CHECK(method || name.find(':') != name.npos, "--method: there is no method \"", name, "\"; give ",
+             tuners::method_names(), " or a spec");
   const std::string spec = method ? method->spec : name;
   const auto& [train_set, validation_set, test_set] = data;
   const int classes = train_set->num_classes();
@@ -113,7 +115,8 @@ TuneResult tune_with(const TuneOptions& o, const std::string& name, const TuneDa
   loading.augment = Augment{};  // flips only: a few epochs on a few images leave no room for more
   const std::int64_t largest = std::max({train_set->size(), validation_set->size(), test_set->size()});
   const auto& config = model.config;
-  const TunePlan planned = heads_alone ? plan_heads<M>(config, preprocess.size, spec, o.batch, largest, {train_set->size(), validation_set->size()})
+  const TunePlan planned = heads_alone ? plan_heads<M>(config, preprocess.size, spec, o.batch, largest,
+                                                       {train_set->size(), validation_set->size()})
                                        : plan_steps<M>(config, preprocess.size, spec, o.batch, largest);
   const train::MemoryPlan& plan = planned.memory;
   const LoaderOptions plain{.batch_size = static_cast<int>(planned.at_once)};  // where nothing is trained
@@ -124,7 +127,8 @@ TuneResult tune_with(const TuneOptions& o, const std::string& name, const TuneDa
   options.adamw.weight_decay = method ? method->weight_decay : 1e-4;
   options.schedule.lr = o.lr > 0 ? o.lr : method ? method->lr : 2e-3;
   if (o.head_lr > 0)
-    for (const nn::Module* head : tuners::select(model, "@head")) options.adamw.rules.push_back({head->path(), o.head_lr / options.schedule.lr});
+    for (const nn::Module* head : tuners::select(model, "@head"))
+      options.adamw.rules.push_back({head->path(), o.head_lr / options.schedule.lr});
   options.warmup_epochs = 1;
   options.clip_norm = 1;
   options.graph = o.graph;
@@ -136,8 +140,11 @@ TuneResult tune_with(const TuneOptions& o, const std::string& name, const TuneDa
 
   options.memory_plan = to_string(plan);
   const auto mib = [](std::int64_t bytes) { return static_cast<double>(bytes) / 1048576.0; };
-  std::printf("%s: will hold at most %.1f MiB: weights %.1f, gradients %.1f, optimizer %.1f, activations %.1f, %s %.1f; in evaluation %.1f\n", name.c_str(), mib(plan.peak),
-              mib(plan.weights), mib(plan.gradients), mib(plan.optimizer), mib(plan.activations), heads_alone ? "features" : "images", mib(plan.input), mib(plan.evaluation));
+  std::printf(
+      "%s: will hold at most %.1f MiB: weights %.1f, gradients %.1f, optimizer %.1f, activations %.1f, %s %.1f; in "
+      "evaluation %.1f\n",
+      name.c_str(), mib(plan.peak), mib(plan.weights), mib(plan.gradients), mib(plan.optimizer), mib(plan.activations),
+      heads_alone ? "features" : "images", mib(plan.input), mib(plan.evaluation));
 
   TuneResult r{.method = name, .trainable = nn::parameter_count(model, true), .total = nn::parameter_count(model)};
   allocator(o.device).reset_peak();
@@ -156,7 +163,8 @@ TuneResult tune_with(const TuneOptions& o, const std::string& name, const TuneDa
     options.epochs = o.epochs * 5;
     LoaderSource train_images(train_set, preprocess, plain);
     train::ToDevice train_source(train_images, o.device);
-    train::TensorSource train_features = cached_features(model, train_source, train_set->size(), kFeatureBatch, o.seed + 1);
+    train::TensorSource train_features =
+        cached_features(model, train_source, train_set->size(), kFeatureBatch, o.seed + 1);
     train::TensorSource held_features = cached_features(model, held_out, validation_set->size(), kFeatureEvaluation, 0);
     Heads<M> heads(model);
     fit(heads, train_features, held_features);
@@ -181,8 +189,17 @@ TuneResult tune_with(const TuneOptions& o, const std::string& name, const TuneDa
   if (last) {
     prediction_sheet(model, *test_set, preprocess, o.out + "/predictions.png");
     where_picture(model, *test_set, preprocess, o.out + "/attention.png");
-    tuners::save_tuner(o.out + "/tuner", model, {spec, base, to_json(model.config), to_json(preprocess), train_set->class_names(),
-                       {{"family", Backbone<M>::kFamily}, {"weights", std::filesystem::absolute(o.weights)}, {"accuracy", cat(r.accuracy)}, {"dataset", train_set->name()}, {"precision", o.precision}}});
+    tuners::save_tuner(o.out + "/tuner", model,
+                       {spec,
+                        base,
+                        to_json(model.config),
+                        to_json(preprocess),
+                        train_set->class_names(),
+                        {{"family", Backbone<M>::kFamily},
+                         {"weights", std::filesystem::absolute(o.weights)},
+                         {"accuracy", cat(r.accuracy)},
+                         {"dataset", train_set->name()},
+                         {"precision", o.precision}}});
   }
   return r;
 }

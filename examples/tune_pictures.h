@@ -25,7 +25,8 @@
 namespace capo::examples {
 
 // The first n images as the model sees them: pixels for the eye, tensor for the model, where it is.
-inline std::pair<std::vector<Image>, Tensor> model_inputs(const nn::Module& model, const ImageDataset& set, const Preprocess& p, std::int64_t n) {
+inline std::pair<std::vector<Image>, Tensor> model_inputs(const nn::Module& model, const ImageDataset& set,
+                                                          const Preprocess& p, std::int64_t n) {
   std::vector<Image> images;
   const Tensor x = empty({n, p.size, p.size, 3});
   for (std::int64_t i = 0; i < n; ++i) {
@@ -44,10 +45,12 @@ void prediction_sheet(M& model, const ImageDataset& set, const Preprocess& p, co
   const auto predicted = to_vector<std::int64_t>(argmax(model(x), -1, false));
   std::vector<Caption> captions;
   for (std::int64_t i = 0; i < n; ++i) {
-    const auto truth = static_cast<std::size_t>(set.label(i * (set.size() / n))), guess = static_cast<std::size_t>(predicted[static_cast<std::size_t>(i)]);
+    const auto truth = static_cast<std::size_t>(set.label(i * (set.size() / n))),
+               guess = static_cast<std::size_t>(predicted[static_cast<std::size_t>(i)]);
     const bool right = truth == guess;
-    captions.push_back({right ? set.class_names()[guess] : set.class_names()[guess] + "\nnot " + set.class_names()[truth],
-                        right ? Color{20, 130, 60} : Color{200, 40, 40}});
+    captions.push_back(
+        {right ? set.class_names()[guess] : set.class_names()[guess] + "\nnot " + set.class_names()[truth],
+         right ? Color{20, 130, 60} : Color{200, 40, 40}});
   }
   write_png(path, contact_sheet(images, captions, 8, std::max(1, 96 / p.size)));
 }
@@ -85,7 +88,8 @@ inline void where_picture(vit::Vit& model, const ImageDataset& set, const Prepro
   core.attach_observer(&observer);
   model.tokens(x);
   core.detach_observers();
-  const Tensor map = mean(attention_map(observer.seen.q, observer.seen.k, observer.seen.out.lse, observer.seen.scale), {1});
+  const Tensor map =
+      mean(attention_map(observer.seen.q, observer.seen.k, observer.seen.out.lse, observer.seen.scale), {1});
   const int prefix = model.config.prefix_tokens(), grid = model.config.image / model.config.patch;
   const Tensor rows = model.config.class_token ? select(map, 1, 0) : mean(map, {1});
   overlay_sheet(images, reshape(slice(rows, 1, prefix, rows.size(1)), {n, grid, grid}), path);
@@ -97,11 +101,13 @@ inline Tensor activation_maps(const Tensor& last, const Tensor& head, const Tens
   const Tensor each = linear(last, head);  // [n, h, w, classes]
   const auto answers = to_vector<std::int64_t>(argmax(logits, -1, false));
   std::vector<Tensor> maps;
-  for (std::size_t i = 0; i < answers.size(); ++i) maps.push_back(select(select(each, 0, static_cast<std::int64_t>(i)), -1, answers[i]));
+  for (std::size_t i = 0; i < answers.size(); ++i)
+    maps.push_back(select(select(each, 0, static_cast<std::int64_t>(i)), -1, answers[i]));
   return stack(maps, 0);
 }
 
-inline void where_picture(resnet::Resnet& model, const ImageDataset& set, const Preprocess& p, const std::string& path) {
+inline void where_picture(resnet::Resnet& model, const ImageDataset& set, const Preprocess& p,
+                          const std::string& path) {
   const NoGrad off;
   const auto [images, x] = model_inputs(model, set, p, std::min<std::int64_t>(8, set.size()));
   overlay_sheet(images, activation_maps(model.maps(x).back(), model.head->weight, model(x)), path);
@@ -115,7 +121,8 @@ class OutputObserver : public nn::Tap {
   Tensor seen;
 };
 
-inline void where_picture(mobilenet::Mobilenet& model, const ImageDataset& set, const Preprocess& p, const std::string& path) {
+inline void where_picture(mobilenet::Mobilenet& model, const ImageDataset& set, const Preprocess& p,
+                          const std::string& path) {
   const NoGrad off;
   const auto [images, x] = model_inputs(model, set, p, std::min<std::int64_t>(8, set.size()));
   OutputObserver observer;

@@ -106,7 +106,8 @@ TEST_CASE("the plain allocator asks for each block's exact size and keeps none")
   CHECK(a.stats().cached_bytes == 0);
   CHECK(a.stats().peak_bytes == 1152);
   CHECK(error_of([&] { a.allocate(2 << 20); }) ==
-        "here allocator: 2097152 bytes asked (2.0 MiB), the system has no room, 64 bytes are in use (0.0 MiB) and 0 cached");
+        "here allocator: 2097152 bytes asked (2.0 MiB), the system has no room, 64 bytes are in use (0.0 MiB) and 0 "
+        "cached");
   a.release(empty, 0);
   a.reset_peak();
   CHECK(a.stats().peak_bytes == 0);
@@ -195,7 +196,8 @@ TEST_CASE("a block goes back to its stream, and waits for the stream that was cu
   CHECK(source.marks == 0);
 }
 
-TEST_CASE("a block is cut from the smallest free piece that holds it, and joins its free neighbours when it is released") {
+TEST_CASE(
+    "a block is cut from the smallest free piece that holds it, and joins its free neighbours when it is released") {
   FakeDevice source;
   CachingAllocator memory(source);
   const auto at = [&](std::size_t bytes) { return static_cast<char*>(memory.allocate(bytes)); };
@@ -227,7 +229,8 @@ TEST_CASE("a block is cut from the smallest free piece that holds it, and joins 
   CHECK(source.taken == 6144 + 3072);
 }
 
-TEST_CASE("pieces of one segment: joined on one stream, once what marks them has been waited for, and given back whole") {
+TEST_CASE(
+    "pieces of one segment: joined on one stream, once what marks them has been waited for, and given back whole") {
   struct Segments final : FakeDevice {
     std::size_t segment(std::size_t bytes) const override { return (bytes + 8191) / 8192 * 8192; }
     std::size_t alignment() const override { return 256; }
@@ -344,8 +347,9 @@ TEST_CASE("without room the cache goes back and the source is asked once more; t
   CHECK(memory.stats().cached_bytes == 0);
   memory.release(live, 2048);
   const std::string text = error_of([&] { memory.allocate(6144); });
-  CHECK(text == "fake allocator: 6144 bytes asked (0.0 MiB), the system has no room, 5120 bytes are in use (0.0 MiB) and 0 cached, after "
-                "2048 cached bytes were given back; 3072 are free");
+  CHECK(text ==
+        "fake allocator: 6144 bytes asked (0.0 MiB), the system has no room, 5120 bytes are in use (0.0 MiB) and 0 "
+        "cached, after 2048 cached bytes were given back; 3072 are free");
   memory.release(larger, 5120);
   memory.release_all();
   CHECK(source.taken == 0);
@@ -425,7 +429,8 @@ TEST_CASE("no two blocks in use share a byte: pieces of single segments, of larg
   for (FakeDevice* source : {&single, static_cast<FakeDevice*>(&segments)}) {
     CachingAllocator memory(*source);
     walk(memory, source);
-    for (void* stream : {static_cast<void*>(&source->a), static_cast<void*>(&source->b)}) memory.hand_over(stream, nullptr, true);
+    for (void* stream : {static_cast<void*>(&source->a), static_cast<void*>(&source->b)})
+      memory.hand_over(stream, nullptr, true);
     memory.release_all();
     CHECK(memory.stats().cached_bytes == 0);
     CHECK(source->taken == 0);

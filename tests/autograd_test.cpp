@@ -762,16 +762,17 @@ TEST_CASE("recompute: outputs of norms over channels, with what follows them") {
   const auto batch = [&](Activation act, const Tensor& r = {}, double ceiling = 0) {
     return batch_norm(x, gamma, beta, {}, {}, true, 0.1, 1e-5, true, act, r, 0, ceiling);
   };
-  const std::vector<Form> forms{{[&] { return batch(Activation::none); }, 1},
-                                {[&] { return batch(Activation::relu); }, 1},
-                                {[&] { return batch(Activation::relu, {}, 0.5); }, 1},
-                                {[&] { return clamp(batch(Activation::none), 0, 0.5); }, 2},
-                                {[&] { return batch(Activation::silu); }, 1},
-                                {[&] { return batch(Activation::relu, residual); }, 1},  // which is kept anyway
-                                {[&] { return batch(Activation::relu, batch(Activation::none)); }, 0},  // the residual would be made again itself
-                                {[&] { return batch(Activation::relu, batch(Activation::relu, batch(Activation::relu, residual))); }, 2},
-                                {[&] { return group_norm(x, 2, gamma, beta, 1e-5, Activation::silu); }, 1},
-                                {[&] { return instance_norm(x, gamma, beta, 1e-5, Activation::relu, 0.01); }, 1}};
+  const std::vector<Form> forms{
+      {[&] { return batch(Activation::none); }, 1},
+      {[&] { return batch(Activation::relu); }, 1},
+      {[&] { return batch(Activation::relu, {}, 0.5); }, 1},
+      {[&] { return clamp(batch(Activation::none), 0, 0.5); }, 2},
+      {[&] { return batch(Activation::silu); }, 1},
+      {[&] { return batch(Activation::relu, residual); }, 1},                 // which is kept anyway
+      {[&] { return batch(Activation::relu, batch(Activation::none)); }, 0},  // the residual would be made again itself
+      {[&] { return batch(Activation::relu, batch(Activation::relu, batch(Activation::relu, residual))); }, 2},
+      {[&] { return group_norm(x, 2, gamma, beta, 1e-5, Activation::silu); }, 1},
+      {[&] { return instance_norm(x, gamma, beta, 1e-5, Activation::relu, 0.01); }, 1}};
   for (std::size_t i = 0; i < forms.size(); ++i) {
     CAPTURE(i);
     std::vector<std::vector<double>> gradients[2];

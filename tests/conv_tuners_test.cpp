@@ -150,7 +150,8 @@ TEST_CASE("an adapter behind a convolution") {
   randomise(net);
   const auto p = [&](const char* name) { return parameter(net, cat("conv.u_adapter.", name)); };
   const Tensor y = conv(x, net.conv.weight, net.conv.bias->value(), net.conv.options);
-  CHECK(close(net(x), y + linear(relu(linear(y, p("down.weight"), p("down.bias"))), p("up.weight"), p("up.bias")), 1e-12));
+  CHECK(close(net(x), y + linear(relu(linear(y, p("down.weight"), p("down.bias"))), p("up.weight"), p("up.bias")),
+              1e-12));
 }
 
 TEST_CASE("what does not fit a convolution is refused") {
@@ -158,13 +159,17 @@ TEST_CASE("what does not fit a convolution is refused") {
     Net net(c);
     return error_of([&] { tuners::apply_spec(net, spec); });
   };
-  CHECK(contains(error(kCases[7], "conv: lora(rank=3)"), "lora: rank must be a positive multiple of the 2 groups of conv, got 3"));
+  CHECK(contains(error(kCases[7], "conv: lora(rank=3)"),
+                 "lora: rank must be a positive multiple of the 2 groups of conv, got 3"));
   CHECK(contains(error(kCases[0], "conv: lora(slices=q)"), "lora: slices need a fused qkv, conv is a Conv"));
-  CHECK(contains(error(kCases[0], "conv: residual_adapter(dim=3)"), "residual_adapter has no argument \"dim\"; it has scale"));
+  CHECK(contains(error(kCases[0], "conv: residual_adapter(dim=3)"),
+                 "residual_adapter has no argument \"dim\"; it has scale"));
   Net wide({"", {5, 5, 4}, 4, {3, 3}, {.pad_before = {2}}});
   tuners::apply_spec(wide, "conv: residual_adapter()");
-  CHECK(contains(error_of([&] { wide(normal({1, 5, 5, 4}, "x")); }),
-                 "residual_adapter: the middle tap of conv must stay inside its input along every axis, but reads [-1, 6)"));
+  const std::string outside = error_of([&] { wide(normal({1, 5, 5, 4}, "x")); });
+  CHECK(contains(outside,
+                 "residual_adapter: the middle tap of conv must stay inside its input along every axis, but reads "
+                 "[-1, 6)"));
 }
 
 namespace {

@@ -26,7 +26,9 @@ TEST_CASE("a device's name is checked before anything else") {
   CHECK(usable_device("cpu") == kCpu);
   CHECK(parse_device("cuda:1") == Device{DeviceType::cuda, 1});
   for (const char* rubbish : {"", "gpu", "CPU", "cuda:", "cuda:x", "cuda:-1", "cuda:10", "cuda 0", "cpu:0", " cpu"})
-    CHECK_MESSAGE(starts_with(error_of([&] { usable_device(rubbish); }), "device: must be cpu, cuda, cuda:N or meta, got \""), rubbish);
+    CHECK_MESSAGE(
+        starts_with(error_of([&] { usable_device(rubbish); }), "device: must be cpu, cuda, cuda:N or meta, got \""),
+        rubbish);
   CHECK(starts_with(error_of([] { usable_device("meta"); }), "device: must be cpu, cuda or cuda:N to compute on"));
   if (!backend())
     CHECK(error_of([] { usable_device("cuda:1"); }) ==
@@ -62,7 +64,8 @@ TEST_CASE("batches on the CPU come from the source itself") {
   there.seek(1, 2);
   same.seek(1, 2);
   CHECK(bytes_of(there.next().x) == bytes_of(same.next().x));
-  CHECK(starts_with(error_of([&] { train::ToDevice(source, kCpu, 0); }), "to_device: prefetch must be in [1, 16], got 0"));
+  CHECK(starts_with(error_of([&] { train::ToDevice(source, kCpu, 0); }),
+                    "to_device: prefetch must be in [1, 16], got 0"));
   CHECK(starts_with(error_of([&] { train::ToDevice(source, kMeta); }), "to_device: meta"));
 }
 
@@ -209,7 +212,10 @@ TEST_CASE("shim: with little memory the cache goes first, then the error counts;
   Tensor b = full({3 << 16}, 1.0, f32, kFirst);       // three quarters: needs the cached half
   CHECK(device_memory(kFirst).blocks.cached_bytes == 0);
   const std::string text = error_of([&] { full({1 << 17}, 1.0, f32, kFirst); });
-  CHECK_MESSAGE(starts_with(text, "cuda:0 allocator: 524288 bytes asked (0.5 MiB), the system has no room, 786432 bytes are in use"), text);
+  CHECK_MESSAGE(
+      starts_with(text,
+                  "cuda:0 allocator: 524288 bytes asked (0.5 MiB), the system has no room, 786432 bytes are in use"),
+      text);
   CHECK_MESSAGE(contains(text, "; 262144 bytes of the device are free"), text);
   CHECK(device_memory(kFirst).free == 262144);
   const void* const scratch = backend()->workspace(0, backend()->stream(0), 65536);
@@ -242,7 +248,8 @@ TEST_CASE("shim: a training step without room names what it holds, by module, an
   const std::string text = error_of([&] { trainer.run(); });
   INFO(text);
   CHECK(starts_with(text, "cuda:0 allocator: "));
-  CHECK(contains(text, "\ntrain: no memory in step 0 (epoch 0, batch 0)\nheld on cuda:0: weights 0.0 MiB, optimizer 0.0 MiB"));
+  CHECK(contains(
+      text, "\ntrain: no memory in step 0 (epoch 0, batch 0)\nheld on cuda:0: weights 0.0 MiB, optimizer 0.0 MiB"));
   CHECK(contains(text, "\nkept for the backward pass when the forward ran out of memory: "));
   CHECK(contains(text, "\n  fc1 "));
   CHECK(contains(text, "\nplanned:\nthe plan of the run\n"));

@@ -34,7 +34,9 @@ bool same_float(float a, float b) { return std::memcmp(&a, &b, 4) == 0 || (a != 
 // IEEE half by its definition: sign, 5 bits of exponent, 10 of fraction.
 float half_by_definition(std::uint16_t bits) {
   const int e = bits >> 10 & 31, f = bits & 1023;
-  const double magnitude = e == 31 ? (f ? std::nan("") : HUGE_VAL) : e == 0 ? std::ldexp(f, -24) : std::ldexp(1024 + f, e - 25);
+  const double magnitude = e == 31  ? (f ? std::nan("") : HUGE_VAL)
+                           : e == 0 ? std::ldexp(f, -24)
+                                    : std::ldexp(1024 + f, e - 25);
   return static_cast<float>(bits & 0x8000 ? -magnitude : magnitude);
 }
 
@@ -94,13 +96,15 @@ TEST_CASE("f16: rounding at and beside every midpoint") {
       if (to_f16(s).bits != nearest_half(s)) ++wrong;
   };
   for (unsigned i = 0; i < 0x7bff; ++i) {
-    const float a = half_by_definition(static_cast<std::uint16_t>(i)), b = half_by_definition(static_cast<std::uint16_t>(i + 1));
+    const float a = half_by_definition(static_cast<std::uint16_t>(i)),
+                b = half_by_definition(static_cast<std::uint16_t>(i + 1));
     const float middle = a + (b - a) / 2;
     test(middle);
     test(std::nextafter(middle, 0.0f));
     test(std::nextafter(middle, 1e9f));
   }
-  for (const float v : {65503.9f, 65519.99f, 65520.0f, 65536.0f, 1e30f, HUGE_VALF, 0.0f, 1e-8f, 2.98e-8f, 2.99e-8f}) test(v);
+  for (const float v : {65503.9f, 65519.99f, 65520.0f, 65536.0f, 1e30f, HUGE_VALF, 0.0f, 1e-8f, 2.98e-8f, 2.99e-8f})
+    test(v);
   CHECK(wrong == 0);
 }
 
@@ -145,7 +149,8 @@ TEST_CASE("cast kernels convert as engine/dtype.h does, on every instruction set
   for (const Isa level : {Isa::v2, Isa::v3, Isa::v4}) {
     if (level > best_isa()) break;
     set_isa(level);
-    const Tensor from_half = cast(half, f32), from_brain = cast(brain, f32), to_half = cast(wide, f16), to_brain = cast(wide, bf16);
+    const Tensor from_half = cast(half, f32), from_brain = cast(brain, f32), to_half = cast(wide, f16),
+                 to_brain = cast(wide, bf16);
     int wrong = 0;
     for (unsigned i = 0; i < 65536; ++i) {
       if (!same_float(from_half.data<float>()[i], to_f32(half.data<Half>()[i]))) ++wrong;
@@ -171,7 +176,9 @@ TEST_CASE("error: text is built from values") {
 TEST_CASE("log: silent until a sink is set") {
   std::string heard;
   log(LogLevel::info, "lost");
-  set_log([](LogLevel level, const char* text, void* user) { *static_cast<std::string*>(user) += cat(static_cast<int>(level), text); }, &heard);
+  set_log([](LogLevel level, const char* text,
+             void* user) { *static_cast<std::string*>(user) += cat(static_cast<int>(level), text); },
+          &heard);
   log(LogLevel::warning, "kept");
   set_log(nullptr);
   log(LogLevel::warning, "lost");
@@ -179,7 +186,8 @@ TEST_CASE("log: silent until a sink is set") {
 }
 
 TEST_CASE("device: names both ways") {
-  for (const Device d : {kCpu, kMeta, Device{DeviceType::cuda, 0}, Device{DeviceType::cuda, 3}}) CHECK(parse_device(to_string(d)) == d);
+  for (const Device d : {kCpu, kMeta, Device{DeviceType::cuda, 0}, Device{DeviceType::cuda, 3}})
+    CHECK(parse_device(to_string(d)) == d);
   CHECK(parse_device("cuda") == Device{DeviceType::cuda, 0});
   CHECK(contains(error_of([] { parse_device("gpu"); }), "device: must be cpu, cuda, cuda:N or meta, got \"gpu\""));
   CHECK(contains(error_of([] { parse_device("cuda:x"); }), "device: "));
@@ -212,7 +220,10 @@ TEST_CASE("shape functions") {
   CHECK(numel({3, 0, 5}) == 0);
   CHECK(contains(error_of([] { numel({2, -1}); }), "sizes must not be negative"));
   CHECK(contains(error_of([] { numel({std::int64_t{1} << 40, std::int64_t{1} << 40}); }), "too many elements"));
-  CHECK(contains(error_of([] { numel({0, std::int64_t{1} << 40, std::int64_t{1} << 40}); }), "too many elements"));  // its strides
+  CHECK(contains(error_of([] {
+                   numel({0, std::int64_t{1} << 40, std::int64_t{1} << 40});
+                 }),
+                 "too many elements"));  // its strides
   CHECK(contiguous_strides({2, 3, 4}) == Dims{12, 4, 1});
   CHECK(contiguous_strides({2, 0, 4}) == Dims{4, 4, 1});
   CHECK(broadcast_shapes("op", {2, 1, 4}, {3, 1}) == Shape{2, 3, 4});
@@ -245,7 +256,8 @@ TEST_CASE("tensor: handles, metadata, values") {
   CHECK(to_string(from_vector<double>({1.5, -2}, {2})) == "f64 [2] cpu\n[1.5, -2]");
   CHECK(describe(Tensor()) == "undefined");
   CHECK(from_vector<std::int64_t>({(std::int64_t{1} << 62) + 1}, {}).item() == 4611686018427387904.0);
-  CHECK(to_vector<std::int64_t>(from_vector<std::int64_t>({(std::int64_t{1} << 62) + 1}, {}))[0] == (std::int64_t{1} << 62) + 1);
+  CHECK(to_vector<std::int64_t>(from_vector<std::int64_t>({(std::int64_t{1} << 62) + 1}, {}))[0] ==
+        (std::int64_t{1} << 62) + 1);
   CHECK(reinterpret_cast<std::uintptr_t>(t.data()) % 64 == 0);
 }
 
@@ -259,7 +271,8 @@ TEST_CASE("tensor: misuse throws") {
   CHECK(contains(error_of([&] { to_vector<float>(m); }), "to_vector: a meta tensor"));
   CHECK(contains(error_of([] { from_vector<float>({1, 2}, {3}); }), "from_vector: [3] needs 3 values, got 2"));
   CHECK(contains(error_of([&] { t.size(1); }), "size: axis must be in"));
-  CHECK(contains(error_of([] { empty({std::int64_t{1} << 61}, f64); }), "of f64 has too many bytes"));  // 2^64: none, wrapped
+  CHECK(contains(error_of([] { empty({std::int64_t{1} << 61}, f64); }),
+                 "of f64 has too many bytes"));  // 2^64: none, wrapped
 }
 
 TEST_CASE("strided_view: bounds") {
@@ -348,7 +361,8 @@ TEST_CASE("parallel_for: the first exception comes back, the pool works on") {
               if (begin == 5) throw Error("five");
             });
           }) == "five");
-    if (threads == 1) CHECK(ran == 6);  // chunks not yet started are not run; with more threads others may be done already
+    if (threads == 1)
+      CHECK(ran == 6);  // chunks not yet started are not run; with more threads others may be done already
     CHECK(chunks_of(10, 1).size() == 10);
   }
   CHECK(contains(error_of([] { parallel_for(1, 0, [](std::int64_t, std::int64_t) {}); }), "grain must be at least 1"));
@@ -370,7 +384,9 @@ TEST_CASE("parallel_for: inside a chunk it runs inline, in the same chunks") {
   CHECK(other_thread == 0);
   CHECK(wide == 0);
   CHECK(error_of([] {
-          parallel_for(4, 1, [](std::int64_t, std::int64_t) { parallel_for(4, 1, [](std::int64_t, std::int64_t) { throw Error("deep"); }); });
+          parallel_for(4, 1, [](std::int64_t, std::int64_t) {
+            parallel_for(4, 1, [](std::int64_t, std::int64_t) { throw Error("deep"); });
+          });
         }) == "deep");
 }
 
@@ -537,7 +553,8 @@ TEST_CASE("set_isa refuses what the processor lacks") {
   const IsaScope restore;
   set_isa(Isa::v2);
   CHECK(isa() == Isa::v2);
-  if (best_isa() < Isa::v4) CHECK(contains(error_of([] { set_isa(Isa::v4); }), "set_isa: this processor and build have"));
+  if (best_isa() < Isa::v4)
+    CHECK(contains(error_of([] { set_isa(Isa::v4); }), "set_isa: this processor and build have"));
 }
 
 // ---------------------------------------------------------------- random numbers
@@ -549,7 +566,8 @@ TEST_CASE("Philox: known answers of Random123 (kat_vectors, philox4x32-10)") {
   // counter words 0, 1 are `counter`, 2, 3 are `stream`; the key is `seed`.
   CHECK(is(philox(0, 0, 0), 0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8));
   CHECK(is(philox(~0ull, ~0ull, ~0ull), 0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd));
-  CHECK(is(philox(0x299f31d0a4093822ull, 0x0370734413198a2eull, 0x85a308d3243f6a88ull), 0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1));
+  CHECK(is(philox(0x299f31d0a4093822ull, 0x0370734413198a2eull, 0x85a308d3243f6a88ull), 0xd16cfe09, 0x94fdcceb,
+           0x5001e420, 0x24126ea1));
 }
 
 TEST_CASE("the fill kernel draws engine/rng.h's numbers, on every instruction set") {

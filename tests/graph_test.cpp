@@ -128,7 +128,9 @@ TEST_CASE("graph: what needs the host throws by name, and the capture may be mad
         f();
       });
     });
-    CHECK_MESSAGE(starts_with(text, std::string(name) + ": needs the host, which cannot take part while a graph is captured on cuda:0"), text);
+    CHECK_MESSAGE(starts_with(text, std::string(name) +
+                                        ": needs the host, which cannot take part while a graph is captured on cuda:0"),
+                  text);
     CHECK(rng.offset() == 0);
     CHECK(!graph.captured());
   };
@@ -145,8 +147,10 @@ TEST_CASE("graph: what needs the host throws by name, and the capture may be mad
     done.replay();
   });
   Graph other(kDevice);
-  CHECK(starts_with(error_of([&] { graph.capture([&] { other.capture([] {}); }); }), "graph: this thread is capturing another"));
-  CHECK(starts_with(error_of([&] { graph.capture([&] { dropout(ones({8}), 0.5, rng, true); }); }), "dropout: a CPU tensor"));
+  CHECK(starts_with(error_of([&] { graph.capture([&] { other.capture([] {}); }); }),
+                    "graph: this thread is capturing another"));
+  CHECK(starts_with(error_of([&] { graph.capture([&] { dropout(ones({8}), 0.5, rng, true); }); }),
+                    "dropout: a CPU tensor"));
   CHECK(starts_with(error_of([&] { graph.replay(); }), "graph: replay before a capture"));
   Tensor y;
   graph.capture([&] { y = x * 2.0; });
@@ -189,7 +193,9 @@ TEST_CASE("graph: results outlive it, copies and reseeded draws are part of it")
 TEST_CASE("graph: checkpointed segments draw the same numbers twice") {
   if (no_device()) return;
   const auto run = [](Generator& rng, const Tensor& x) {
-    const auto segment = [&rng](const std::vector<Tensor>& in) { return std::vector<Tensor>{square(dropout(in[0], 0.4, rng, true))}; };
+    const auto segment = [&rng](const std::vector<Tensor>& in) {
+      return std::vector<Tensor>{square(dropout(in[0], 0.4, rng, true))};
+    };
     const Tensor head = dropout(x, 0.2, rng, true);
     return grad({sum(checkpoint(segment, {head}, {})[0])}, {x})[0];
   };
@@ -377,8 +383,10 @@ TEST_CASE("graph: the verdict on gradients is the host's") {
   const auto item = [](const Tensor& t) { return t.item(); };
   for (const double max_norm : {0.0, norm / 3, norm, 2 * norm})
     for (const double loss_scale : {1.0, 1024.0}) {
-      const double scaled = norm / loss_scale, want = (max_norm > 0 && scaled > max_norm ? max_norm / scaled : 1) / loss_scale;
-      const auto v = grad_verdict(g, {ones({}, f32, kDevice)}, max_norm, loss_scale == 1 ? Tensor() : full({1}, loss_scale, f32, kDevice));
+      const double scaled = norm / loss_scale,
+                   want = (max_norm > 0 && scaled > max_norm ? max_norm / scaled : 1) / loss_scale;
+      const auto v = grad_verdict(g, {ones({}, f32, kDevice)}, max_norm,
+                                  loss_scale == 1 ? Tensor() : full({1}, loss_scale, f32, kDevice));
       CHECK(item(v.norm) == scaled);
       CHECK(item(v.scale) == static_cast<double>(static_cast<float>(want)));
       CHECK(item(v.skip) == 0);
@@ -386,9 +394,13 @@ TEST_CASE("graph: the verdict on gradients is the host's") {
   CHECK(item(grad_verdict(g, {full({}, inf, f32, kDevice)}, 0).skip) == 1);
   CHECK(item(grad_verdict({full({9}, -inf, f32, kDevice)}, {}, 1).skip) == 1);
   CHECK(starts_with(error_of([] { grad_verdict({Tensor()}, {}, 1); }), "grad_verdict: needs a gradient"));
-  CHECK(starts_with(error_of([] { grad_verdict({ones({2})}, {}, 1); }), "grad_verdict: needs tensors of one CUDA device"));
+  CHECK(starts_with(error_of([] { grad_verdict({ones({2})}, {}, 1); }),
+                    "grad_verdict: needs tensors of one CUDA device"));
   const Tensor p = ones({4}), number = ones({1});
-  CHECK(starts_with(error_of([&] { ema_(TensorList{p}, TensorList{ones({4})}, 0.5, {number, {}, {}}); }), "ema_: numbers that are read at run are for CUDA"));
+  CHECK(starts_with(error_of([&] {
+                      ema_(TensorList{p}, TensorList{ones({4})}, 0.5, {number, {}, {}});
+                    }),
+                    "ema_: numbers that are read at run are for CUDA"));
 
   // Nothing moves while it says skip.
   OpStep s;
@@ -494,8 +506,9 @@ Run run(const Settings& s, bool graph, const std::string& folder = "", std::int6
   r.resumed_from = result.resumed_from;
   r.steps = trainer.optimizer().steps();
   r.loss_scale = result.position.loss_scale;
-  r.state = bytes_of(nn::state_dict(model, nn::Part::all)) + bytes_of(trainer.optimizer().state()) + bytes_of(trainer.ema()->state()) +
-            std::to_string(model.drop.rng.offset()) + " " + std::to_string(model.path.rng.offset());
+  r.state = bytes_of(nn::state_dict(model, nn::Part::all)) + bytes_of(trainer.optimizer().state()) +
+            bytes_of(trainer.ema()->state()) + std::to_string(model.drop.rng.offset()) + " " +
+            std::to_string(model.path.rng.offset());
   return r;
 }
 
@@ -510,10 +523,12 @@ constexpr auto kAdamw = train::OptimizerKind::adamw;
 TEST_CASE("graph: the trainer's steps are the eager ones to the bit") {
   if (no_device()) return;
   with_each_allocator([] {
-    for (const Settings& s : {Settings{"adamw", kAdamw}, {"sgd, a smaller last batch", train::OptimizerKind::sgd, f32, 1, true},
+    for (const Settings& s : {Settings{"adamw", kAdamw},
+                              {"sgd, a smaller last batch", train::OptimizerKind::sgd, f32, 1, true},
                               {"muon, soft", train::OptimizerKind::muon, f32, 1, false, 0, 0.5, false, true},
                               {"accumulate, warm averages", kAdamw, f32, 2, true, 0, 0.5, true},
-                              {"bf16", kAdamw, bf16}, {"no clipping", kAdamw, f32, 1, false, 0, 0},
+                              {"bf16", kAdamw, bf16},
+                              {"no clipping", kAdamw, f32, 1, false, 0, 0},
                               {"f16, scaled", kAdamw, f16, 1, false, 0x1p16},
                               {"f16, overflow at first", kAdamw, f16, 2, false, 0x1p24, 0.5, true}}) {
       CAPTURE(s.name);
@@ -588,7 +603,8 @@ TEST_CASE("graph: a step that is not finite is left out and traced as an eager o
     texts.push_back(error_of([&] { trainer.run(); }));
     weights.push_back(bytes_of(nn::state_dict(model, nn::Part::all)));
   }
-  CHECK(starts_with(texts[0], "train: the loss is nan in step 3 (epoch 0, batch 3); first not finite: the batch itself"));
+  CHECK(
+      starts_with(texts[0], "train: the loss is nan in step 3 (epoch 0, batch 3); first not finite: the batch itself"));
   CHECK(texts[1] == texts[0]);
   CHECK((weights[1] == weights[0]));
   CHECK(starts_with(texts[2], "train: the loss is nan in step 3 (epoch 0, batch 3)"));
@@ -605,11 +621,13 @@ TEST_CASE("trainer: graph is for CUDA, loss_scale for powers of two") {
   SyntheticSource data(2, 4);
   train::TrainOptions o;
   o.graph = true;
-  CHECK(error_of([&] { train::Trainer t(task, data, nullptr, o); }) == "trainer: graph needs a model on a CUDA device, it is on cpu");
+  CHECK(error_of([&] { train::Trainer t(task, data, nullptr, o); }) ==
+        "trainer: graph needs a model on a CUDA device, it is on cpu");
   o.graph = false;
   for (const double bad : {3.0, 0.5, -2.0}) {
     o.loss_scale = bad;
-    CHECK(starts_with(error_of([&] { train::Trainer t(task, data, nullptr, o); }), "trainer: loss_scale must be 0 or a power of two"));
+    CHECK(starts_with(error_of([&] { train::Trainer t(task, data, nullptr, o); }),
+                      "trainer: loss_scale must be 0 or a power of two"));
   }
 }
 

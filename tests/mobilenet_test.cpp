@@ -49,13 +49,14 @@ Int8File quantised(mobilenet::Mobilenet& model, std::int64_t outputs) {
     f.tensors.push_back({name + ".weight_int8", cast(normal(shape, name) * 40.0, i8)});
     f.tensors.push_back({name + ".scale", cast(normal({shape[0]}, name + "s") * 0.001 + 0.01, f32)});
     f.tensors.push_back({name + ".bias", cast(normal({shape[0]}, name + "b"), f32)});
-    f.layers += cat(i++ ? ", " : "[", "{\"name\": \"", name, "\", \"kernel\": ", kernel, ", \"stride\": ", stride, ", \"groups\": ", groups,
-                    ", \"out\": ", shape[0], ", \"act\": \"", act, "\"}");
+    f.layers += cat(i++ ? ", " : "[", "{\"name\": \"", name, "\", \"kernel\": ", kernel, ", \"stride\": ", stride,
+                    ", \"groups\": ", groups, ", \"out\": ", shape[0], ", \"act\": \"", act, "\"}");
   };
   for (nn::Module* m : model.modules())
     if (const auto* conv = dynamic_cast<const nn::Conv*>(m))
-      add(nn::file_shape(conv->weight.value().shape(), nn::Layout::conv), conv->weight.value().size(1), conv->options.stride.empty() ? 1 : conv->options.stride[0],
-          conv->options.groups, m->parent()->name() == "conv" ? "none" : "relu6");
+      add(nn::file_shape(conv->weight.value().shape(), nn::Layout::conv), conv->weight.value().size(1),
+          conv->options.stride.empty() ? 1 : conv->options.stride[0], conv->options.groups,
+          m->parent()->name() == "conv" ? "none" : "relu6");
   add({outputs, 1280, 1, 1}, 1, 1, 1, "none");
   f.layers += "]";
   return f;
@@ -105,7 +106,8 @@ TEST_CASE("any size of image, files, another head, norms folded") {
     norm->running_mean.set(cast(normal(s, norm->path()) * 0.1, f32));
     norm->running_var.set(cast(normal(s, norm->path() + "v") * 0.1 + 1.0, f32));
   }
-  for (std::int64_t side : {1, 33, 64}) CHECK(model(cast(normal({2, side, side + 3, 3}, "x"), f32)).shape() == Shape{2, 3});
+  for (std::int64_t side : {1, 33, 64})
+    CHECK(model(cast(normal({2, side, side + 3, 3}, "x"), f32)).shape() == Shape{2, 3});
   CHECK(contains(error_of([&] { model(zeros({1, 32, 32, 1})); }), "mobilenet: image must be [B, H, W, 3]"));
   const Tensor x = cast(normal({2, 48, 48, 3}, "x"), f32);
   nn::save_model(model, path, f32, {mobilenet::to_json(model.config), "", "", {}});

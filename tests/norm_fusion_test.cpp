@@ -129,7 +129,8 @@ TEST_CASE("batch_norm: residual and activation in the same pass give the composi
   });
 }
 
-TEST_CASE("a fused norm keeps no more than the norm alone; with a residual relu also keeps one of residual and result") {
+TEST_CASE(
+    "a fused norm keeps no more than the norm alone; with a residual relu also keeps one of residual and result") {
   const Inputs in = inputs_in(f32);
   const std::int64_t image = bytes_kept(in, [&] { return relu(in.x); });  // one activation as it is allocated
   const auto group = [&](Activation a) {

@@ -94,7 +94,7 @@ TEST_CASE("names, shapes and parameter counts are torchvision's and timm's") {
     CHECK(stream_of(listing(model)) == row.hash);
     CHECK(model(Tensor(empty({2, 224, 224, 3}, f32, kMeta))).shape() == Shape{2, 1000});
   }
-  // akamaster's, whose weights are read by name in examples/evaluate: He et al. state 0.27, 0.46, 0.66, 0.85 and 1.7 million.
+  // akamaster's, whose weights are read by name in examples/evaluate: He et al. state 0.27 to 1.7 million.
   const std::pair<const char*, std::int64_t> cifar[] = {
       {"resnet20", 269722}, {"resnet32", 464154}, {"resnet44", 658586}, {"resnet56", 853018}, {"resnet110", 1727962}};
   for (const auto& [name, parameters] : cifar) {
@@ -122,7 +122,8 @@ TEST_CASE("configurations go through JSON and through names") {
   CHECK(error(R"({"squeeze": 1})") == "here: squeeze must be true or false, got 1");
   CHECK(contains(error(R"({"groups": 2})"), "groups and width_per_group need bottleneck blocks"));
   CHECK(contains(error(R"({"shortcut": "pad", "bottleneck": true})"), "padded shortcuts need basic blocks"));
-  CHECK(contains(error(R"({"bottleneck": true, "width_per_group": 65536, "groups": 65536, "width": 65536})"), "1 to 1048576 channels"));
+  CHECK(contains(error(R"({"bottleneck": true, "width_per_group": 65536, "groups": 65536, "width": 65536})"),
+                 "1 to 1048576 channels"));
   CHECK(contains(error_of([] { resnet::config("resnet19", 10); }), "resnet: name must be one of resnet20"));
   CHECK(contains(error_of([] { resnet::config_from_names({{"conv1.weight", {8, 3}}}); }), "conv1.weight of rank 4"));
 }
@@ -130,10 +131,12 @@ TEST_CASE("configurations go through JSON and through names") {
 TEST_CASE("any size of image; other channels are refused") {
   for (auto c : kinds()) {
     resnet::Resnet model(c, {.seed = 3});
-    for (std::int64_t side : {1, 7, 33}) CHECK(model(cast(normal({2, side, side + 2, 3}, "x"), f32)).shape() == Shape{2, 5});
+    for (std::int64_t side : {1, 7, 33})
+      CHECK(model(cast(normal({2, side, side + 2, 3}, "x"), f32)).shape() == Shape{2, 5});
     const auto maps = model.maps(zeros({1, 33, 33, 3}));
     REQUIRE(maps.size() == 3);
-    CHECK(maps[2].shape() == Shape{1, c.stem == resnet::Stem::cifar ? 17 : 5, c.stem == resnet::Stem::cifar ? 17 : 5, c.bottleneck ? 64 : 16});
+    CHECK(maps[2].shape() == Shape{1, c.stem == resnet::Stem::cifar ? 17 : 5, c.stem == resnet::Stem::cifar ? 17 : 5,
+                                   c.bottleneck ? 64 : 16});
     CHECK(error_of([&] { model(zeros({2, 32, 32, 4})); }) == "resnet: image must be [B, H, W, 3], got [2, 32, 32, 4]");
   }
 }
@@ -181,7 +184,8 @@ TEST_CASE("norms folded into convolutions: the same function, without the norms"
       const Tensor x = cast(normal({2, 32, 32, 3}, "x"), t), before = model(x);
       const auto norms = nn::batch_norms(model);
       CHECK(nn::fold_batch_norms(model) == static_cast<int>(norms.size()));
-      for (nn::BatchNorm* norm : norms) norm->running_mean.set(zeros(norm->running_mean.value().shape(), t));  // read no more
+      for (nn::BatchNorm* norm : norms)
+        norm->running_mean.set(zeros(norm->running_mean.value().shape(), t));  // read no more
       CHECK(relative_error(model(x), before) <= (t == f64 ? 1e-12 : 2e-5));
       CHECK(nn::fold_batch_norms(model) == 0);
       check_every_tap(model, x, t == f64 ? 1e-13 : 1e-5);
@@ -190,7 +194,8 @@ TEST_CASE("norms folded into convolutions: the same function, without the norms"
     }
   resnet::Resnet model(kinds()[0]);
   model.train();
-  CHECK(error_of([&] { nn::fold_batch_norms(model); }) == "fold_batch_norms: bn1 must be in eval mode: call train(false)");
+  CHECK(error_of([&] { nn::fold_batch_norms(model); }) ==
+        "fold_batch_norms: bn1 must be in eval mode: call train(false)");
   model.train(false);
   nn::Tap tap;
   model.stages[1]->operator[](1).conv2.attach_observer(&tap);
@@ -274,7 +279,8 @@ TEST_CASE("precise statistics: those of the next batches under the present weigh
     for (std::size_t c = 0; c < 8; ++c) {
       double m = 0, v = 0;
       for (std::size_t i = 0; i < rows; ++i) m += y[i * 8 + c] / static_cast<double>(rows);
-      for (std::size_t i = 0; i < rows; ++i) v += (y[i * 8 + c] - m) * (y[i * 8 + c] - m) / static_cast<double>(rows - 1);
+      for (std::size_t i = 0; i < rows; ++i)
+        v += (y[i * 8 + c] - m) * (y[i * 8 + c] - m) / static_cast<double>(rows - 1);
       mean[c] += samples / 6 * m;
       second[c] += samples / 6 * (v + m * m);
     }
@@ -297,5 +303,6 @@ TEST_CASE("precise statistics: those of the next batches under the present weigh
   CHECK(error_of([&] { train::precise_batch_norms(fails, source, 1); }) == "no more");
   CHECK(to_vector<double>(model.bn1.running_mean) == got_mean);
   nn::freeze(model, "**");
-  CHECK(contains(error_of([&] { train::precise_batch_norms(classifier, source, 1); }), "no batch norm of the model trains"));
+  CHECK(contains(error_of([&] { train::precise_batch_norms(classifier, source, 1); }),
+                 "no batch norm of the model trains"));
 }

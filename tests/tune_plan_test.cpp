@@ -1,4 +1,4 @@
-// The plan of examples/tune: an evaluation never sets the peak, and what convolutional tuners hold beside full fine-tuning.
+// The plan of examples/tune: an evaluation never sets the peak; what convolutional tuners hold beside full fine-tuning.
 #include <doctest/doctest.h>
 
 #include <capo/examples/tune_plan.h>
@@ -26,7 +26,8 @@ void check_table(const Config& config, int side, const std::vector<const char*>&
     CAPTURE(method);
     CHECK(examples::plan_steps<M>(config, side, spec_of(method), kBatch, 10000).memory.peak < full.memory.peak);
   }
-  const examples::TunePlan linear = examples::plan_heads<M>(config, side, spec_of("linear"), kBatch, 10000, {5000, 1000});
+  const examples::TunePlan linear =
+      examples::plan_heads<M>(config, side, spec_of("linear"), kBatch, 10000, {5000, 1000});
   CHECK(linear.memory.peak < full.memory.peak);
   CHECK(linear.at_once > kBatch / 2);
 }
@@ -43,11 +44,15 @@ TEST_CASE("an evaluation holds no more than a step does") {
     const examples::TunePlan plan = examples::plan_steps<resnet::Resnet>(config, 32, spec, kBatch, 10000);
     CHECK(plan.at_once >= kBatch);
     CHECK(plan.memory.peak == step);
-    CHECK(train::plan_memory(model, {kBatch, 32, 32, 3}, {.evaluation_batch = 250}).peak > step);  // or this shows nothing
-    CHECK(train::plan_memory(model, {kBatch, 32, 32, 3}, {.evaluation_batch = plan.at_once, .device = kCpu}).peak <= step + 64);  // a number's block
+    CHECK(train::plan_memory(model, {kBatch, 32, 32, 3}, {.evaluation_batch = 250}).peak >
+          step);  // or this shows nothing
+    CHECK(train::plan_memory(model, {kBatch, 32, 32, 3}, {.evaluation_batch = plan.at_once, .device = kCpu}).peak <=
+          step + 64);  // a number's block
   }
   CHECK(examples::plan_steps<resnet::Resnet>(config, 32, spec_of("full"), kBatch, 7).at_once == 7);
-  const auto of_features = [&](std::int64_t images) { return examples::plan_heads<resnet::Resnet>(config, 32, spec_of("linear"), kBatch, 10000, {images}); };
+  const auto of_features = [&](std::int64_t images) {
+    return examples::plan_heads<resnet::Resnet>(config, 32, spec_of("linear"), kBatch, 10000, {images});
+  };
   CHECK(of_features(1000).at_once > of_features(60000).at_once);
   CHECK(of_features(10000000).at_once == kBatch);
   CHECK(examples::plan_steps<resnet::Resnet>(config, 224, spec_of("full"), kBatch, 10000).at_once == 8);

@@ -87,8 +87,8 @@ Tensor ResidualAdapter::apply(const nn::Site& site) {
     const std::int64_t end = first + (site.y.size(axis) - 1) * stride + 1;
     CAPO_CHECK(first >= 0 && end <= x.size(axis), "residual_adapter: the middle tap of ", conv_.path(),
                " must stay inside its input along every axis, but reads [", first, ", ", end, ") of ", x.shape());
-    // Only what is read is kept for the gradient; the module's input itself, where that is all of it, may be one that the tape
-    // makes again.
+    // Only what is read is kept for the gradient; the module's input itself, where that is all of it, may be one that
+    // the tape makes again.
     if (stride > 1 || first > 0 || end < x.size(axis)) x = slice(x, axis, first, end, stride);
   }
   const Tensor tau = conv(x, weight, {}, {.groups = conv_.options.groups});

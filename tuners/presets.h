@@ -1,5 +1,5 @@
-// Named tuning methods and their settings. Rates come from held-out training images, never from a test set: docs/results.md
-// has the search, by one method of each family. All train every head: a distilled model has two.
+// Named tuning methods and their settings. Rates come from held-out training images, never from a test set:
+// docs/results.md has the search, by one method of each family. All train every head: a distilled model has two.
 #pragma once
 
 #include <string>
@@ -27,8 +27,8 @@ inline constexpr Method kMethods[] = {
     {"prompt-attn", "blocks.*.attn: u_prompt(length=10); @head: train", 4e-3, 1e-4},
     {"prompt-ffn", "blocks.*.mlp: u_prompt(length=10); @head: train", 4e-3, 1e-4},
     {"prompt-block", "blocks.*: u_prompt(length=10); @head: train", 4e-3, 1e-4},
-    // The flagship: a prefix beside each attention; beside each FFN an adapter that reads the stream, as AdaptFormer does.
-    // A prefix of 10 takes a third of the attention of a model with 17 tokens before it has learned anything.
+    // The flagship: a prefix beside each attention; beside each FFN an adapter that reads the stream, as AdaptFormer
+    // does. A prefix of 10 takes a third of the attention of a model with 17 tokens before it has learned anything.
     {"u-tuning", "blocks.*.attn: u_prefix(length=2); blocks.*.mlp: u_adapter(dim=46, on=x); @head: train", 1e-3, 1e-4},
     {"full", "**: train", 5e-4, 0.05},
     {"norm", "@norm: train; @head: train", 2e-3, 0},
@@ -37,8 +37,8 @@ inline constexpr Method kMethods[] = {
 // Of models with convolutions; those above that name no blocks serve them too.
 inline constexpr Method kConvMethods[] = {
     {"conv-lora", "@conv: lora(rank=8); @head: train", 1.3e-3, 1e-4},
-    // As in the paper beside the kernels that look around. At a depthwise one it is a number for each channel; beside a 1x1
-    // convolution it would be all its weights again.
+    // As in the paper beside the kernels that look around. At a depthwise one it is a number for each channel; beside a
+    // 1x1 convolution it would be all its weights again.
     {"residual-adapter", "@spatial_conv: residual_adapter(); @head: train", 1e-3, 1e-4},
 };
 

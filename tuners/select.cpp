@@ -32,7 +32,9 @@ constexpr LayerKind kKinds[] = {
     // The topmost module of that kind: what lies below belongs to it.
     {"head", [](nn::Module& m) { return m.kind() == nn::Kind::head && m.parent()->kind() != nn::Kind::head; }},
     {"norm",
-     [](nn::Module& m) { return is_any<nn::LayerNorm, nn::RmsNorm, nn::BatchNorm, nn::GroupNorm, nn::InstanceNorm>(m); }},
+     [](nn::Module& m) {
+       return is_any<nn::LayerNorm, nn::RmsNorm, nn::BatchNorm, nn::GroupNorm, nn::InstanceNorm>(m);
+     }},
     {"linear", [](nn::Module& m) { return is_any<nn::Linear>(m); }},
     {"conv", [](nn::Module& m) { return groups_of(m) == 1; }},
     {"grouped_conv", [](nn::Module& m) { return groups_of(m) > 1; }},

@@ -56,7 +56,8 @@ class Counter : public nn::Tap {
 vit::VitConfig vit_config(const Row& row, bool tiny) {
   const std::string name = row.model;
   const auto slash = name.find('/');
-  vit::VitConfig c = vit::config(tiny ? "vit_ti" : name.substr(0, slash), tiny ? 32 : row.image, tiny ? 16 : std::stoi(name.substr(slash + 1)), row.classes);
+  vit::VitConfig c = vit::config(tiny ? "vit_ti" : name.substr(0, slash), tiny ? 32 : row.image,
+                                 tiny ? 16 : std::stoi(name.substr(slash + 1)), row.classes);
   c.checkpoint = row.checkpoint;
   if (tiny) c.depth = 2;
   return c;
@@ -92,10 +93,14 @@ Built build(const Row& row, bool tiny, const nn::Build& how) {
     return Built{std::move(model), [m, classes](const Tensor& x) { return reshape((*m)(x), {-1, classes}); }, image};
   };
   if (name.starts_with("vit")) return built(std::make_unique<vit::Vit>(vit_config(row, tiny), how), {side, side, 3});
-  if (name.starts_with("resnet")) return built(std::make_unique<resnet::Resnet>(resnet_config(row, tiny), how), {side, side, 3});
+  if (name.starts_with("resnet"))
+    return built(std::make_unique<resnet::Resnet>(resnet_config(row, tiny), how), {side, side, 3});
   if (name == "mobilenet_v2")
-    return built(std::make_unique<mobilenet::Mobilenet>(mobilenet::MobilenetConfig{.width = tiny ? 0.25 : 1, .classes = row.classes}, how), {side, side, 3});
-  return built(std::make_unique<unet::PlainUnet>(unet_config(row, tiny), how), name == "unet3d" ? Shape{side, side, side, 1} : Shape{side, side, 1});
+    return built(std::make_unique<mobilenet::Mobilenet>(
+                     mobilenet::MobilenetConfig{.width = tiny ? 0.25 : 1, .classes = row.classes}, how),
+                 {side, side, 3});
+  return built(std::make_unique<unet::PlainUnet>(unet_config(row, tiny), how),
+               name == "unet3d" ? Shape{side, side, side, 1} : Shape{side, side, 1});
 }
 
 Shape batch_of(std::int64_t n, const Shape& image) {
@@ -134,7 +139,8 @@ TrainStep::TrainStep(const Row& row, DType dtype, Device device, bool tiny, int 
   optimizer_ = std::make_unique<train::AdamW>(*model_);
   const std::int64_t n = batch > 0 ? batch : tiny ? 4 : row.batch;
   images_ = random(batch_of(n, b.image), dtype, device);
-  std::vector<std::int64_t> labels(static_cast<std::size_t>(std::string(row.model).starts_with("unet") ? images_.numel() : n));
+  std::vector<std::int64_t> labels(
+      static_cast<std::size_t>(std::string(row.model).starts_with("unet") ? images_.numel() : n));
   for (std::size_t i = 0; i < labels.size(); ++i) labels[i] = static_cast<std::int64_t>(i) * 37 % row.classes;
   labels_ = to(from_vector(labels, {static_cast<std::int64_t>(labels.size())}), device);
 }

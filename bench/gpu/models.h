@@ -13,12 +13,14 @@
 namespace capo::bench {
 
 struct Row {
-  const char *name, *model;  // vit_b/16; resnet50; mobilenet_v2; unet2d, unet3d: nnU-Net's topology for a patch of `image`, base width 32
+  // model: vit_b/16; resnet50; mobilenet_v2; unet2d, unet3d: nnU-Net's topology for a patch of `image`, base width 32
+  const char *name, *model;
   int image, classes, batch;
   const char* spec;  // tuners/spec.h
   double checkpoint = 0;  // share of the blocks
 };
-inline constexpr const char* kUTuning = "blocks.*.attn: u_prefix(length=10); blocks.*.mlp: u_adapter(dim=40, on=x); head: train";
+inline constexpr const char* kUTuning =
+    "blocks.*.attn: u_prefix(length=10); blocks.*.mlp: u_adapter(dim=40, on=x); head: train";
 inline constexpr Row kRows[] = {
     {"vit_b16", "vit_b/16", 224, 1000, 256, "full"},
     {"vit_s16", "vit_s/16", 224, 1000, 256, "full"},
@@ -41,11 +43,11 @@ class TrainStep {
   // tiny: a small model of the row's family, 32 px, batch 4.
   TrainStep(const Row& row, DType dtype, Device device, bool tiny, int batch = 0);
   void run();  // forward, loss, backward, AdamW; returns before the device is done
-  // From now on run() replays the step as one graph, as the Trainer's graph option does, but for reading the loss. CUDA only, after
-  // a first run().
+  // From now on run() replays the step as one graph, as the Trainer's graph option does, but for reading the loss. CUDA
+  // only, after a first run().
   void capture();
-  // From now on run() is the forward pass alone, in evaluation mode and unrecorded, batch norms worked into their convolutions
-  // (nn::fold_batch_norms; of the peers torch.compile with freezing does that too); the loss is still there.
+  // From now on run() is the forward pass alone, in evaluation mode and unrecorded, batch norms worked into their
+  // convolutions (nn::fold_batch_norms; torch.compile with freezing does that too); the loss is still there.
   void infer();
   double loss();  // of the newest step; waits
 

@@ -59,19 +59,21 @@ Tensor ConvNorm::forward(const Tensor& x) {  // relu6 is relu with ceiling 6
   return norm ? norm->after(conv, x, Activation::relu, {}, 6) : conv.with_activation(x, Activation::relu, {}, 6);
 }
 
-Block::Block(nn::Module* up, std::string_view name, const MobilenetConfig& c, std::int64_t in, std::int64_t out, int stride,
-             int expansion)
+Block::Block(nn::Module* up, std::string_view name, const MobilenetConfig& c, std::int64_t in, std::int64_t out,
+             int stride, int expansion)
     : Layer(up, name),
       residual(stride == 1 && in == out),
       conv(this, "conv"),
       expand(expansion == 1 ? nullptr : std::make_unique<ConvNorm>(&conv, "0", c, in, in * expansion, 1, 1, 1)),
-      depthwise(&conv, expand ? "1" : "0", c, in * expansion, in * expansion, 3, stride, static_cast<int>(in * expansion)),
+      depthwise(&conv, expand ? "1" : "0", c, in * expansion, in * expansion, 3, stride,
+                static_cast<int>(in * expansion)),
       project(&conv, expand ? "2" : "1", in * expansion, out, {1, 1}, {}, !c.norms, conv_init(out, 1)),
       norm(norm_of(&conv, expand ? "3" : "2", c, project)) {}
 
 Tensor Block::forward(const Tensor& x) {
   const Tensor inner = depthwise(expand ? (*expand)(x) : x), shortcut = residual ? x : Tensor();
-  return norm ? norm->after(project, inner, Activation::none, shortcut) : project.with_activation(inner, Activation::none, shortcut);
+  return norm ? norm->after(project, inner, Activation::none, shortcut)
+              : project.with_activation(inner, Activation::none, shortcut);
 }
 
 Mobilenet::Mobilenet(const MobilenetConfig& c, const nn::Build& build)

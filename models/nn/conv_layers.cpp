@@ -69,7 +69,8 @@ BatchNorm::BatchNorm(Module* up, std::string_view name, std::int64_t dim, double
 
 Tensor BatchNorm::normalized(const Tensor& x, Activation act, const Tensor& residual, double ceiling) {
   if (!folded_)
-    return batch_norm(x, weight, bias, running_mean, running_var, training() && trained(), momentum, eps, !replaying(), act, residual, 0, ceiling);
+    return batch_norm(x, weight, bias, running_mean, running_var, training() && trained(), momentum, eps, !replaying(),
+                      act, residual, 0, ceiling);
   refuse_training();
   return activated("batch_norm", x, act, residual, ceiling);
 }

@@ -17,8 +17,8 @@ class Conv : public Layer<Conv> {
        ConvOptions options = {}, bool bias = true, Init init = Init::kaiming(2.2360679774997896),
        std::optional<Init> bias_init = {});
   Tensor forward(const Tensor& x) { return ended(x, Activation::none, {}, 0); }
-  // act(this(x) + residual), fused while nothing is attached and nothing needs a gradient. act: none, relu or silu, which is
-  // never fused; residual: the result's shape, or undefined; ceiling: relu's greatest value (relu6: 6), 0: none.
+  // act(this(x) + residual), fused while nothing is attached and nothing needs a gradient. act: none, relu or silu,
+  // which is never fused; residual: the result's shape, or undefined; ceiling: relu's greatest value (relu6: 6), or 0.
   Tensor with_activation(const Tensor& x, Activation act, const Tensor& residual = {}, double ceiling = 0);
   std::int64_t width() const override { return weight.value().size(0); }
   std::int64_t input_width() const override { return weight.value().size(-1) * options.groups; }
@@ -48,8 +48,8 @@ class BatchNorm : public Layer<BatchNorm> {
  public:
   BatchNorm(Module* up, std::string_view name, std::int64_t dim, double eps = 1e-5, double momentum = 0.1);
   Tensor forward(const Tensor& x) { return normalized(x, Activation::none, {}, 0); }
-  // act(this(x) + residual), fused while nothing is attached. act: none, relu or silu; residual: x's shape, or undefined;
-  // ceiling: relu's greatest value (relu6: 6), 0: none.
+  // act(this(x) + residual), fused while nothing is attached. act: none, relu or silu; residual: x's shape, or
+  // undefined; ceiling: relu's greatest value (relu6: 6), 0: none.
   Tensor with_activation(const Tensor& x, Activation act, const Tensor& residual = {}, double ceiling = 0);
   // The same of conv(x), which folded joins the convolution's own pass.
   Tensor after(Conv& conv, const Tensor& x, Activation act, const Tensor& residual = {}, double ceiling = 0);

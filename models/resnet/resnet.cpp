@@ -36,15 +36,16 @@ ResnetConfig checked(const ResnetConfig& c) {
   CAPO_CHECK(!c.blocks.empty() && c.blocks.size() <= 8, "resnet: must have 1 to 8 stages, got ", c.blocks.size());
   for (int n : c.blocks) CAPO_CHECK(n > 0, "resnet: every stage must have a block, got ", n);
   CAPO_CHECK(c.width > 0 && c.groups > 0 && c.width_per_group > 0 && c.channels > 0 && c.classes >= 0,
-             "resnet: width, groups, width_per_group and channels must be positive, classes not negative, got ", c.width,
-             ", ", c.groups, ", ", c.width_per_group, ", ", c.channels, " and ", c.classes);
+             "resnet: width, groups, width_per_group and channels must be positive, classes not negative, got ",
+             c.width, ", ", c.groups, ", ", c.width_per_group, ", ", c.channels, " and ", c.classes);
   CAPO_CHECK(c.bottleneck || (c.groups == 1 && c.width_per_group == 64),
              "resnet: groups and width_per_group need bottleneck blocks, got ", c.groups, " and ", c.width_per_group);
   CAPO_CHECK(c.width <= 65536 && c.groups <= 65536 && c.width_per_group <= 65536,
              "resnet: width, groups and width_per_group must be at most 65536, got ", c.width, ", ", c.groups, " and ",
              c.width_per_group);
   const std::int64_t least = inner_width(c, c.width), most = inner_width(c, c.width << (c.blocks.size() - 1));
-  CAPO_CHECK(least > 0 && most <= (1 << 20), "resnet: blocks must be 1 to 1048576 channels wide inside, got ", least, " to ", most);
+  CAPO_CHECK(least > 0 && most <= (1 << 20), "resnet: blocks must be 1 to 1048576 channels wide inside, got ", least,
+             " to ", most);
   CAPO_CHECK(c.stem != Stem::deep || c.width % 2 == 0, "resnet: a deep stem needs an even width, got ", c.width);
   CAPO_CHECK(c.shortcut != Shortcut::pad || (!c.bottleneck && c.width % 2 == 0),
              "resnet: padded shortcuts need basic blocks of an even width, got width ", c.width,
@@ -52,7 +53,8 @@ ResnetConfig checked(const ResnetConfig& c) {
   return c;
 }
 
-// Means of 2x2 windows; of an odd side the last pixels, repeated, are their own mean, as where the padding is not counted.
+// Means of 2x2 windows; of an odd side the last pixels, repeated, are their own mean, as where the padding is not
+// counted.
 Tensor halved(Tensor x) {
   for (int axis : {1, 2})
     if (const std::int64_t n = x.size(axis); n % 2) x = concat({x, slice(x, axis, n - 1, n)}, axis);
@@ -183,7 +185,8 @@ void Resnet::add_stages() {
 Tensor Resnet::stem(const Tensor& image) {
   CAPO_CHECK(image.rank() == 4 && image.size(3) == config.channels, "resnet: image must be [B, H, W, ", config.channels,
              "], got ", image.shape());
-  return conv1 ? bn1.after(*conv1, image, Activation::relu) : bn1.with_activation((*deep_stem)(image), Activation::relu);
+  return conv1 ? bn1.after(*conv1, image, Activation::relu)
+               : bn1.with_activation((*deep_stem)(image), Activation::relu);
 }
 
 Tensor Resnet::stage(std::size_t i, Tensor x) {

@@ -37,7 +37,8 @@ Tensor DoubleConv::forward(const Tensor& x) {
   const auto activated = [](nn::BatchNorm* n, nn::Conv& conv, const Tensor& h) {
     return n ? n->after(conv, h, Activation::relu) : conv.with_activation(h, Activation::relu);
   };
-  return activated(double_conv.norm2.get(), double_conv.conv2, activated(double_conv.norm1.get(), double_conv.conv1, x));
+  return activated(double_conv.norm2.get(), double_conv.conv2,
+                   activated(double_conv.norm1.get(), double_conv.conv1, x));
 }
 
 ClassicUnet::Down::Down(nn::Module* up, std::string_view name, std::int64_t in, std::int64_t out, bool batch_norm)

@@ -1,6 +1,6 @@
-// "CUDA devices" in host memory: builds with -DCAPO_CUDA_SHIM=ON run every kernel of cuda/ on the host shim, so that the op
-// tests drive them through the library's own path. Every block has its exact size and starts as NaN. Kernels run when they
-// are launched; copies beside them as late as the rules allow (streams.h).
+// "CUDA devices" in host memory: builds with -DCAPO_CUDA_SHIM=ON run every kernel of cuda/ on the host shim, so that
+// the op tests drive them through the library's own path. Every block has its exact size and starts as NaN. Kernels run
+// when they are launched; copies beside them as late as the rules allow (streams.h).
 #include <capo/engine/backend.h>
 #include <capo/engine/caching_allocator.h>
 #include <capo/tests/shim/backend.h>
@@ -51,7 +51,9 @@ class ShimMemory final : public MemorySource {
     size_.erase(it);
     shim::release(p);
   }
-  std::string room() const override { return cat("; ", shim::device_settings().limit - used(), " bytes of the device are free"); }
+  std::string room() const override {
+    return cat("; ", shim::device_settings().limit - used(), " bytes of the device are free");
+  }
   std::size_t used() const {
     const std::lock_guard lock(mutex_);
     return used_;
@@ -190,11 +192,15 @@ class ShimBackend final : public DeviceBackend {
     streams().run_all(s);
     return s;
   }
-  void set_stream(int index, void* stream) override { chosen[static_cast<std::size_t>(index)] = name_of(index, stream); }
+  void set_stream(int index, void* stream) override {
+    chosen[static_cast<std::size_t>(index)] = name_of(index, stream);
+  }
   void synchronize(int index) override { stream(index); }
 
   void* copy_stream(int index) override { return &device(index).copies; }
-  void* mark(int index, void* stream) override { return new shim::Streams::Mark(streams().mark(stream_of(index, stream))); }
+  void* mark(int index, void* stream) override {
+    return new shim::Streams::Mark(streams().mark(stream_of(index, stream)));
+  }
   void wait(int, void*, void* mark) override { streams().run(*static_cast<shim::Streams::Mark*>(mark)); }
   void wait_here(int, void* mark) override { streams().run(*static_cast<shim::Streams::Mark*>(mark)); }
   void drop_mark(int, void* mark) noexcept override { delete static_cast<shim::Streams::Mark*>(mark); }
