@@ -79,7 +79,7 @@ struct Job {
   }
 };
 
-constexpr std::size_t kWorkerStack = std::size_t{8} << 20;  // kernels keep up to 2 MB of blocks on it
+constexpr std::size_t kWorkerStack = std::size_t{8} << 20;  // kernels keep up to 2.5 MB of blocks on it
 
 // Workers sleep on a condition variable after a short spin; one job at a time.
 class Pool {

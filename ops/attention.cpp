@@ -10,6 +10,7 @@
 #include <capo/ops/view.h>
 #include <capo/ops/work_internal.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -41,6 +42,7 @@ CAPO_KERNEL_CUDA(lse_merge, LseMergeArgs, lse_merge_work)
 namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
+constexpr std::int64_t kGradHeads = 32;
 
 // What the kernels read in place: unit stride on the last axis.
 Tensor readable(const Tensor& x) { return x.size(-1) <= 1 || x.strides()[x.rank() - 1] == 1 ? x : contiguous(x); }
@@ -125,6 +127,12 @@ Grads fused_gradient(const Saved& s, const Tensor& d_o0, const Tensor& dlse0, Ne
   const Tensor dq = like(need[0], q), dk = like(need[1], k), dv = like(need[2], v), delta = empty_like(lse);
   Tensor dbias;
   if (need[3]) dbias = empty({q.size(0), q.size(2), q.size(1), k.size(1)}, lse.dtype(), q.device());
+  // The CPU sums dq over blocks of keys: beside a 16-bit dq, for so many heads at a time.
+  const std::int64_t heads = q.size(0) * q.size(2), widest = std::max(q.size(3), v.size(3));
+  const bool blocks = k.size(1) > kAttentionGradKeys || widest > kAttentionGradKeys;
+  const bool beside = need[0] && blocks && through_f32(q);
+  const std::int64_t at_once = beside ? kGradHeads : std::max<std::int64_t>(heads, 1);
+  const Tensor sums = beside ? empty({std::min(heads, at_once), q.size(1), q.size(3)}, f32, q.device()) : Tensor();
   if (!q.device().is_meta()) {
     AttentionGradArgs g{};
     g.forward = args_of(q, k, v, bias, scale, causal);
@@ -136,7 +144,9 @@ Grads fused_gradient(const Saved& s, const Tensor& d_o0, const Tensor& dlse0, Ne
     if (need[1]) g.dk = dk.data();
     if (need[2]) g.dv = dv.data();
     if (need[3]) g.dbias = dbias.data();
-    launch(kernels::attention_backward, q.device(), g, q.size(0) * q.size(2), 1);
+    g.dq_sums = data_or_null(sums);
+    for (; g.first < heads; g.first += at_once)
+      launch(kernels::attention_backward, q.device(), g, std::min(at_once, heads - g.first), 1);
   }
   return {dq, dk, dv, need[3] ? cast(sum_to(dbias, bias.shape()), q.dtype()) : Tensor()};
 }
@@ -151,8 +161,9 @@ LseMergeArgs merge_args(const Tensor& o1, const Tensor& lse1, const Tensor& o2, 
 constexpr std::int64_t kMergeGrain = 256;  // rows
 
 // Inputs o1, lse1, o2, lse2; saved likewise.
-Grads composite_merge_gradient(const Saved& s, const Tensor& d_o, const Tensor& dlse, Needs need) {
-  const Tensor o1 = s[0], lse1 = s[1], o2 = s[2], lse2 = s[3];
+Grads composite_merge_gradient(const Saved& s, const Tensor& d_o0, const Tensor& dlse, Needs need) {
+  const DType t = s[0].dtype(), acc = accumulator(t);
+  const Tensor o1 = cast(s[0], acc), lse1 = s[1], o2 = cast(s[2], acc), lse2 = s[3], d_o = cast_or_undefined(d_o0, acc);
   const Tensor minus = full({}, -kInfinity, lse1.dtype(), lse1.device()),
                zero = full({}, 0, lse1.dtype(), lse1.device());
   const Tensor none = logical_and(equal(lse1, minus), equal(lse2, minus));
@@ -164,8 +175,8 @@ Grads composite_merge_gradient(const Saved& s, const Tensor& d_o, const Tensor& 
   const Tensor w2 = sigmoid(finite(lse2) - finite(lse1)) * live, w1 = live - w2;
   Tensor do1, do2, dlse1, dlse2;
   if (d_o.defined()) {
-    do1 = d_o * rows_first(w1);
-    do2 = d_o * rows_first(w2);
+    do1 = cast(d_o * rows_first(w1), t);
+    do2 = cast(d_o * rows_first(w2), t);
     const Tensor gain = w1 * w2 * permute(sum(d_o * (o2 - o1), {3}), {0, 2, 1});
     dlse1 = neg(gain);
     dlse2 = gain;
@@ -203,12 +214,6 @@ AttentionOut attention(const Tensor& q0, const Tensor& k0, const Tensor& v0, con
     for (int i = 1; fits && i <= bias0.rank(); ++i) fits = bias0.size(-i) == 1 || bias0.size(-i) == scores[4 - i];
     CAPO_CHECK(fits, "attention: bias must broadcast to ", (Shape{B, H, nq, nk}), ", got ", bias0.shape());
   }
-  if (is_half(t) && !q0.device().is_cuda()) {
-    AttentionOptions wide = options;
-    if (bias0.defined()) wide.bias = cast(bias0, f32);
-    AttentionOut y = attention(cast(q0, f32), cast(k0, f32), cast(v0, f32), wide);
-    return {cast(y.o, t), y.lse};
-  }
   const Tensor q = readable(q0), k = readable(k0), v = readable(v0), bias = bias0;
   const double scale = options.scale != 0 ? options.scale : 1 / std::sqrt(static_cast<double>(d));
   const bool causal = options.causal;
@@ -245,10 +250,6 @@ AttentionOut lse_merge(const Tensor& o1, const Tensor& lse1, const Tensor& o2, c
   CAPO_CHECK(o2.device() == o1.device() && lse1.device() == o1.device() && lse2.device() == o1.device(),
              "lse_merge: devices must be equal, got ", describe(o1), ", ", describe(lse1), ", ", describe(o2), " and ",
              describe(lse2));
-  if (is_half(t) && !o1.device().is_cuda()) {
-    const AttentionOut y = lse_merge(cast(o1, f32), lse1, cast(o2, f32), lse2);
-    return {cast(y.o, t), y.lse};
-  }
   const Tensor a = contiguous(o1), la = contiguous(lse1), b = contiguous(o2), lb = contiguous(lse2);
   const Tensor o = empty_like(a), lse = empty_like(la);
   if (!o.device().is_meta()) {

@@ -1,9 +1,10 @@
 // Scaled dot-product attention without a [Nq, Nk] tensor, the exact merge of two attentions, attention maps.
 //
-// dtypes  q, k, v (o, bias) equal: f32, f64; bf16 and f16 computed in f32 (CPU: through a cast
-//         copy; CUDA: no f64). lse is f64 for f64, else f32.
+// dtypes  q, k, v (o, bias) equal: f32, f64; bf16 and f16 computed in f32 (CUDA: no f64). lse is f64 for f64, else f32.
+//         On the CPU 16-bit tensors are widened a block at a time and results rounded once: the bits of the f32 op between
+//         two casts. The gradient reads o as it was rounded. attention_map casts whole tensors.
 // bits    blocks depend on the shape only: the same for any thread count.
-// stack   CPU kernels keep their blocks there: a thread that calls attention() needs 1 MB, 2 MB for its gradient.
+// stack   CPU kernels keep their blocks there: a thread that calls attention() needs 1 MB, 2.5 MB for its gradient.
 #pragma once
 
 #include <capo/engine/tensor.h>
@@ -53,11 +54,15 @@ struct AttentionArgs {
   bool causal;
   std::int64_t chunk, chunks;  // queries per item, items per (b, h)
 };
+inline constexpr std::int64_t kAttentionGradKeys = 256;  // at most, at once, on the CPU; fewer of more channels
 struct AttentionGradArgs {
   AttentionArgs forward;      // o and lse are read
   const void *d_o, *dlse;     // contiguous like o and lse; dlse or null
   void* delta;                // [B, H, Nq] scratch: rowsum(do o) - dlse
   void *dq, *dk, *dv, *dbias;  // contiguous, each or null; dbias [B, H, Nq, Nk] like lse, not yet summed
+  // CPU: item i is head first + i; dq_sums is null, or f32 [items, Nq, D] for a 16-bit dq of several blocks of keys.
+  std::int64_t first;
+  void* dq_sums;
 };
 // An item is one (b, n, h) row.
 struct LseMergeArgs {

@@ -59,6 +59,21 @@ void check_labels(const Tensor& labels, std::int64_t classes, std::int64_t ignor
   }
 }
 
+// The gradient of 16-bit logits on the CPU: the kernel runs again, and each element is rounded once.
+Tensor gradient_again(const Tensor& x, const Tensor& labels, const Tensor& target, const Tensor& share,
+                      const Tensor& dy, std::int64_t ignore_index, double smoothing) {
+  const NoGrad off;
+  const Tensor dx = empty_like(x);
+  Tensor upstream = contiguous(cast(dy, f32));
+  if (share.defined()) upstream = upstream * share;
+  const std::int64_t columns = x.size(-1), rows = x.numel() / columns;
+  const CrossEntropyArgs args{x.dtype(), data_or_null(x), static_cast<const std::int64_t*>(data_or_null(labels)),
+                              data_or_null(target), nullptr, data_or_null(dx), nullptr, rows, columns, ignore_index,
+                              smoothing, data_or_null(upstream), dy.rank() == 0 ? 0 : 1};
+  launch(kernels::cross_entropy, x.device(), args, rows, row_grain(columns));
+  return dx;
+}
+
 // The loss as one kernel; labels or target is defined.
 Tensor fused(const char* op, const Tensor& x0, const Tensor& labels0, const Tensor& target0,
              const CrossEntropyOptions& o) {
@@ -69,13 +84,13 @@ Tensor fused(const char* op, const Tensor& x0, const Tensor& labels0, const Tens
   if (labels.defined()) check_labels(labels, columns, o.ignore_index);
   Shape row_shape = x.shape();
   row_shape.pop_back();
-  const bool mean = o.reduction == Reduction::mean, need = needs_of({x}).any();
+  const bool mean = o.reduction == Reduction::mean, need = needs_of({x}).any(), again = through_f32(x);
   const Tensor row_loss = empty(row_shape, acc, device);
-  const Tensor dlogits = need ? empty_like(x) : Tensor();
+  const Tensor dlogits = need && !again ? empty_like(x) : Tensor();
   const Tensor counted = mean && labels.defined() ? empty({rows}, acc, device) : Tensor();
   const CrossEntropyArgs args{x.dtype(), data_or_null(x), static_cast<const std::int64_t*>(data_or_null(labels)),
                               data_or_null(target), data_or_null(row_loss), data_or_null(dlogits),
-                              data_or_null(counted), rows, columns, o.ignore_index, o.label_smoothing};
+                              data_or_null(counted), rows, columns, o.ignore_index, o.label_smoothing, nullptr, 0};
   launch(kernels::cross_entropy, device, args, rows, row_grain(columns));
   detail::observe("cross_entropy", {});  // before the sums of its rows, which are ops of their own
   Tensor loss = row_loss, share;  // share: what mean multiplies every row with
@@ -86,6 +101,13 @@ Tensor fused(const char* op, const Tensor& x0, const Tensor& labels0, const Tens
   }
   loss = cast(loss, x.dtype());
   if (!need) return loss;
+  if (again)
+    return record(op, loss, {x}, Saved({x, labels, target}, {share, loss}),
+                  [ignore = o.ignore_index, smooth = o.label_smoothing](const Saved& s, const Tensor& dy,
+                                                                        Needs) -> Grads {
+                    const Tensor dx = gradient_again(s[0], s[1], s[2], s[3], dy, ignore, smooth);
+                    return {record_no_gradient("cross_entropy_backward", dx, {dy, s[4]})};
+                  });
   const bool per_row = o.reduction == Reduction::none;
   return record(op, loss, {x}, Saved({}, {dlogits, share, loss}),
                 [per_row](const Saved& s, const Tensor& dy0, Needs) -> Grads {
@@ -111,7 +133,7 @@ Tensor cross_entropy(const Tensor& logits, const Tensor& labels, const CrossEntr
              ", got ", labels.shape());
   CAPO_CHECK(labels.device() == logits.device(), "cross_entropy: labels are on ", labels.device(), ", logits on ",
              logits.device());
-  if (is_half(logits.dtype()) && !logits.device().is_cuda())
+  if (long_row_through_f32(logits))
     return cast(cross_entropy(cast(logits, f32), labels, o), logits.dtype());
   return fused("cross_entropy", logits, labels, {}, o);
 }
@@ -125,7 +147,7 @@ Tensor cross_entropy_soft(const Tensor& logits, const Tensor& target, const Cros
              ": mixed dtypes, cast one");
   CAPO_CHECK(target.device() == logits.device(), op, ": target is on ", target.device(), ", logits on ",
              logits.device());
-  if (is_half(logits.dtype()) && !logits.device().is_cuda())
+  if (long_row_through_f32(logits) || (through_f32(logits) && needs_of({target}).any()))
     return cast(cross_entropy_soft(cast(logits, f32), cast(target, f32), o), logits.dtype());
   if (!needs_of({target}).any()) return fused(op, logits, {}, target, o);
   const double classes = static_cast<double>(logits.size(-1)), smooth = o.label_smoothing;

@@ -1,9 +1,12 @@
 // bf16 and f16 on the CPU are storage: a kernel widens what it reads and rounds what it writes. The bits are those of
 // the f32 op between two casts, on every instruction set, and no f32 copy of the tensor is made.
+#include <capo/autograd/autograd.h>
 #include <capo/engine/allocator.h>
 #include <capo/engine/cpu.h>
+#include <capo/ops/attention.h>
 #include <capo/ops/binary.h>
 #include <capo/ops/copy.h>
+#include <capo/ops/cross_entropy.h>
 #include <capo/ops/dropout.h>
 #include <capo/ops/group_norm.h>
 #include <capo/ops/layer_norm.h>
@@ -18,6 +21,8 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
+#include <cmath>
 #include <functional>
 
 using namespace capo;
@@ -135,6 +140,159 @@ TEST_CASE("rows longer than the kernels' buffer go through f32") {
   CHECK(same_bits(softmax(x), cast(softmax(cast(x, f32)), bf16)));
   CHECK(same_bits(layer_norm(x, w), cast(layer_norm(cast(x, f32), cast(w, f32)), bf16)));
   CHECK(same_bits(modulate(x, w, w), cast(modulate(cast(x, f32), cast(w, f32), cast(w, f32)), bf16)));
+}
+
+namespace {
+
+struct AttentionShape {
+  std::string name;
+  std::int64_t nq, nk, d, dv;
+  bool causal = false;
+  Shape bias = {};
+};
+const AttentionShape kAttentions[] = {
+    {"one block", 50, 50, 64, 64},
+    {"odd sizes", 37, 41, 33, 35},
+    {"blocks of keys", 75, 600, 40, 24},
+    {"strips of queries and of the block of q", 200, 30, 300, 400},
+    {"causal", 100, 300, 16, 20, true},
+    {"causal, queries without keys", 90, 40, 16, 16, true},
+    {"bias", 40, 70, 16, 16, false, {2, 3, 40, 70}},
+    {"bias per query", 40, 70, 16, 16, true, {40, 1}},
+    {"bias per key", 40, 530, 16, 16, false, {3, 1, 530}},
+};
+Tensors attention_inputs(const AttentionShape& s) {
+  Tensors in = {normal({2, s.nq, 3, s.d}, "q"), normal({2, s.nk, 3, s.d}, "k"), normal({2, s.nk, 3, s.dv}, "v", 0.5)};
+  if (!s.bias.empty()) in.push_back(normal(s.bias, "bias"));
+  return in;
+}
+AttentionOut attend(const AttentionShape& s, const Tensors& in) {
+  return attention(in[0], in[1], in[2], {0, s.causal, in.size() > 3 ? in[3] : Tensor()});
+}
+double largest(const Tensor& x) {
+  double most = 0;
+  for (const double v : to_vector<double>(cast(x, f64))) most = !(std::abs(v) <= most) ? std::abs(v) : most;
+  return most;
+}
+
+}  // namespace
+
+TEST_CASE("attention in 16 bits: the bits of the f32 op between two casts; its gradient reads the rounded o") {
+  const IsaScope restore;
+  for (const Isa level : {Isa::v2, Isa::v3, Isa::v4}) {
+    if (level > best_isa()) break;
+    set_isa(level);
+    for (const DType t : {bf16, f16})
+      for (const AttentionShape& s : kAttentions) {
+        INFO(cat(s.name, " in ", to_string(t), ", ", to_string(level)));
+        const Tensors half = cast_all(attention_inputs(s), t), wide = cast_all(half, f32);
+        for (const Tensors* list : {&half, &wide})
+          for (const Tensor& x : *list) set_requires_grad(x, true);
+        const AttentionOut got = attend(s, half), wanted = attend(s, wide);
+        CHECK(same_bits(got.o, cast(wanted.o, t)));
+        CHECK(same_bits(got.lse, wanted.lse));
+
+        const Tensor dy = cast(normal(got.o.shape(), "dy"), t);
+        const Grads g = grad({got.o}, half, {dy}), w = grad({wanted.o}, wide, {cast(dy, f32)});
+        double scale = 0;  // of all: that of a bias per query is zero but for the rounding of o
+        for (const Tensor& x : w) scale = std::max(scale, largest(x));
+        for (std::size_t i = 0; i < half.size(); ++i) {
+          CAPTURE(i);
+          if (i == 2)
+            CHECK(same_bits(g[i], cast(w[i], t)));
+          else
+            CHECK(largest(cast(g[i], f32) - w[i]) <= (t == bf16 ? 0x1p-6 : 0x1p-9) * scale);
+        }
+      }
+  }
+}
+
+TEST_CASE("lse_merge in 16 bits: the bits of the f32 op between two casts") {
+  for (const DType t : {bf16, f16}) {
+    const Tensors o = cast_all({normal({2, 9, 3, 21}, "a"), normal({2, 9, 3, 21}, "b")}, t), wide = cast_all(o, f32);
+    const Tensor la = cast(normal({2, 3, 9}, "la"), f32), lb = cast(normal({2, 3, 9}, "lb"), f32);
+    for (const Tensors* list : {&o, &wide})
+      for (const Tensor& x : *list) set_requires_grad(x, true);
+    const AttentionOut got = lse_merge(o[0], la, o[1], lb), wanted = lse_merge(wide[0], la, wide[1], lb);
+    CHECK(same_bits(got.o, cast(wanted.o, t)));
+    CHECK(same_bits(got.lse, wanted.lse));
+    const Tensor dy = cast(normal(got.o.shape(), "dy"), t);
+    const Grads g = grad({got.o}, o, {dy}), w = grad({wanted.o}, wide, {cast(dy, f32)});
+    for (std::size_t i = 0; i < 2; ++i) CHECK(same_bits(g[i], cast(w[i], t)));
+  }
+}
+
+namespace {
+
+// Bytes that a call held at once beyond what it returned.
+std::int64_t extra_bytes(const std::function<Tensors()>& run) {
+  Allocator& a = allocator(kCpu);
+  a.reset_peak();
+  const std::int64_t before = a.stats().live_bytes;
+  std::int64_t kept = 0;
+  for (const Tensor& y : run()) kept += static_cast<std::int64_t>(y.nbytes());
+  return a.stats().peak_bytes - before - kept;
+}
+
+}  // namespace
+
+TEST_CASE("attention in 16 bits: no f32 copy is made") {
+  const Shape shape = {16, 197, 4, 64};  // 1.6 MB
+  const Tensor q = cast(normal(shape, "q"), bf16), k = cast(normal(shape, "k"), bf16),
+               v = cast(normal(shape, "v"), bf16), dy = cast(normal(shape, "dy"), bf16);
+  const std::int64_t small = 128 * 1024;
+  CHECK(extra_bytes([&]() -> Tensors {
+          const AttentionOut y = attention(q, k, v);
+          return {y.o, y.lse};
+        }) < small);
+  for (const Tensor& x : {q, k, v}) set_requires_grad(x, true);
+  const Tensor o = attention(q, k, v).o;
+  CHECK(extra_bytes([&] { return grad({o}, {q, k, v}, {dy}); }) < small);
+}
+
+TEST_CASE("cross_entropy in 16 bits: the bits of the f32 op between two casts, its gradient too") {
+  const IsaScope restore;
+  for (const Isa level : {Isa::v2, Isa::v3, Isa::v4}) {
+    if (level > best_isa()) break;
+    set_isa(level);
+    for (const DType t : {bf16, f16})
+      for (const std::int64_t classes : {1, 5, 8, 77, 1000, 4097})
+        for (const Reduction reduction : {Reduction::none, Reduction::mean, Reduction::sum})
+          for (const double smoothing : {0.0, 0.1})
+            for (const bool soft : {false, true}) {
+              const std::int64_t rows = 131;
+              const Tensor x = cast(normal({rows, classes}, "x", 0, 3), t),
+                           target = cast(softmax(normal({rows, classes}, "target")), t);
+              std::vector<std::int64_t> label;
+              for (std::int64_t r = 0; r < rows; ++r) label.push_back(r % 7 == 3 ? -100 : r * 31 % classes);
+              const Tensor labels = from_vector<std::int64_t>(label, {rows});
+              const CrossEntropyOptions o{smoothing, -100, reduction};
+              const auto loss = [&](const Tensor& logits) {
+                return soft ? cross_entropy_soft(logits, cast(target, logits.dtype()), o)
+                            : cross_entropy(logits, labels, o);
+              };
+              set_requires_grad(x, true);
+              INFO(cat(to_string(t), " ", to_string(level), ", ", classes, " classes, smoothing ", smoothing,
+                       soft ? ", soft" : ""));
+              const Tensor got = loss(x), wanted = cast(loss(cast(x, f32)), t);
+              CHECK(same_bits(got, wanted));
+              const Tensor dy = cast(normal(got.shape(), "dy"), t);
+              CHECK(same_bits(grad({got}, {x}, {dy})[0], grad({wanted}, {x}, {dy})[0]));
+            }
+  }
+}
+
+TEST_CASE("cross_entropy in 16 bits: no f32 copy is made, and the logits alone are kept") {
+  for (const std::int64_t classes : {5, 1000}) {
+    const std::int64_t rows = 512 * 1000 / classes;
+    const Tensor x = cast(normal({rows, classes}, "x"), bf16), labels = zeros({rows}, i64);
+    const std::int64_t per_row = 8 * rows + 64 * 1024;  // f32 losses and whether rows count
+    CHECK(extra_bytes([&] { return Tensors{cross_entropy(x, labels)}; }) < per_row);
+    set_requires_grad(x, true);
+    Tensor loss;
+    CHECK(extra_bytes([&] { return Tensors{loss = cross_entropy(x, labels)}; }) < per_row);
+    CHECK(extra_bytes([&] { return grad({loss}, {x}, {ones({}, bf16)}); }) < per_row);
+  }
 }
 
 TEST_CASE("16-bit tensors: no f32 copy is made") {

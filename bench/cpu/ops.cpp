@@ -76,7 +76,7 @@ Served differentiated(const std::string& pass, const std::vector<Tensor>& inputs
     }};
   }
   for (const Tensor& t : inputs) leaf(t);
-  const Tensor y = f(inputs), dy = random(y.shape());
+  const Tensor y = f(inputs), dy = random(y.shape(), y.dtype());
   if (pass == "backward") return {[=] { grad({y}, inputs, {dy}, {.keep_graph = true}); }};
   if (pass != "both") throw std::runtime_error("pass must be forward, backward or both");
   return {[=] { grad({f(inputs)}, inputs, {dy}); }};
@@ -90,18 +90,19 @@ Served conv_pass(const json& c) {
   weight.push_back(in.back());
   const ConvOptions options{.stride = {c.value("stride", std::int64_t{1})},
                             .pad_before = {c.value("pad", std::int64_t{0})}};
-  const Tensor x = random(in), w = random(weight);
+  const DType dtype = dtype_of(c);
+  const Tensor x = random(in, dtype), w = random(weight, dtype);
   const std::string pass = c["pass"];
   if (pass == "forward") return {[=] { conv(x, w, {}, options); }};
   const Tensor wanted = leaf(pass == "data" ? x : w);
-  const Tensor y = conv(x, w, {}, options), dy = random(y.shape());
+  const Tensor y = conv(x, w, {}, options), dy = random(y.shape(), dtype);
   return {[=] { grad({y}, {wanted}, {dy}, {.keep_graph = true}); }};
 }
 
 // Forward and backward of [batch, n, heads, d], q, k and v being parts of one product's result, as in a ViT.
 Served attention_pass(const json& c) {
   const std::int64_t b = c["batch"], n = c["n"], h = c["heads"], d = c["d"];
-  const Tensor qkv = random({b, n, 3, h, d});
+  const Tensor qkv = random({b, n, 3, h, d}, dtype_of(c));
   return differentiated(c["pass"], {select(qkv, 2, 0), select(qkv, 2, 1), select(qkv, 2, 2)},
                         [](const std::vector<Tensor>& in) { return attention(in[0], in[1], in[2]).o; });
 }

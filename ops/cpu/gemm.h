@@ -221,10 +221,15 @@ void pack_panel_half(const S* b, std::int64_t ks, std::int64_t cs, std::int64_t 
 }
 
 // All panels of a block of k rows: panel j starts at dst + j * k. dst holds k * round_up(n, kWidth) elements.
-template <class T>
-void pack_panels(const T* b, std::int64_t ks, std::int64_t cs, std::int64_t k, std::int64_t n, T* dst) {
-  for (std::int64_t j = 0; j < n; j += kPanel<T>)
-    pack_panel(b + j * cs, ks, cs, k, n - j < kPanel<T> ? n - j : std::int64_t{kPanel<T>}, dst + j * k);
+template <class S, class T>
+void pack_panels(const S* b, std::int64_t ks, std::int64_t cs, std::int64_t k, std::int64_t n, T* dst) {
+  for (std::int64_t j = 0; j < n; j += kPanel<T>) {
+    const std::int64_t columns = lesser(std::int64_t{kPanel<T>}, n - j);
+    if constexpr (sizeof(S) == 2)
+      pack_panel_half(b + j * cs, ks, cs, k, columns, dst + j * k);
+    else
+      pack_panel(b + j * cs, ks, cs, k, columns, dst + j * k);
+  }
 }
 
 // ---- The product ----
