@@ -1,8 +1,8 @@
 // Scaled dot-product attention without a [Nq, Nk] tensor, the exact merge of two attentions, attention maps.
 //
-// dtypes  q, k, v (o, bias) equal: f32, f64; bf16 and f16 computed in f32 (CUDA: no f64). lse is f64 for f64, else f32.
-//         On the CPU 16-bit tensors are widened a block at a time and results rounded once: the bits of the f32 op between
-//         two casts. The gradient reads o as it was rounded. attention_map casts whole tensors.
+// dtypes  q, k, v (o, bias) equal: f32, f64; bf16 and f16 computed in f32 (CUDA: no f64). lse is f64 for f64, else
+//         f32. On the CPU 16-bit tensors are widened a block at a time and results rounded once: the bits of the f32 op
+//         between two casts. The gradient reads o as it was rounded. attention_map casts whole tensors.
 // bits    blocks depend on the shape only: the same for any thread count.
 // stack   CPU kernels keep their blocks there: a thread that calls attention() needs 1 MB, 2.5 MB for its gradient.
 #pragma once

@@ -2,17 +2,17 @@
 //
 //   loss(row) = -sum_c q_c log_softmax(logits)_c,    q = (1 - smoothing) target + smoothing / C
 //
-// logits   [..., C]; f32, f64; bf16 and f16 computed in f32 and rounded once (CPU: rows of more than 4,096 classes, and a
-//          soft target that needs a gradient, by casting whole tensors)
+// logits   [..., C]; f32, f64; bf16 and f16 computed in f32 and rounded once (CPU: rows of more than 4,096 classes, and
+//          a soft target that needs a gradient, by casting whole tensors)
 // labels   i64 [...], the logits' shape without its last axis; each in [0, C) or ignore_index. On the CPU any other
 //          value throws, on CUDA its row becomes NaN.
 // target   [..., C], the logits' dtype; cross_entropy_soft only
 // result   none: [...]; sum, mean: a scalar. Ignored rows give 0 and no gradient; mean divides by the number of rows
 //          that are not ignored, so that it is NaN when all are.
 // grad     logits; computed in the forward pass, (softmax - q) per row is kept instead of the logits: the second
-//          derivative throws by name, use log_softmax for it. 16-bit logits on the CPU are kept instead, and the gradient
-//          is computed in the backward pass, to be rounded once. cross_entropy_soft with a target that needs a gradient is
-//          made of ops (both gradients, any order).
+//          derivative throws by name, use log_softmax for it. 16-bit logits on the CPU are kept instead, and the
+//          gradient is computed in the backward pass, to be rounded once. cross_entropy_soft with a target that needs a
+//          gradient is made of ops (both gradients, any order).
 #pragma once
 
 #include <capo/engine/tensor.h>
