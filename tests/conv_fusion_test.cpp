@@ -1,5 +1,5 @@
-// A convolution with the residual sum and activation that follow it in one pass against the ops one after the other, and when it
-// is one pass.
+// A convolution with the residual sum and activation that follow it in one pass against the ops one after the other,
+// and when it is one pass.
 #include <capo/autograd/autograd.h>
 #include <capo/engine/cpu.h>
 #include <capo/models/nn/batch_norms.h>
@@ -58,7 +58,10 @@ struct Inputs {
   Tensor x, w, bias, residual;
 };
 Inputs inputs_in(const Geometry& g, DType t) {
-  Inputs in{cast(normal(g.x, g.name), t), cast(normal(g.w, "w"), t), g.bias ? cast(normal({g.w[0]}, "bias"), t) : Tensor(), {}};
+  Inputs in{cast(normal(g.x, g.name), t),
+            cast(normal(g.w, "w"), t),
+            g.bias ? cast(normal({g.w[0]}, "bias"), t) : Tensor(),
+            {}};
   in.residual = cast(normal(conv(in.x, in.w, {}, g.options).shape(), "residual", 0, 3), t);
   return in;
 }
@@ -84,7 +87,9 @@ bool equal_values(const Tensor& a, const Tensor& b) {
 template <class F>
 std::vector<std::string> ops_of(const F& run) {
   std::vector<std::string> seen;
-  const OpObserver observer([](const char* op, const Tensor&, void* to) { static_cast<std::vector<std::string>*>(to)->push_back(op); }, &seen);
+  const OpObserver observer(
+      [](const char* op, const Tensor&, void* to) { static_cast<std::vector<std::string>*>(to)->push_back(op); },
+      &seen);
   run();
   return seen;
 }
@@ -101,7 +106,8 @@ TEST_CASE("residual and activation in the convolution's pass: the values of the 
       for (const Geometry& g : kGeometries) {
         const Inputs in = inputs_in(g, t);
         for (const End& e : kEnds)
-          CHECK_MESSAGE(equal_values(fused(in, g, e), composed(in, g, e)), cat(g.name, ", ", e.name, ", ", t, ", v", static_cast<int>(level) + 2));
+          CHECK_MESSAGE(equal_values(fused(in, g, e), composed(in, g, e)),
+                        cat(g.name, ", ", e.name, ", ", t, ", v", static_cast<int>(level) + 2));
       }
   }
   set_isa(before);
@@ -126,7 +132,8 @@ TEST_CASE("results that are written past the caches") {
 
 TEST_CASE("a NaN passes every end; an infinity is cut") {
   const double nan = std::numeric_limits<double>::quiet_NaN(), infinity = std::numeric_limits<double>::infinity();
-  const Geometry dense{"dense", {1, 1, 4, 1}, {20, 1, 1, 1}, false, {}}, depthwise{"depthwise", {1, 1, 4, 20}, {20, 1, 1, 1}, false, {.groups = 20}};
+  const Geometry dense{"dense", {1, 1, 4, 1}, {20, 1, 1, 1}, false, {}},
+      depthwise{"depthwise", {1, 1, 4, 20}, {20, 1, 1, 1}, false, {.groups = 20}};
   for (const Geometry* g : {&dense, &depthwise}) {
     Inputs in = inputs_in(*g, f64);
     in.w = ones(in.w.shape(), f64);
@@ -162,7 +169,8 @@ TEST_CASE("one pass where nothing needs a gradient, recorded ops where something
 TEST_CASE("16-bit values are rounded once, whether a gradient is needed or not") {
   const Geometry& g = kGeometries[0];
   for (const DType t : {bf16, f16}) {
-    const Inputs in = inputs_in(g, t), wide{cast(in.x, f32), cast(in.w, f32), cast(in.bias, f32), cast(in.residual, f32)};
+    const Inputs in = inputs_in(g, t),
+                 wide{cast(in.x, f32), cast(in.w, f32), cast(in.bias, f32), cast(in.residual, f32)};
     for (const End& e : kEnds) {
       const Tensor want = cast(composed(wide, g, e), t);
       CHECK(equal_values(fused(in, g, e), want));
