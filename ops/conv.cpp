@@ -143,7 +143,7 @@ Tensor apply_dense(const Geometry& one, bool transposed, const Tensor& source, c
   const Geometry g = merge(one, merged);
   const std::int64_t depth = transposed ? g.cout : g.cin, n = transposed ? g.cin : g.cout, taps = taps_of(g);
   const std::int64_t padded = parts(n, 16) * 16;  // whole vectors of any instruction set
-  const Tensor packed = empty({g.groups * taps * depth * padded + depth}, source.dtype(), source.device());
+  const Tensor packed = empty({g.groups * taps * depth * padded + depth}, accumulator(source.dtype()), source.device());
   if (y.device().is_meta() || y.numel() == 0) return y;
 
   // Tiles of up to kConvTile positions and all columns; fewer columns when that leaves too few items for the threads.
@@ -152,7 +152,8 @@ Tensor apply_dense(const Geometry& one, bool transposed, const Tensor& source, c
   const std::int64_t tile = parts(parts(e.positions, tiles), 24) * 24;
   tiles = parts(e.positions, tile);
   const std::int64_t wanted = std::min(parts(32, tiles * e.phases * g.groups), parts(n, 128));
-  const std::int64_t columns = parts(parts(n, wanted), 64) * 64, blocks = parts(n, columns);
+  const std::int64_t most = is_half(source.dtype()) ? std::min(n, kConvHalfColumns) : n;
+  const std::int64_t columns = parts(std::min(parts(n, wanted), most), 64) * 64, blocks = parts(n, columns);
   const ConvPackArgs pack{g, source.dtype(), transposed, w.data(), packed.data(), tile, merged};
   ConvArgs args{g,        source.dtype(), transposed, source.data(), packed.data(), data_or_null(bias),
                 y.data(), tiles,          tile,       columns,       {},            {}, {}, {}, is_far(y), is_streamed(y)};
@@ -160,6 +161,23 @@ Tensor apply_dense(const Geometry& one, bool transposed, const Tensor& source, c
   launch(kernels::conv_pack, y.device(), pack, g.groups * e.phases * parts(n, 64), 1);
   launch(kernels::conv, y.device(), args, g.groups * e.phases * blocks * tiles,
          grain_for(tile * (taps / e.phases + 1) * depth * std::min(padded, columns)));
+  return y;
+}
+
+// A 16-bit depthwise convolution on the CPU, a sample at a time in f32.
+Tensor apply_depthwise_by_sample(const Geometry& g, bool transposed, const Tensor& source, const Tensor& w,
+                                 const Tensor& bias, const End& end, const Tensor& y) {
+  const NoGrad off;
+  Geometry one = g;
+  one.batch = 1;
+  const Tensor wide_w = cast(w, f32), wide_bias = cast_or_undefined(bias, f32);
+  for (std::int64_t b = 0; b < g.batch; ++b) {
+    const auto sample = [b](const Tensor& t) { return slice(t, 0, b, b + 1); };
+    End wide = end;
+    if (end.residual.defined()) wide.residual = cast(sample(end.residual), f32);
+    const Tensor x = cast(sample(source), f32), part = empty(sample(y).shape(), f32, y.device());
+    copy_into(sample(y), cast(apply_depthwise(one, transposed, x, wide_w, wide_bias, wide, part), y.dtype()));
+  }
   return y;
 }
 
@@ -194,8 +212,9 @@ Tensor apply(const Geometry& g, bool transposed, const Tensor& source, const Ten
     launch(kernels::conv_direct, y.device(), direct, y.numel(), 1);
     return y;
   }
-  return is_depthwise(g) ? apply_depthwise(g, transposed, source, w, bias, end, y)
-                         : apply_dense(g, transposed, source, w, bias, end, y);
+  if (!is_depthwise(g)) return apply_dense(g, transposed, source, w, bias, end, y);
+  return is_half(y.dtype()) ? apply_depthwise_by_sample(g, transposed, source, w, bias, end, y)
+                            : apply_depthwise(g, transposed, source, w, bias, end, y);
 }
 
 // The same on CUDA: about 512 blocks, chunks of at least 256 positions, parts below 64 MB.
@@ -274,15 +293,20 @@ WeightCut cut_weight(const Geometry& g, bool depthwise, bool few, std::int64_t l
 
 Tensor apply_weight_gradient(const Geometry& one, const Tensor& dy, const Tensor& x) {
   if (x.device().is_cuda()) return weight_gradient_there(one, dy, x);
-  const bool depthwise = is_depthwise(one);
-  const std::int64_t merged = depthwise ? 1 : merged_groups(one, x.dtype());
+  const bool depthwise = is_depthwise(one), half = is_half(x.dtype());
+  const DType acc = accumulator(x.dtype());
+  const std::int64_t merged = depthwise ? 1 : merged_groups(one, acc);
   const Geometry g = merge(one, merged);
   const Tensor dw = empty(w_shape(one), x.dtype(), x.device());
   const std::int64_t lines = g.batch * g.out[0] * g.out[1], plane = dw.numel() * merged;
-  const bool few = !depthwise && reads_windows(g, x.dtype()), whole = !depthwise && !few && g.cin % 16 == 0;
-  const WeightCut cut = whole ? cut_lines(g, x.dtype(), lines) : cut_weight(g, depthwise, few, lines, plane);
-  const bool turned = depthwise || few, as_it_is = cut.chunks == 1 && merged == 1 && !turned;
-  const Tensor planes = as_it_is ? dw : empty({cut.chunks, plane}, x.dtype(), x.device());
+  const bool few = !depthwise && reads_windows(g, acc), whole = !depthwise && !few && g.cin % 16 == 0;
+  if (half && (depthwise || ((few || whole) && g.out[2] > kConvHalfLine))) {
+    const NoGrad off;
+    return cast(apply_weight_gradient(one, cast(dy, f32), cast(x, f32)), x.dtype());
+  }
+  const WeightCut cut = whole ? cut_lines(g, acc, lines) : cut_weight(g, depthwise, few, lines, plane);
+  const bool turned = depthwise || few, as_it_is = cut.chunks == 1 && merged == 1 && !turned && !half;
+  const Tensor planes = as_it_is ? dw : empty({cut.chunks, plane}, acc, x.device());
   if (dw.device().is_meta()) return dw;
 
   const ConvWeightArgs args{g, x.dtype(), x.data(), dy.data(), planes.data(), cut.chunks, cut.chunk, cut.rows, cut.columns};
@@ -406,19 +430,20 @@ Tensor conv(const Tensor& x, const Tensor& w, const Tensor& bias, const ConvOpti
   const Shape out = y_shape(g);
   CAPO_CHECK(!residual.defined() || (residual.shape() == out && residual.dtype() == x.dtype() && residual.device() == x.device()), op,
              ": residual must be ", x.dtype(), " ", out, " on ", x.device(), " as y, got ", describe(residual));
-  if (is_half(x.dtype()) && !x.device().is_cuda())
-    return cast(conv(cast(x, f32), cast(w, f32), cast_or_undefined(bias, f32), o, activation, cast_or_undefined(residual, f32), ceiling), x.dtype());
   const End end{activation, residual, ceiling};
+  const bool needed = needs_of({x, w, bias, residual}).any();
+  if (through_f32(x) && end.any() && needed)  // rounded once, at the end
+    return cast(conv(cast(x, f32), cast(w, f32), cast_or_undefined(bias, f32), o, activation,
+                     cast_or_undefined(residual, f32), ceiling),
+                x.dtype());
   if (!end.any()) return forward(g, x, w, bias);
-  if (x.device().is_cuda() || needs_of({x, w, bias, residual}).any()) return ended(forward(g, x, w, bias), end);
+  if (x.device().is_cuda() || needed) return ended(forward(g, x, w, bias), end);
   return forward(g, x, w, bias, {activation, contiguous_or_undefined(residual), ceiling});
 }
 
 Tensor conv_transpose(const Tensor& x, const Tensor& w, const Tensor& bias, const ConvOptions& o) {
   const char* op = "conv_transpose";
   check(op, x, w, bias, o.groups);
-  if (is_half(x.dtype()) && !x.device().is_cuda())
-    return cast(conv_transpose(cast(x, f32), cast(w, f32), cast_or_undefined(bias, f32), o), x.dtype());
   const int spatial = x.rank() - 2;
   const Dims stride = per_axis(op, "stride", o.stride, spatial, 1, 1), dilation = per_axis(op, "dilation", o.dilation, spatial, 1, 1);
   const Dims before = per_axis(op, "pad_before", o.pad_before, spatial, 0, 0);

@@ -13,8 +13,11 @@
 // As in PyTorch it is a cross-correlation, and groups split the channels of x and y into consecutive parts.
 // groups = Cin = Cout is depthwise and has its own kernels.
 //
-// dtypes  x, w, bias equal: f32, f64; bf16 and f16 summed in f32 (CPU: through a cast copy; CUDA: no f64). Mixed dtypes
-//         and devices throw.
+// dtypes  x, w, bias equal: f32, f64; bf16 and f16 summed in f32 (CUDA: no f64). Mixed dtypes and devices throw.
+//         On the CPU 16-bit tensors are widened as they are copied beside the product and results rounded once: the
+//         bits of the f32 op between two casts. f32 copies are made of one sample at a time of a depthwise convolution,
+//         and of whole tensors for its weight gradient, for weight gradients along lines of more than 1,024 positions,
+//         and where a residual or an activation follows and a gradient is needed.
 // errors  ranks and channels that do not match, stride or dilation < 1, padding < 0, a kernel larger than the padded x;
 //         another activation, a ceiling below 0 or without relu, a residual unlike y.
 // grad    x, w and bias, of any order: the gradients are made of conv, conv_transpose and conv_weight_gradient, all
@@ -84,6 +87,7 @@ struct ConvArgs {
   bool far, streamed;          // the result is larger than what one core's cache holds; than what all of them do
 };
 inline constexpr std::int64_t kConvTile = 96;
+inline constexpr std::int64_t kConvHalfColumns = 512;  // at most of a 16-bit result: the sums lie beside it
 
 // packed: the weights as GEMM panels, per (group, phase), then zeros for as many channels as a group of the source has,
 // which stand for its padding; depthwise: [taps, channels].
@@ -111,13 +115,14 @@ struct ConvWeightArgs {
   ConvGeometry g;
   DType dtype;
   const void *x, *dy;
-  void* planes;
+  void* planes;                // f32 (f64 for f64)
   std::int64_t chunks, chunk;  // positions per chunk; few, lines and depthwise: lines of the last spatial axis
   std::int64_t rows, columns;  // columns: a multiple of 64, at most kConvColumns (lines: as many as cin)
 };
 inline constexpr std::int64_t kConvColumns = 256;
 inline constexpr std::int64_t kConvFew = 48;           // channels: fewer are read from copies of the source lines
 inline constexpr std::int64_t kConvWindow = 1 << 18;  // bytes of these copies
+inline constexpr std::int64_t kConvHalfLine = 1024;    // positions of 16-bit lines that few and lines take at most
 // Items: elements of a plane.
 struct ConvJoinArgs {
   DType dtype;

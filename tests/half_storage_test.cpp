@@ -5,6 +5,7 @@
 #include <capo/engine/cpu.h>
 #include <capo/ops/attention.h>
 #include <capo/ops/binary.h>
+#include <capo/ops/conv.h>
 #include <capo/ops/copy.h>
 #include <capo/ops/cross_entropy.h>
 #include <capo/ops/dropout.h>
@@ -293,6 +294,96 @@ TEST_CASE("cross_entropy in 16 bits: no f32 copy is made, and the logits alone a
     CHECK(extra_bytes([&] { return Tensors{loss = cross_entropy(x, labels)}; }) < per_row);
     CHECK(extra_bytes([&] { return grad({loss}, {x}, {ones({}, bf16)}); }) < per_row);
   }
+}
+
+namespace {
+
+struct ConvShape {
+  std::string name;
+  Shape x, w;
+  ConvOptions options = {};
+};
+// Every kernel, its pieces and its tails: see ops/cpu/conv.cpp and ops/cpu/conv.
+const ConvShape kConvs[] = {
+    {"1x1", {2, 9, 7, 80}, {70, 1, 1, 80}},
+    {"1x1, several blocks of channels", {2, 9, 7, 1200}, {70, 1, 1, 1200}},
+    {"3x3", {2, 13, 11, 64}, {96, 3, 3, 64}, {.pad_before = {1}}},
+    {"3x3, more than 512 results", {1, 5, 5, 64}, {600, 3, 3, 64}, {.pad_before = {1}}},
+    {"3x3, stride 2", {2, 13, 11, 64}, {40, 3, 3, 64}, {.stride = {2}, .pad_before = {1}}},
+    {"3x3, dilated", {2, 13, 11, 48}, {40, 3, 3, 48}, {.pad_before = {2}, .dilation = {2}}},
+    {"few channels", {2, 19, 17, 3}, {32, 3, 3, 3}, {.stride = {2}, .pad_before = {1}}},
+    {"few channels, odd results", {2, 19, 17, 3}, {35, 3, 3, 3}, {.pad_before = {1}}},
+    {"sixteen channels, long lines", {1, 3, 300, 16}, {112, 3, 3, 16}, {.pad_before = {1}}},
+    {"lines beyond the buffer", {1, 1, 1100, 16}, {24, 1, 3, 16}, {.pad_before = {0, 1}}},
+    {"groups", {2, 9, 7, 96}, {64, 3, 3, 48}, {.pad_before = {1}, .groups = 2}},
+    {"groups side by side", {2, 9, 7, 24}, {48, 3, 3, 3}, {.pad_before = {1}, .groups = 8}},
+    {"depthwise", {3, 9, 7, 37}, {37, 3, 3, 1}, {.pad_before = {1}, .groups = 37}},
+    {"volume", {2, 5, 6, 7, 20}, {24, 3, 3, 3, 20}, {.pad_before = {1}}},
+};
+
+}  // namespace
+
+TEST_CASE("convolutions in 16 bits: the bits of the f32 op between two casts, gradients too") {
+  const IsaScope restore;
+  for (const Isa level : {Isa::v2, Isa::v3, Isa::v4}) {
+    if (level > best_isa()) break;
+    set_isa(level);
+    for (const DType t : {bf16, f16})
+      for (const ConvShape& s : kConvs)
+        for (const bool turned : {false, true}) {
+          INFO(cat(s.name, turned ? ", transposed" : "", " in ", to_string(t), ", ", to_string(level)));
+          Shape from = s.x;
+          if (turned) from.back() = s.w[0];
+          const std::int64_t results = turned ? s.w.back() * s.options.groups : s.w[0];
+          const Tensors half = cast_all({normal(from, "x"), normal(s.w, "w"), normal({results}, "bias")}, t),
+                        wide = cast_all(half, f32);
+          const auto run = [&](const Tensors& in) {
+            return turned ? conv_transpose(in[0], in[1], in[2], s.options) : conv(in[0], in[1], in[2], s.options);
+          };
+          for (const Tensors* list : {&half, &wide})
+            for (const Tensor& x : *list) set_requires_grad(x, true);
+          const Tensor got = run(half), wanted = run(wide);
+          CHECK(same_bits(got, cast(wanted, t)));
+          const Tensor dy = cast(normal(got.shape(), "dy"), t);
+          const Grads g = grad({got}, half, {dy}), e = grad({wanted}, wide, {cast(dy, f32)});
+          for (std::size_t i = 0; i < half.size(); ++i) {
+            CAPTURE(i);
+            CHECK(same_bits(g[i], cast(e[i], t)));
+          }
+          if (turned) continue;
+          const NoGrad off;
+          const Tensor residual = cast(normal(got.shape(), "residual"), t);
+          CHECK(same_bits(conv(half[0], half[1], half[2], s.options, Activation::relu, residual, 1.5),
+                          cast(conv(wide[0], wide[1], wide[2], s.options, Activation::relu, cast(residual, f32), 1.5),
+                               t)));
+        }
+  }
+}
+
+TEST_CASE("convolutions in 16 bits: no f32 copy is made") {
+  struct Size {
+    Shape x, w;
+    std::int64_t planes;  // of the weight gradient, at most
+  };
+  // The images are far larger than the weights, whose panels and planes are f32.
+  for (const Size& s : {Size{{16, 48, 48, 64}, {64, 1, 1, 64}, 16}, Size{{16, 48, 48, 64}, {64, 3, 3, 64}, 16},
+                        Size{{64, 48, 48, 3}, {32, 3, 3, 3}, 32}, Size{{16, 48, 48, 24}, {24, 3, 3, 24}, 32}}) {
+    INFO(cat(s.x, " by ", s.w));
+    const ConvOptions o{.pad_before = {s.w[1] / 2}};
+    const Tensor x = cast(normal(s.x, "x"), bf16), w = cast(normal(s.w, "w"), bf16);
+    const std::int64_t weights = 4 * (w.numel() + 32 * s.w[0] * s.w[1] * s.w[2]) + 64 * 1024;
+    CHECK(extra_bytes([&] { return Tensors{conv(x, w, {}, o)}; }) < weights);
+    set_requires_grad(x, true);
+    set_requires_grad(w, true);
+    const Tensor y = conv(x, w, {}, o), dy = cast(normal(y.shape(), "dy"), bf16);
+    CHECK(static_cast<std::int64_t>(x.nbytes()) > 4 * weights);
+    CHECK(extra_bytes([&] { return grad({y}, {x}, {dy}, {.keep_graph = true}); }) < weights);
+    CHECK(extra_bytes([&] { return grad({y}, {w}, {dy}); }) < s.planes * 4 * w.numel() + 64 * 1024);
+  }
+  // Depthwise: a sample of x and one of y.
+  const Tensor x = cast(normal({16, 48, 48, 64}, "x"), bf16), w = cast(normal({64, 3, 3, 1}, "w"), bf16);
+  const ConvOptions o{.pad_before = {1}, .groups = 64};
+  CHECK(extra_bytes([&] { return Tensors{conv(x, w, {}, o)}; }) < 3 * 4 * x.numel() / 16);
 }
 
 TEST_CASE("16-bit tensors: no f32 copy is made") {

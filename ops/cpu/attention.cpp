@@ -1,8 +1,8 @@
 #include <capo/ops/attention.h>
 #include <capo/ops/cpu/gemm.h>
-#include <capo/ops/cpu/half.h>
 #include <capo/ops/cpu/kernel.h>
 #include <capo/ops/cpu/math.h>
+#include <capo/ops/cpu/storage.h>
 
 namespace {
 
@@ -17,14 +17,6 @@ constexpr int64_t kGradQueries = 96, kGradKeys = capo::kAttentionGradKeys;
 template <class T>
 constexpr int64_t kPacked = 262144 / static_cast<int64_t>(sizeof(T));  // elements of a packed block of k or v
 constexpr int64_t kWideQueries = 16384;                                // elements of a block of 16-bit q, widened
-
-// Of elements S as they are stored: what is computed with, and whether that differs.
-template <class S>
-using Wide = decltype(load(S()));
-template <class S>
-inline constexpr bool kHalf = sizeof(S) == 2;
-template <class S>
-inline constexpr int64_t if_half(int64_t elements) { return kHalf<S> ? elements : 1; }
 
 inline float infinity(float) { return __builtin_inff(); }
 inline double infinity(double) { return __builtin_inf(); }
@@ -503,17 +495,6 @@ void merge(const LseMergeArgs& p, int64_t begin, int64_t end) {
     const T g = p.dlse ? static_cast<const T*>(p.dlse)[at] : T(0);
     static_cast<T*>(p.dlse1)[at] = w.a * g - slope * gain;
     static_cast<T*>(p.dlse2)[at] = w.b * g + slope * gain;
-  }
-}
-
-// f(an element of the dtype)
-template <class F>
-inline void with_element(capo::DType dtype, const F& f) {
-  switch (dtype) {
-    case capo::DType::bf16: return f(capo::BFloat16{});
-    case capo::DType::f16: return f(capo::Half{});
-    case capo::DType::f64: return f(double{});
-    default: return f(float{});
   }
 }
 

@@ -1,6 +1,7 @@
 #include <capo/ops/cpu/conv_tile.h>
 #include <capo/ops/cpu/conv_walk.h>
 #include <capo/ops/cpu/conv_window.h>
+#include <capo/ops/cpu/storage.h>
 
 namespace {
 
@@ -58,21 +59,22 @@ inline Block block_of(const Sum& s, int64_t b) {
 // ---- Weights ----
 
 // Rows c .. c + rows of one tap, columns j .. j + n, of `merged` groups side by side: zero where the groups differ.
-template <class T>
+template <class S, class T = Wide<S>>
 void pack_merged(const capo::ConvPackArgs& p, int64_t group, int64_t tap, int64_t c, int64_t rows, int64_t j, int64_t n,
                  int64_t width, T* dst) {
   const int64_t cin = p.g.cin / p.merged, cout = p.g.cout / p.merged, taps = taps_of(p.g);
-  const T* w = static_cast<const T*>(p.w) + group * p.g.cout * taps * cin;
+  const S* w = static_cast<const S*>(p.w) + group * p.g.cout * taps * cin;
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t x = 0; x < width; ++x) {
       const int64_t i = p.transposed ? j + x : c + r, o = p.transposed ? c + r : j + x;
-      dst[r * width + x] = x < n && i / cin == o / cout ? w[(o * taps + tap) * cin + i % cin] : T(0);
+      dst[r * width + x] = x < n && i / cin == o / cout ? load(w[(o * taps + tap) * cin + i % cin]) : T(0);
     }
 }
 
-template <class T>
+template <class S>
 void pack(const capo::ConvPackArgs& p, int64_t item) {
   using namespace gemm;
+  using T = Wide<S>;
   const ConvGeometry& g = p.g;
   const int64_t depth = p.transposed ? g.cout : g.cin, n = p.transposed ? g.cin : g.cout;  // source and result channels
   const int64_t blocks = (n + 63) / 64, phases = phases_of(g, p.transposed), taps = taps_of(g),
@@ -80,7 +82,7 @@ void pack(const capo::ConvPackArgs& p, int64_t item) {
   const int64_t j0 = item % blocks * 64, group = item / blocks / phases;
   const Phase phase = phase_of(g, p.transposed, item / blocks % phases);
   const Sum sum = sum_of<T>(phase, depth, p.tile);
-  const T* src = static_cast<const T*>(p.w) + group * g.cout * taps * g.cin;
+  const S* src = static_cast<const S*>(p.w) + group * g.cout * taps * g.cin;
   T* dst = static_cast<T*>(p.packed) + (group * taps + phase.taps_before) * depth * padded;
   const int64_t ks = p.transposed ? taps * g.cin : 1, cs = p.transposed ? 1 : taps * g.cin;
   for (int64_t b = 0; b < sum.blocks; ++b) {
@@ -92,9 +94,9 @@ void pack(const capo::ConvPackArgs& p, int64_t item) {
       for (int64_t at = k0; at < k0 + k;) {  // pieces of one tap
         const int64_t c = at % depth, rows = lesser(depth - c, k0 + k - at), tap = tap_at(g, phase.axis, at / depth);
         if (p.merged > 1)
-          pack_merged(p, group, tap, c, rows, j, columns, width, panel + (at - k0) * width);
+          pack_merged<S>(p, group, tap, c, rows, j, columns, width, panel + (at - k0) * width);
         else
-          pack_panel(src + tap * g.cin + c * ks + j * cs, ks, cs, rows, columns, panel + (at - k0) * width);
+          pack_panels(src + tap * g.cin + c * ks + j * cs, ks, cs, rows, columns, panel + (at - k0) * width);
         at += rows;
       }
     }
@@ -122,9 +124,46 @@ void find_sources(const Axis* axis, const Piece& piece, int64_t tap, const T* so
   for (int64_t i = hi; i < piece.count; ++i) base[i] = zeros;
 }
 
-template <class T>
+// 16-bit sources of one block, rows of k elements at stored[segment * kConvTile + row] + at, widened side by side; null
+// is padding.
+template <class S, class T = Wide<S>>
+void widen_sources(const S* const* stored, const Block& block, int64_t m, const T* zeros, T* wide, const T** base) {
+  for (int64_t s = 0; s < block.segments; ++s)
+    for (int64_t i = 0; i < m; ++i) {
+      const S* from = stored[s * kConvTile + i];
+      base[s * kConvTile + i] = from ? wide : zeros;
+      if (!from) continue;
+      widen(from + block.at, wide, block.k);
+      wide += block.k;
+    }
+}
+
+// m rows of n sums, ended and rounded to 16 bits: row i to result + out[i].
+template <class S, class T = Wide<S>>
+void put_rounded(const ConvArgs& p, const T* sums, int64_t m, int64_t n, S* result, const S* residual,
+                 const int64_t* out) {
+  const T low = static_cast<T>(p.low), high = static_cast<T>(p.high);
+  for (int64_t i = 0; i < m; ++i, sums += n) {
+    S* y = result + out[i];
+    const S* r = residual ? residual + out[i] : nullptr;
+    if (!p.ends) {
+      narrow(sums, y, n);
+    } else if (r) {
+#pragma omp simd
+      for (int64_t j = 0; j < n; ++j) store(y[j], gemm::between(sums[j] + load(r[j]), low, high));
+    } else {
+#pragma omp simd
+      for (int64_t j = 0; j < n; ++j) store(y[j], gemm::between(sums[j], low, high));
+    }
+  }
+}
+
+// 16-bit sources are widened as they are copied to windows, or a block of the summed axis at a time; their results are
+// summed beside the result.
+template <class S>
 void convolve(const ConvArgs& p, int64_t item) {
   using namespace gemm;
+  using T = Wide<S>;
   const ConvGeometry& g = p.g;
   const int64_t depth = p.transposed ? g.cout : g.cin, n = p.transposed ? g.cin : g.cout;
   const int64_t phases = phases_of(g, p.transposed), padded = round_up(n, kWidth<T>),
@@ -138,18 +177,20 @@ void convolve(const ConvArgs& p, int64_t item) {
   if (m <= 0) return;
 
   const int64_t pixel = g.groups * depth, ldc = g.groups * n, taps = taps_of(g);
-  const T* source = static_cast<const T*>(p.source) + group * depth;
+  const S* source = static_cast<const S*>(p.source) + group * depth;
   const T* packed = static_cast<const T*>(p.packed) + (group * taps + phase.taps_before) * depth * padded;
   const T* zeros = static_cast<const T*>(p.packed) + g.groups * taps * depth * padded;
-  T* result = static_cast<T*>(p.result) + group * n;
-  const T* residual = p.residual ? static_cast<const T*>(p.residual) + group * n : nullptr;
+  S* result = static_cast<S*>(p.result) + group * n;
+  const S* residual = p.residual ? static_cast<const S*>(p.residual) + group * n : nullptr;
   const Sum sum = sum_of<T>(phase, depth, p.tile);
 
   alignas(64) T copies_of_lines[kWindow<T>];
   Window<T> window{copies_of_lines, sum.line};
   alignas(64) T bias[kPanel<T>];
   const T* base[kSegments * kConvTile];
-  int64_t out[kConvTile];
+  const S* stored[if_half<S>(kSegments * kConvTile)];
+  alignas(64) T sums[if_half<S>(kConvTile * capo::kConvHalfColumns)];
+  int64_t out[kConvTile], sums_row[if_half<S>(kConvTile)];
   Piece pieces[kConvTile];
   int64_t count = 0;
   Position at = position_of(axis, m0);
@@ -168,7 +209,10 @@ void convolve(const ConvArgs& p, int64_t item) {
   // Panels that stay in L2 pass by a strip of the result, which is then written from end to end.
   const bool across = sum.blocks == 1 && phase.taps * depth * (c1 - c0) * static_cast<int64_t>(sizeof(T)) <= kPanelsInL2;
   const int64_t strip = across ? kStrip : m;
-  const bool streamed = p.streamed && sum.blocks == 1 && reinterpret_cast<std::uintptr_t>(result) % 64 == 0 && ldc % 16 == 0;
+  if constexpr (kHalf<S>)
+    for (int64_t i = 0; i < m; ++i) sums_row[i] = i * (c1 - c0);
+  const bool by_lines = reinterpret_cast<std::uintptr_t>(result) % 64 == 0 && ldc % 16 == 0;
+  const bool streamed = !kHalf<S> && p.streamed && sum.blocks == 1 && by_lines;
   int64_t b = 0;
   do {  // once when no tap counts: stores the bias or zeros
     const Block block = sum.blocks > 0 ? block_of(sum, b) : Block{0, 0, 0, 0};
@@ -178,9 +222,19 @@ void convolve(const ConvArgs& p, int64_t item) {
       rows.first += block.first * sum.line;
     } else if (block.at == 0) {
       for (int64_t s = 0; s < block.segments; ++s)
-        for (int64_t i = 0; i < count; ++i)
-          find_sources(axis, pieces[i], block.first + s, source, pixel, zeros, base + s * kConvTile + pieces[i].row);
+        for (int64_t i = 0; i < count; ++i) {
+          const int64_t to = s * kConvTile + pieces[i].row;
+          if constexpr (kHalf<S>)
+            find_sources<S>(axis, pieces[i], block.first + s, source, pixel, nullptr, stored + to);
+          else
+            find_sources(axis, pieces[i], block.first + s, source, pixel, zeros, base + to);
+        }
     }
+    if constexpr (kHalf<S>)
+      if (!sum.window) {
+        widen_sources(stored, block, m, zeros, copies_of_lines, base);
+        rows.first = 0;
+      }
     const int64_t k0 = block.first * sum.k + block.at, k = block.segments * block.k;
     const T* const* first = rows.base;
     for (int64_t i = 0; i < m; i += strip)
@@ -188,26 +242,37 @@ void convolve(const ConvArgs& p, int64_t item) {
         const int64_t columns = lesser(int64_t{kPanel<T>}, c1 - j);
         const bool start = b == 0 && p.bias;
         if (start) {
-          copy(bias, static_cast<const T*>(p.bias) + group * n + j, columns);
+          const S* of_group = static_cast<const S*>(p.bias) + group * n + j;
+          for (int64_t x = 0; x < columns; ++x) bias[x] = load(of_group[x]);
           zero(bias + columns, kPanel<T> - columns);
         }
         const bool last = b + 1 >= sum.blocks;
-        const conv_tile::Target<T> target{result, out + i, j, columns, start ? bias : nullptr, b > 0, p.ends && last,
-                                          last ? residual : nullptr, static_cast<T>(p.low), static_cast<T>(p.high),
-                                          p.far && b == 0, streamed};
+        conv_tile::Target<T> target{nullptr, nullptr, j, columns, start ? bias : nullptr, b > 0, p.ends && last,
+                                    nullptr, static_cast<T>(p.low), static_cast<T>(p.high), p.far && b == 0, streamed};
+        if constexpr (kHalf<S>) {
+          target.c = sums, target.row = sums_row + i, target.column = j - c0;
+          target.ends = target.far = false;
+        } else {
+          target.c = result, target.row = out + i;
+          if (last) target.residual = residual;
+        }
         rows.base = first + i;
         conv_tile::panel(lesser(strip, m - i), rows, packed + k0 * padded + j * k, target);
       }
   } while (++b < sum.blocks);
+  if constexpr (kHalf<S>) put_rounded(p, sums, m, c1 - c0, result + c0, residual ? residual + c0 : nullptr, out);
 }
 
 }  // namespace
 
 CAPO_CPU_KERNEL(conv_pack, capo::ConvPackArgs) {
-  for (int64_t i = begin; i < end; ++i) args.dtype == capo::DType::f32 ? pack<float>(args, i) : pack<double>(args, i);
+  with_element(args.dtype, [&](auto element) {
+    for (int64_t i = begin; i < end; ++i) pack<decltype(element)>(args, i);
+  });
 }
 CAPO_CPU_KERNEL(conv, capo::ConvArgs) {
-  for (int64_t i = begin; i < end; ++i)
-    args.dtype == capo::DType::f32 ? convolve<float>(args, i) : convolve<double>(args, i);
+  with_element(args.dtype, [&](auto element) {
+    for (int64_t i = begin; i < end; ++i) convolve<decltype(element)>(args, i);
+  });
   end_stream(args.streamed);
 }

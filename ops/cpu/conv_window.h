@@ -5,6 +5,7 @@
 
 #include <capo/ops/cpu/conv_walk.h>
 #include <capo/ops/cpu/gemm.h>
+#include <capo/ops/cpu/storage.h>
 
 namespace {
 
@@ -28,21 +29,27 @@ inline void clear(T* dst, int64_t n) {  // mostly a pixel or two
 }
 
 // The pixels that `count` results from number t on read of one line, zeros outside; line: the line's start, or null.
-template <class T>
-void copy_line(const Axis& w, int64_t t, int64_t count, const T* line, int64_t pixel, int64_t depth, T* dst) {
+// 16-bit ones are widened.
+template <class S, class T = Wide<S>>
+void copy_line(const Axis& w, int64_t t, int64_t count, const S* line, int64_t pixel, int64_t depth, T* dst) {
   constexpr int W = gemm::kWidth<T>;
   const int64_t first = t * w.source_step + w.offset, n = (count - 1) * w.source_step + w.taps;
   const int64_t lo = line ? lesser(greater(-first, int64_t{0}), n) : n, hi = greater(lesser(w.source - first, n), lo);
   clear(dst, lo * depth);
   clear(dst + hi * depth, (n - hi) * depth);
   if (hi <= lo) return;
-  const T* src = line + (first + lo) * pixel;
+  const S* src = line + (first + lo) * pixel;
   T* d = dst + lo * depth;
-  if (pixel == depth) return copy(d, src, (hi - lo) * depth);
-  for (int64_t i = lo; i < hi; ++i, src += pixel, d += depth) {
-    int64_t c = 0;
-    for (; c + W <= depth; c += W) gemm::store(d + c, gemm::load(src + c));
-    for (; c < depth; ++c) d[c] = src[c];
+  if constexpr (kHalf<S>) {
+    if (pixel == depth) return widen(src, d, (hi - lo) * depth);
+    gemm::widen_rows(src, pixel, hi - lo, depth, d, depth);
+  } else {
+    if (pixel == depth) return copy(d, src, (hi - lo) * depth);
+    for (int64_t i = lo; i < hi; ++i, src += pixel, d += depth) {
+      int64_t c = 0;
+      for (; c + W <= depth; c += W) gemm::store(d + c, gemm::load(src + c));
+      for (; c < depth; ++c) d[c] = src[c];
+    }
   }
 }
 
@@ -56,7 +63,8 @@ struct Window {
   T* last_copies = nullptr;
 
   // The copies for one more piece. source: the group's first channel.
-  const T* add(const Axis* axis, const Piece& piece, const T* source, int64_t pixel, int64_t depth) {
+  template <class S>
+  const T* add(const Axis* axis, const Piece& piece, const S* source, int64_t pixel, int64_t depth) {
     const Axis &d = axis[0], &h = axis[1], &w = axis[2];
     const Position &p = piece.p, &q = last.p;
     const bool follows = d.taps == 1 && h.offset_step == 1 && h.source_step <= h.taps && p.b == q.b &&

@@ -1,5 +1,6 @@
 #include <capo/ops/cpu/conv_walk.h>
 #include <capo/ops/cpu/gemm.h>
+#include <capo/ops/cpu/storage.h>
 
 namespace {
 
@@ -13,7 +14,12 @@ inline void copy_twice(T* dst, const T* src, int64_t n) {
   __builtin_memcpy(dst + n - k, src + n - k, B);
 }
 
-// `count` rows of n elements, `width` apart in dst and `step` apart in src.
+// `count` rows of n elements, `width` apart in dst and `step` apart in src; 16-bit ones are widened.
+template <class S, class T = Wide<S>>
+  requires kHalf<S>
+void copy_rows(T* dst, int64_t width, const S* src, int64_t step, int64_t count, int64_t n) {
+  gemm::widen_rows(src, step, count, n, dst, width);
+}
 template <class T>
 void copy_rows(T* dst, int64_t width, const T* src, int64_t step, int64_t count, int64_t n) {
   using namespace gemm;
@@ -43,8 +49,8 @@ void copy_rows(T* dst, int64_t width, const T* src, int64_t step, int64_t count,
 
 // n columns that lie side by side under the taps of one line, for `depth` positions from number m on; `element`: the
 // first column's place in the line, from the pixel of the last axis's first tap. Zeros outside.
-template <class T>
-void fill_piece(const Axis* axis, int64_t m, int64_t depth, int64_t jd, int64_t jh, int64_t element, const T* x,
+template <class S, class T = Wide<S>>
+void fill_piece(const Axis* axis, int64_t m, int64_t depth, int64_t jd, int64_t jh, int64_t element, const S* x,
                 int64_t pixel, int64_t n, T* dst, int64_t width) {
   const Axis& w = axis[2];
   const int64_t step = w.source_step * pixel, room = w.source * pixel;
@@ -57,7 +63,7 @@ void fill_piece(const Axis* axis, int64_t m, int64_t depth, int64_t jd, int64_t 
       lo = first >= 0 ? 0 : lesser((step - 1 - first) / step, count);
       hi = greater(lesser(room - n - first >= 0 ? (room - n - first) / step + 1 : 0, count), lo);
     }
-    const T* src = x + (line < 0 ? 0 : line) * room;
+    const S* src = x + (line < 0 ? 0 : line) * room;
     if (hi > lo) copy_rows(dst + lo * width, width, src + first + lo * step, step, hi - lo, n);
     for (int64_t i = 0; i < count; ++i) {
       if (i == lo && hi > lo) i = hi;
@@ -67,7 +73,7 @@ void fill_piece(const Axis* axis, int64_t m, int64_t depth, int64_t jd, int64_t 
                     end = greater(lesser(room - e, n), begin);
       T* d = dst + i * width;
       zero(d, n);
-      if (end > begin) copy(d + begin, src + e + begin, end - begin);
+      for (int64_t j = begin; j < end; ++j) d[j] = load(src[e + j]);
     }
     row += count;
     dst += count * width;
@@ -75,8 +81,8 @@ void fill_piece(const Axis* axis, int64_t m, int64_t depth, int64_t jd, int64_t 
 }
 
 // Columns c .. c + n, at most a panel, of the matrix of (tap, channel) columns: rows m .. m + depth.
-template <class T>
-void fill_panel(const Phase& phase, int64_t m, int64_t depth, const T* x, int64_t pixel, int64_t channels, int64_t c,
+template <class S, class T = Wide<S>>
+void fill_panel(const Phase& phase, int64_t m, int64_t depth, const S* x, int64_t pixel, int64_t channels, int64_t c,
                 int64_t n, T* dst) {
   const Axis &h = phase.axis[1], &w = phase.axis[2];
   const int64_t width = gemm::panel_width<T>(0, n);
@@ -94,9 +100,10 @@ void fill_panel(const Phase& phase, int64_t m, int64_t depth, const T* x, int64_
 // ---- The product ----
 
 // Some channels of dy and some (tap, channel) columns for one chunk of positions: dw = dy^T columns.
-template <class T>
+template <class S>
 void weight_gradient(const capo::ConvWeightArgs& p, int64_t item) {
   using namespace gemm;
+  using T = Wide<S>;
   constexpr int64_t kRows = 96, kDepth = 128;  // channels of dy at once; positions at once
   constexpr int64_t kLda = kDepth + 16;        // not a power of two: cache sets
   alignas(64) T columns[kDepth * capo::kConvColumns];
@@ -110,8 +117,8 @@ void weight_gradient(const capo::ConvWeightArgs& p, int64_t item) {
   const int64_t rest = item / column_blocks / row_blocks, group = rest % g.groups, chunk = rest / g.groups;
   const int64_t positions = g.batch * g.out[0] * g.out[1] * g.out[2];
   const int64_t begin = chunk * p.chunk, end = lesser(begin + p.chunk, positions);
-  const T* x = static_cast<const T*>(p.x) + group * g.cin;
-  const T* dy = static_cast<const T*>(p.dy) + group * g.cout;
+  const S* x = static_cast<const S*>(p.x) + group * g.cin;
+  const S* dy = static_cast<const S*>(p.dy) + group * g.cout;
   const int64_t dy_row = g.groups * g.cout;
   T* dw = static_cast<T*>(p.planes) + (chunk * g.groups + group) * g.cout * k_total + c0;
 
@@ -124,7 +131,10 @@ void weight_gradient(const capo::ConvWeightArgs& p, int64_t item) {
                  columns + j * depth);
     for (int64_t o = o0; o < o1; o += kRows) {
       const int64_t rows = lesser(kRows, o1 - o);
-      pack_rows(dy + m * dy_row + o, int64_t{1}, dy_row, rows, depth, a_rows, kLda);
+      if constexpr (kHalf<S>)
+        pack_rows_half(dy + m * dy_row + o, int64_t{1}, dy_row, rows, depth, a_rows, kLda);
+      else
+        pack_rows(dy + m * dy_row + o, int64_t{1}, dy_row, rows, depth, a_rows, kLda);
       block(rows, c1 - c0, depth, a_rows, kLda, columns, dw + o * k_total, k_total, m > begin);
     }
   }
@@ -134,36 +144,37 @@ void weight_gradient(const capo::ConvWeightArgs& p, int64_t item) {
 
 // Elements i .. i + n of a plane, summed, to dw [groups * rows, taps, cin], of merged groups those of a row's own
 // group. The plane is [groups, taps * merged * cin, rows] ..
-template <class T>
-void scatter_turned(const capo::ConvJoinArgs& p, int64_t i, int64_t n, const T* sum, T* dw) {
+template <class S, class T>
+void scatter_turned(const capo::ConvJoinArgs& p, int64_t i, int64_t n, const T* sum, S* dw) {
   const int64_t width = p.merged * p.cin, columns = p.taps * width, rows = p.merged * p.cout;
   for (int64_t x = 0; x < n;) {
     const int64_t at = (i + x) / rows, row = (i + x) % rows, here = lesser(rows - row, n - x);
     const int64_t group = at / columns, tap = at % columns / width, c = at % width, first = c / p.cin * p.cout;
-    T* to = dw + (group * rows * p.taps + tap) * p.cin + c % p.cin;
+    S* to = dw + (group * rows * p.taps + tap) * p.cin + c % p.cin;
     for (int64_t r = greater(first, row); r < lesser(first + p.cout, row + here); ++r)
-      to[r * p.taps * p.cin] = sum[x + r - row];
+      store(to[r * p.taps * p.cin], sum[x + r - row]);
     x += here;
   }
 }
 // .. or [groups * rows, taps, merged * cin].
-template <class T>
-void scatter_merged(const capo::ConvJoinArgs& p, int64_t i, int64_t n, const T* sum, T* dw) {
+template <class S, class T>
+void scatter_merged(const capo::ConvJoinArgs& p, int64_t i, int64_t n, const T* sum, S* dw) {
   const int64_t width = p.merged * p.cin;
   for (int64_t x = 0; x < n;) {
     const int64_t line = (i + x) / width, c = (i + x) % width, here = lesser(width - c, n - x);
     const int64_t first = line / p.taps / p.cout % p.merged * p.cin;
     for (int64_t y = greater(first, c); y < lesser(first + p.cin, c + here); ++y)
-      dw[line * p.cin + y - first] = sum[x + y - c];
+      store(dw[line * p.cin + y - first], sum[x + y - c]);
     x += here;
   }
 }
 
-template <class T>
+template <class S>
 void join(const capo::ConvJoinArgs& p, int64_t begin, int64_t end) {
+  using T = Wide<S>;
   constexpr int64_t kPart = 256;
   const T* planes = static_cast<const T*>(p.planes);
-  T* dw = static_cast<T*>(p.dw);
+  S* dw = static_cast<S*>(p.dw);
   for (int64_t i = begin; i < end; i += kPart) {
     const int64_t n = lesser(kPart, end - i);
     T sum[kPart];
@@ -178,16 +189,17 @@ void join(const capo::ConvJoinArgs& p, int64_t begin, int64_t end) {
     else if (p.merged > 1)
       scatter_merged(p, i, n, sum, dw);
     else
-      copy(dw + i, sum, n);
+      for (int64_t x = 0; x < n; ++x) store(dw[i + x], sum[x]);
   }
 }
 
 }  // namespace
 
 CAPO_CPU_KERNEL(conv_weight_gradient, capo::ConvWeightArgs) {
-  for (int64_t i = begin; i < end; ++i)
-    args.dtype == capo::DType::f32 ? weight_gradient<float>(args, i) : weight_gradient<double>(args, i);
+  with_element(args.dtype, [&](auto element) {
+    for (int64_t i = begin; i < end; ++i) weight_gradient<decltype(element)>(args, i);
+  });
 }
 CAPO_CPU_KERNEL(conv_join, capo::ConvJoinArgs) {
-  args.dtype == capo::DType::f32 ? join<float>(args, begin, end) : join<double>(args, begin, end);
+  with_element(args.dtype, [&](auto element) { join<decltype(element)>(args, begin, end); });
 }

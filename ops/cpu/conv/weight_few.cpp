@@ -2,6 +2,7 @@
 // multiplied where they lie: a broadcast walks along a copied line, vectors are the channels of dy.
 #include <capo/ops/cpu/conv_window.h>
 #include <capo/ops/cpu/gemm.h>
+#include <capo/ops/cpu/storage.h>
 
 namespace {
 
@@ -57,12 +58,15 @@ void rows(int64_t m, const Lines<T>& r, int64_t offset, const T* b, T* c, int64_
   for (; i < m; ++i) tile<T, 1, NV>(r, offset + i, b, c + i * ldc, ldc, add);
 }
 
-// One group for one chunk of lines: dw's plane is [groups, taps * cin, cout].
-template <class T>
+// One group for one chunk of lines: dw's plane is [groups, taps * cin, cout]. Of 16-bit tensors lines are widened as
+// they are copied, and a panel's columns of dy before it passes.
+template <class S>
 void weight_gradient_few(const capo::ConvWeightArgs& p, int64_t item) {
+  using T = Wide<S>;
   constexpr int W = kWidth<T>;
   constexpr int64_t kLines = 64, kPositions = 256;  // summed at once
   alignas(64) T copies[kWindow<T>];
+  alignas(64) T dy_panel[if_half<S>(capo::kConvHalfLine * kPanel<T>)];
   const T* base[kLines];
   const ConvGeometry& g = p.g;
   const Phase phase = phase_of(g, false, 0);
@@ -72,8 +76,8 @@ void weight_gradient_few(const capo::ConvWeightArgs& p, int64_t item) {
   const int64_t pixel = g.groups * g.cin, segments = phase.axis[0].taps * h.taps, line = window_line(w, w.count, g.cin);
   const int64_t most =
       greater(lesser(lesser(kLines, kWindow<T> / (segments * line)), kPositions / w.count), int64_t{1});
-  const T* x = static_cast<const T*>(p.x) + group * g.cin;
-  const T* dy = static_cast<const T*>(p.dy) + group * g.cout;
+  const S* x = static_cast<const S*>(p.x) + group * g.cin;
+  const S* dy = static_cast<const S*>(p.dy) + group * g.cout;
   T* dw = static_cast<T*>(p.planes) + (chunk * g.groups + group) * columns * g.cout;
 
   if (begin >= end) zero(dw, columns * g.cout);
@@ -83,16 +87,24 @@ void weight_gradient_few(const capo::ConvWeightArgs& p, int64_t item) {
     Position at = position_of(phase.axis, l * w.count);
     for (int64_t i = 0; i < lines; ++i, next_line(phase.axis, at))
       base[i] = window.add(phase.axis, {at, 0, w.count}, x, pixel, g.cin);
-    const Lines<T> all{base, lines, w.count, w.source_step * g.cin, g.groups * g.cout};
-    const T* from = dy + l * w.count * g.groups * g.cout;
+    Lines<T> all{base, lines, w.count, w.source_step * g.cin, g.groups * g.cout};
     for (int64_t j = 0; j < g.cout;) {
       const int64_t vectors = lesser((g.cout - j) / W, int64_t{kPanelVectors});
+      const S* stored = dy + l * w.count * g.groups * g.cout + j;
+      const T* from;
+      if constexpr (kHalf<S>) {
+        all.ldb = vectors * W;
+        widen_rows(stored, g.groups * g.cout, lines * w.count, all.ldb, dy_panel, all.ldb);
+        from = dy_panel;
+      } else {
+        from = stored;
+      }
       for (int64_t s = 0; s < segments; ++s) {
         T* c = dw + s * k * g.cout + j;
         if constexpr (kPanelVectors == 4)
-          if (vectors == 4) rows<T, 4>(k, all, s * line, from + j, c, g.cout, l > begin);
-        if (vectors == 2 || vectors == 3) rows<T, 2>(k, all, s * line, from + j, c, g.cout, l > begin);
-        if (vectors == 1) rows<T, 1>(k, all, s * line, from + j, c, g.cout, l > begin);
+          if (vectors == 4) rows<T, 4>(k, all, s * line, from, c, g.cout, l > begin);
+        if (vectors == 2 || vectors == 3) rows<T, 2>(k, all, s * line, from, c, g.cout, l > begin);
+        if (vectors == 1) rows<T, 1>(k, all, s * line, from, c, g.cout, l > begin);
       }
       j += (vectors == 3 ? 2 : vectors) * W;
     }
@@ -102,6 +114,7 @@ void weight_gradient_few(const capo::ConvWeightArgs& p, int64_t item) {
 }  // namespace
 
 CAPO_CPU_KERNEL(conv_weight_gradient_few, capo::ConvWeightArgs) {
-  for (int64_t i = begin; i < end; ++i)
-    args.dtype == capo::DType::f32 ? weight_gradient_few<float>(args, i) : weight_gradient_few<double>(args, i);
+  with_element(args.dtype, [&](auto element) {
+    for (int64_t i = begin; i < end; ++i) weight_gradient_few<decltype(element)>(args, i);
+  });
 }

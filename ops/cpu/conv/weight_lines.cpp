@@ -1,7 +1,9 @@
 // The weight gradient of a convolution whose input channels are whole vectors: dw = dy^T x, tap by tap, both read as they lie.
-// Nothing is copied, and what a tap reads of the padding is left out of the sum.
+// Nothing is copied, and what a tap reads of the padding is left out of the sum. 16-bit tensors are widened: some rows
+// of dy^T for all taps, and under each tap a panel of x.
 #include <capo/ops/cpu/conv_walk.h>
 #include <capo/ops/cpu/gemm.h>
+#include <capo/ops/cpu/storage.h>
 
 namespace {
 
@@ -32,11 +34,28 @@ int64_t runs_under(const Axis* axis, int64_t first, int64_t lines, int64_t jd, i
   return n;
 }
 
+// The runs of `from`, whose b are `step` apart, with n columns of b from c on widened into x, and a found in the
+// widened rows of dy, of m elements, that begin where dy does.
+template <class S, class T = Wide<S>>
+void widen_runs(const gemm::Run<S>* from, int64_t runs, int64_t step, int64_t c, int64_t n, const S* dy, int64_t dy_row,
+                const T* wide_dy, int64_t m, T* x, gemm::Run<T>* to) {
+  for (int64_t i = 0; i < runs; ++i) {
+    to[i] = {wide_dy + (from[i].a - dy) / dy_row * m, x, from[i].count};
+    gemm::widen_rows(from[i].b + c, step, from[i].count, n, x, n);
+    x += from[i].count * n;
+  }
+}
+
 // One chunk of lines; some channels of dy by some of x, under every tap.
-template <class T>
+template <class S>
 void weight_gradient_lines(const capo::ConvWeightArgs& p, int64_t item) {
+  using T = Wide<S>;
   constexpr int64_t kPanel = gemm::kPanel<T>;
-  gemm::Run<T> runs[kMostRuns];
+  constexpr int64_t kWideRows = capo::kConvHalfLine * 64;  // elements of dy
+  gemm::Run<S> runs[kMostRuns];
+  gemm::Run<T> wide_runs[if_half<S>(kMostRuns)];
+  alignas(64) T wide_dy[if_half<S>(kWideRows)];
+  alignas(64) T wide_x[if_half<S>(capo::kConvHalfLine * kPanel)];
   const ConvGeometry& g = p.g;
   const Phase phase = phase_of(g, false, 0);
   const Axis &h = phase.axis[1], &w = phase.axis[2];
@@ -46,8 +65,8 @@ void weight_gradient_lines(const capo::ConvWeightArgs& p, int64_t item) {
   const int64_t rest = item / blocks / row_blocks, group = rest % g.groups, chunk = rest / g.groups;
   const int64_t begin = chunk * p.chunk, end = lesser(begin + p.chunk, g.batch * g.out[0] * g.out[1]);
   const int64_t k_total = phase.taps * g.cin, dy_row = g.groups * g.cout, pixel = g.groups * g.cin;
-  const T* x = static_cast<const T*>(p.x) + group * g.cin;
-  const T* dy = static_cast<const T*>(p.dy) + group * g.cout + o0;
+  const S* x = static_cast<const S*>(p.x) + group * g.cin;
+  const S* dy = static_cast<const S*>(p.dy) + group * g.cout + o0;
   T* dw = static_cast<T*>(p.planes) + ((chunk * g.groups + group) * g.cout + o0) * k_total;
 
   // Lines at a time: what they hold of dy stays in L2 while taps and panels pass.
@@ -56,13 +75,28 @@ void weight_gradient_lines(const capo::ConvWeightArgs& p, int64_t item) {
   int64_t l = begin;
   do {  // once without lines: stores zeros
     const int64_t lines = greater(lesser(most, end - l), int64_t{0});
-    for (int64_t tap = 0; tap < phase.taps; ++tap) {
-      const int64_t jw = tap % w.taps, jh = tap / w.taps % h.taps, jd = tap / w.taps / h.taps;
-      const int64_t n = runs_under(phase.axis, l, lines, jd, jh, jw, dy, dy_row, x, pixel, runs);
-      if (n == 0 && l > begin) continue;
-      const gemm::Runs<T> all{runs, n, dy_row, w.source_step * pixel};
-      for (int64_t c = c0; c < c1; c += kPanel)
-        gemm::turned_panel(rows, all, 0, c, dw + tap * g.cin + c, k_total, lesser(kPanel, c1 - c), l > begin);
+    // Rows at a time: all, or as many 16-bit ones as fit when they are widened.
+    const int64_t row_block = kHalf<S> ? kWideRows / greater(lines * w.count, int64_t{1}) / 6 * 6 : rows;
+    for (int64_t r = 0; r < rows; r += row_block) {
+      const int64_t m = lesser(row_block, rows - r);
+      const S* d = dy + l * w.count * dy_row + r;
+      if constexpr (kHalf<S>) gemm::widen_rows(d, dy_row, lines * w.count, m, wide_dy, m);
+      for (int64_t tap = 0; tap < phase.taps; ++tap) {
+        const int64_t jw = tap % w.taps, jh = tap / w.taps % h.taps, jd = tap / w.taps / h.taps;
+        const int64_t n = runs_under(phase.axis, l, lines, jd, jh, jw, dy + r, dy_row, x, pixel, runs);
+        if (n == 0 && l > begin) continue;
+        for (int64_t c = c0; c < c1; c += kPanel) {
+          const int64_t columns = lesser(kPanel, c1 - c);
+          T* to = dw + r * k_total + tap * g.cin + c;
+          if constexpr (kHalf<S>) {
+            widen_runs(runs, n, w.source_step * pixel, c, columns, d, dy_row, wide_dy, m, wide_x, wide_runs);
+            gemm::turned_panel(m, gemm::Runs<T>{wide_runs, n, m, columns}, 0, 0, to, k_total, columns, l > begin);
+          } else {
+            const gemm::Runs<T> all{runs, n, dy_row, w.source_step * pixel};
+            gemm::turned_panel(m, all, 0, c, to, k_total, columns, l > begin);
+          }
+        }
+      }
     }
     l += most;
   } while (l < end);
@@ -71,6 +105,7 @@ void weight_gradient_lines(const capo::ConvWeightArgs& p, int64_t item) {
 }  // namespace
 
 CAPO_CPU_KERNEL(conv_weight_gradient_lines, capo::ConvWeightArgs) {
-  for (int64_t i = begin; i < end; ++i)
-    args.dtype == capo::DType::f32 ? weight_gradient_lines<float>(args, i) : weight_gradient_lines<double>(args, i);
+  with_element(args.dtype, [&](auto element) {
+    for (int64_t i = begin; i < end; ++i) weight_gradient_lines<decltype(element)>(args, i);
+  });
 }
