@@ -1,7 +1,7 @@
 #include <capo/ops/cpu/half.h>
 #include <capo/ops/cpu/kernel.h>
 #include <capo/ops/cpu/math.h>
-#include <capo/ops/cpu/row.h>
+#include <capo/ops/cpu/wide.h>
 #include <capo/ops/group_norm.h>
 #include <capo/ops/unary_functors.h>
 
@@ -13,6 +13,7 @@ using capo::ChannelNormBackwardArgs;
 using capo::kChannelChunk;
 
 constexpr std::int64_t kWidth = 1024;  // columns at a time: their tables stay on the stack, most nets' rows fit
+constexpr std::int64_t kTable = kWidth + 16 * 5;  // tables that do not all begin in one set of the first cache
 constexpr std::int64_t kJoin = 64;    // columns at a time when chunks are joined
 
 // Where one chunk of rows lies.
@@ -45,38 +46,62 @@ inline void spread(const void* values, std::int64_t outer, std::int64_t groups, 
   }
 }
 
+// What columns add up over the rows of a chunk stays in registers. In tables it takes half again as long from the
+// second cache, and several times as long where a row and its tables lie 4 KiB apart. Rows are read one after the
+// other: the processor's prefetching follows nothing else.
+constexpr int kBlock = kRegister == 64 ? 8 : 4;  // registers of a sum
+
+template <int n>
+struct Count {
+  constexpr operator int() const { return n; }
+};
+// Calls block(at, count, c) until every column was in one: columns [c, c + count registers) where at is wide, else
+// [c, c + count). The last register's may be columns that had their turn.
+template <class T, class F>
+inline void by_columns(std::int64_t columns, F block) {
+  constexpr std::int64_t width = kWide<T>;
+  std::int64_t c = 0;
+  if (columns < width) {
+    for (; c + kBlock <= columns; c += kBlock) block(one, Count<kBlock>(), c);
+    for (; c < columns; ++c) block(one, Count<1>(), c);
+    return;
+  }
+  for (; c + kBlock * width <= columns; c += kBlock * width) block(wide, Count<kBlock>(), c);
+  for (; c + 2 * width <= columns; c += 2 * width) block(wide, Count<2>(), c);
+  for (; c < columns; c += width) block(wide, Count<1>(), lesser(c, columns - width));
+}
+
 template <class T>
 void partial(const ChannelNormArgs& a, std::int64_t item) {
   const Chunk k = chunk_of(a, item);
   const T inverse = T(1) / static_cast<T>(k.count);
-  for (std::int64_t c = 0; c < a.columns; c += kWidth) {
-    const std::int64_t n = lesser(kWidth, a.columns - c);
-    alignas(64) T first[kWidth], rest[kWidth], m2[kWidth], buffer[kWidth];
-    const auto row_of = [&](std::int64_t r, T* to) {
-      return read_row(a.x, a.dtype, (k.first + r) * a.columns + c, n, to);
+  by_columns<T>(a.columns, [&](auto at, auto count, std::int64_t c) {
+    using V = decltype(at(static_cast<const T*>(nullptr)));
+    constexpr std::int64_t width = sizeof(V) / sizeof(T);
+    alignas(64) T buffer[count * width];
+    const auto row_of = [&](std::int64_t r) {
+      return read_row(a.x, a.dtype, (k.first + r) * a.columns + c, count * width, buffer);
     };
     // Deviations from the first row, in one pass: (first - mean)^2 <= (count - 1) m2, so at most 64 times the rounding.
-    const T* start = row_of(0, first);
-    if (start != first)
-      for (std::int64_t j = 0; j < n; ++j) first[j] = start[j];
-    for (std::int64_t j = 0; j < n; ++j) rest[j] = m2[j] = T(0);
+    V first[count], rest[count] = {}, m2[count] = {};
+    const T* start = row_of(0);
+    for (int j = 0; j < count; ++j) first[j] = at(start + j * width);
     for (std::int64_t r = 1; r < k.count; ++r) {
-      const T* row = row_of(r, buffer);
-#pragma omp simd
-      for (std::int64_t j = 0; j < n; ++j) {
-        const T d = row[j] - first[j];
+      const T* row = row_of(r);
+      for (int j = 0; j < count; ++j) {
+        const V d = at(row + j * width) - first[j];
         rest[j] += d;
         m2[j] += d * d;
       }
     }
     T* out_mean = static_cast<T*>(a.part_mean) + item * a.columns + c;
     T* out_m2 = static_cast<T*>(a.part_m2) + item * a.columns + c;
-#pragma omp simd
-    for (std::int64_t j = 0; j < n; ++j) {
-      out_mean[j] = first[j] + rest[j] * inverse;
-      out_m2[j] = greater(m2[j] - rest[j] * rest[j] * inverse, T(0));
+    for (int j = 0; j < count; ++j) {
+      const V zero = {}, sum = m2[j] - rest[j] * rest[j] * inverse;
+      put(out_mean + j * width, V(first[j] + rest[j] * inverse));
+      put(out_m2 + j * width, V(sum < zero ? zero : sum));
     }
-  }
+  });
 }
 
 // Of `groups` groups of size columns, how many are joined at once.
@@ -172,7 +197,7 @@ void apply(const ChannelNormArgs& a, std::int64_t item) {
   const bool streamed = streams(a.dtype, a.outer * a.rows * a.columns);
   for (std::int64_t c = 0; c < a.columns; c += kWidth) {
     const std::int64_t n = lesser(kWidth, a.columns - c);
-    alignas(64) T mean[kWidth], scale[kWidth], shift[kWidth], buffer[2][kWidth];
+    alignas(64) T mean[kTable], scale[kTable], shift[kTable], buffer[2][kTable];
     affine_tables(a, k.outer, c, n, mean, scale, shift);
     for (std::int64_t r = k.first; r < k.first + k.count; ++r) {
       const std::int64_t at = r * a.columns + c;
@@ -236,33 +261,39 @@ inline bool remakes_z(const ChannelNormBackwardArgs& a) { return a.activation !=
 template <class T, class F>
 void dots(const ChannelNormBackwardArgs& a, std::int64_t item) {
   const Chunk k = chunk_of(a, item);
-  for (std::int64_t c = 0; c < a.columns; c += kWidth) {
-    const std::int64_t n = lesser(kWidth, a.columns - c);
-    alignas(64) T mean[kWidth], scale[kWidth], shift[kWidth], buffer[kWidth], wide[kWidth], sum[kWidth], dot[kWidth];
-    for (std::int64_t j = 0; j < n; ++j) sum[j] = dot[j] = T(0);
+  alignas(64) T mean[kTable], scale[kTable], shift[kTable];
+  for (std::int64_t from = 0; from < a.columns; from += kWidth) {
+    const std::int64_t n = lesser(kWidth, a.columns - from);
     if (remakes_z(a))
-      affine_tables(a, k.outer, c, n, mean, scale, shift);
+      affine_tables(a, k.outer, from, n, mean, scale, shift);
     else if (a.part_dyx)
-      spread(a.mean, k.outer, a.groups, a.columns, c, n, mean);
-    for (std::int64_t r = k.first; r < k.first + k.count; ++r) {
-      const T* dz = dz_row(F{}, a, r * a.columns + c, n, mean, scale, shift, buffer);
-      if (a.part_dyx) {
-        const T* x = read_row(a.x, a.dtype, r * a.columns + c, n, wide);
-#pragma omp simd
-        for (std::int64_t j = 0; j < n; ++j) {
-          sum[j] += dz[j];
-          dot[j] += dz[j] * (x[j] - mean[j]);
+      spread(a.mean, k.outer, a.groups, a.columns, from, n, mean);
+    by_columns<T>(n, [&](auto at, auto count, std::int64_t c) {
+      using V = decltype(at(static_cast<const T*>(nullptr)));
+      constexpr std::int64_t width = sizeof(V) / sizeof(T);
+      alignas(64) T buffer[2][count * width];
+      V sum[count] = {}, dot[count] = {}, m[count];
+      for (int j = 0; j < count; ++j) m[j] = at(mean + c + j * width);
+      for (std::int64_t r = k.first; r < k.first + k.count; ++r) {
+        const std::int64_t place = r * a.columns + from + c;
+        const T* dz = dz_row(F{}, a, place, count * width, mean + c, scale + c, shift + c, buffer[0]);
+        if (a.part_dyx) {
+          const T* x = read_row(a.x, a.dtype, place, count * width, buffer[1]);
+          for (int j = 0; j < count; ++j) {
+            const V v = at(dz + j * width);
+            sum[j] += v;
+            dot[j] += v * (at(x + j * width) - m[j]);
+          }
+        } else {
+          for (int j = 0; j < count; ++j) sum[j] += at(dz + j * width);
         }
-      } else {
-#pragma omp simd
-        for (std::int64_t j = 0; j < n; ++j) sum[j] += dz[j];
       }
-    }
-    T* out = static_cast<T*>(a.part_dy) + item * a.columns + c;
-    for (std::int64_t j = 0; j < n; ++j) out[j] = sum[j];
-    if (!a.part_dyx) continue;
-    out = static_cast<T*>(a.part_dyx) + item * a.columns + c;
-    for (std::int64_t j = 0; j < n; ++j) out[j] = dot[j];
+      const std::int64_t place = item * a.columns + from + c;
+      for (int j = 0; j < count; ++j) {
+        put(static_cast<T*>(a.part_dy) + place + j * width, sum[j]);
+        if (a.part_dyx) put(static_cast<T*>(a.part_dyx) + place + j * width, dot[j]);
+      }
+    });
   }
 }
 
@@ -315,8 +346,8 @@ void dx_rows(const ChannelNormBackwardArgs& a, std::int64_t item) {
   const bool streamed = streams(a.dtype, a.outer * a.rows * a.columns);
   for (std::int64_t c = 0; c < a.columns; c += kWidth) {
     const std::int64_t n = lesser(kWidth, a.columns - c);
-    alignas(64) T mean[kWidth], rstd[kWidth], scale[kWidth], bias[kWidth], shift[kWidth], slope[kWidth], buffer[kWidth],
-        wide[kWidth], result[kWidth];
+    alignas(64) T mean[kTable], rstd[kTable], scale[kTable], bias[kTable], shift[kTable], slope[kTable], buffer[kTable],
+        wide_x[kTable], result[kTable];
     if (remakes_z(a)) affine_tables(a, k.outer, c, n, mean, scale, bias);
     if (a.dx) {
       spread(a.rstd, k.outer, a.groups, a.columns, c, n, rstd);
@@ -334,7 +365,7 @@ void dx_rows(const ChannelNormBackwardArgs& a, std::int64_t item) {
     for (std::int64_t r = k.first; r < k.first + k.count; ++r) {
       const T* dz = dz_row(F{}, a, r * a.columns + c, n, mean, scale, bias, buffer);
       if (!a.dx) continue;
-      const T* x = a.shift ? read_row(a.x, a.dtype, r * a.columns + c, n, wide) : nullptr;
+      const T* x = a.shift ? read_row(a.x, a.dtype, r * a.columns + c, n, wide_x) : nullptr;
       write_row(a.dx, a.dtype, r * a.columns + c, n, result, streamed, [&](std::int64_t from, std::int64_t to, T* dx) {
         if (x) {
 #pragma omp simd
