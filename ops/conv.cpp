@@ -2,6 +2,7 @@
 #include <capo/ops/args.h>
 #include <capo/ops/binary.h>
 #include <capo/ops/conv.h>
+#include <capo/ops/conv_sum_internal.h>
 #include <capo/ops/copy.h>
 #include <capo/ops/kernel.h>
 #include <capo/ops/reduce.h>
@@ -97,11 +98,19 @@ Geometry merge(Geometry g, std::int64_t m) {
   return g;
 }
 
+// Whether apply_dense writes every result only once.
+bool sums_at_once(const Geometry& one, bool transposed, DType dtype) {
+  const Geometry g = merge(one, merged_groups(one, dtype));
+  const std::int64_t taps = taps_of(g), depth = transposed ? g.cout : g.cin;
+  return taps <= kConvSegments && bytes_of(accumulator(dtype), taps * depth) <= kConvLongest;
+}
+
 // What happens to a sum before it is stored.
 struct End {
   Activation activation = Activation::none;
   Tensor residual = {};
   double ceiling = 0;
+  bool in_place = false;  // the result is the residual's storage; only what sums_at_once()
   bool any() const { return activation != Activation::none || residual.defined(); }
 };
 
@@ -156,7 +165,8 @@ Tensor apply_dense(const Geometry& one, bool transposed, const Tensor& source, c
   const std::int64_t columns = parts(std::min(parts(n, wanted), most), 64) * 64, blocks = parts(n, columns);
   const ConvPackArgs pack{g, source.dtype(), transposed, w.data(), packed.data(), tile, merged};
   ConvArgs args{g,        source.dtype(), transposed, source.data(), packed.data(), data_or_null(bias),
-                y.data(), tiles,          tile,       columns,       {},            {}, {}, {}, is_far(y), is_streamed(y)};
+                y.data(), tiles,          tile,       columns,       {},            {}, {}, {}, is_far(y),
+                is_streamed(y) && !end.in_place};
   set_end(args, end);
   launch(kernels::conv_pack, y.device(), pack, g.groups * e.phases * parts(n, 64), 1);
   launch(kernels::conv, y.device(), args, g.groups * e.phases * blocks * tiles,
@@ -203,7 +213,8 @@ SumCut cut_sum(const Geometry& g, bool transposed, DType dtype) {
 // y from x (transposed = false), or what is shaped like x from what is shaped like y. All contiguous; bias may be undefined.
 // end: on the CPU only.
 Tensor apply(const Geometry& g, bool transposed, const Tensor& source, const Tensor& w, const Tensor& bias, const End& end = {}) {
-  const Tensor y = empty(transposed ? x_shape(g) : y_shape(g), source.dtype(), source.device());
+  const Tensor y = end.in_place ? end.residual
+                                : empty(transposed ? x_shape(g) : y_shape(g), source.dtype(), source.device());
   if (y.device().is_cuda()) {
     const SumCut cut = cut_sum(g, transposed, source.dtype());
     const Tensor parts = cut.chunks > 1 ? empty({cut.chunks, y.numel()}, f32, y.device()) : Tensor();
@@ -329,13 +340,25 @@ Tensor forward(const Geometry& g, const Tensor& x, const Tensor& w, const Tensor
 Tensor transposed(const Geometry& g, const Tensor& y, const Tensor& w, const Tensor& bias);
 Tensor weight_gradient(const Geometry& g, const Tensor& dy, const Tensor& x);
 
+// x's gradient, added to what its other uses have sent: as it is written, and in that place where nobody else sees it.
+Tensor data_gradient(const Geometry& g, const Tensor& dy, const Tensor& w, Pending& pending) {
+  const Tensor before = dy.device().is_cuda() || is_depthwise(g) ? Tensor() : pending.take(0);
+  if (!before.defined()) return transposed(g, dy, w, {});
+  const bool mine = before.unique() && before.is_contiguous() && !requires_grad(before);
+  const bool in_place = mine && sums_at_once(g, true, dy.dtype());
+  if (in_place) write_in_place("conv_transpose", before);
+  const Tensor dx = apply(g, true, contiguous(dy), contiguous(w), {}, {.residual = contiguous(before), .in_place = in_place});
+  detail::observe("conv_transpose", dx);
+  return dx;
+}
+
 Tensor forward(const Geometry& g, const Tensor& x0, const Tensor& w0, const Tensor& bias0, const End& end) {
   const Tensor x = contiguous(x0), w = contiguous(w0), bias = contiguous_or_undefined(bias0);
   const Needs need = needs_of({x, w, bias});
   return record("conv", apply(g, false, x, w, bias, end), {x, w, bias}, Saved({keep_if(need[1], x), keep_if(need[0], w)}),
-                [g](const Saved& s, const Tensor& dy, Needs n) -> Grads {
+                [g](const Saved& s, const Tensor& dy, Needs n, Pending& pending) -> Grads {
                   Grads out(3);
-                  if (n[0]) out[0] = transposed(g, dy, s[1], {});
+                  if (n[0]) out[0] = data_gradient(g, dy, s[1], pending);
                   if (n[1]) out[1] = weight_gradient(g, dy, s[0]);
                   if (n[2]) out[2] = sum(reshape(dy, {dy.numel() / dy.size(-1), dy.size(-1)}), {0});
                   return out;

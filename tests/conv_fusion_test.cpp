@@ -1,6 +1,7 @@
 // A convolution with the residual sum and activation that follow it in one pass against the ops one after the other,
 // and when it is one pass.
 #include <capo/autograd/autograd.h>
+#include <capo/engine/backend.h>
 #include <capo/engine/cpu.h>
 #include <capo/models/nn/batch_norms.h>
 #include <capo/ops/binary.h>
@@ -111,6 +112,47 @@ TEST_CASE("residual and activation in the convolution's pass: the values of the 
       }
   }
   set_isa(before);
+}
+
+TEST_CASE("a data gradient joins what the input's other uses have sent: the bits of the sum made apart") {
+  const Isa before = isa();
+  for (const Isa level : {Isa::v2, Isa::v3, Isa::v4}) {
+    if (level > best_isa()) break;
+    set_isa(level);
+    for (const DType t : {f32, f64})
+      for (const Geometry& g : kGeometries) {
+        const Inputs in = inputs_in(g, t);
+        const Tensor dy = cast(normal(in.residual.shape(), "dy"), t), factor = cast(normal(g.x, "factor"), t);
+        set_requires_grad(in.x, true);
+        const Tensor h = affine(in.x, 1, 0), y = conv(h, in.w, in.bias, g.options), z = h * factor;
+        const GradOptions keep{.keep_graph = true};
+        const Tensor seed = cast(normal(g.x, "seed"), t), seed_before = clone(seed);
+        const auto of = [&](const Tensors& outputs, const Tensors& cotangents) {
+          return grad(outputs, {in.x}, cotangents, keep)[0];
+        };
+        const std::string name = cat(g.name, ", ", t, ", v", static_cast<int>(level) + 2);
+        const Tensor alone = of({y}, {dy}), others = of({z}, {seed});
+        CHECK_MESSAGE(equal_values(of({y, z}, {dy, seed}), alone + others), name);
+        CHECK_MESSAGE(equal_values(of({y, h}, {dy, seed}), alone + seed), name);
+        CHECK_MESSAGE(equal_values(seed, seed_before), name);
+      }
+  }
+  set_isa(before);
+}
+
+TEST_CASE("a data gradient of short sums takes no second buffer for what it joins") {
+  const auto peak_of = [](std::int64_t channels) {
+    const Tensor x = cast(normal({2, 40, 40, channels}, "x"), f32);
+    const Tensor w = cast(normal({channels, 3, 3, channels}, "w"), f32);
+    set_requires_grad(x, true);
+    const Tensor y = conv(x, w, {}, {.pad_before = {1}}), z = x * 2, dy = full(y.shape(), 1), dz = full(z.shape(), 1);
+    const std::int64_t live = allocator({}).stats().live_bytes;
+    allocator({}).reset_peak();
+    grad({y, z}, {x}, {dy, dz});
+    return static_cast<double>(allocator({}).stats().peak_bytes - live) / static_cast<double>(x.numel() * 4);
+  };
+  CHECK(peak_of(64) < 1.5);   // 9 x 64: the sum's own place
+  CHECK(peak_of(80) > 1.99);  // longer: beside it
 }
 
 TEST_CASE("results that are written past the caches") {

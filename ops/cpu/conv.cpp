@@ -1,3 +1,5 @@
+#include <capo/ops/conv_sum_internal.h>
+#include <capo/ops/cpu/conv_order.h>
 #include <capo/ops/cpu/conv_tile.h>
 #include <capo/ops/cpu/conv_walk.h>
 #include <capo/ops/cpu/conv_window.h>
@@ -19,10 +21,10 @@ struct Sum {
   int64_t line;  // window: elements of one copied line
 };
 template <class T>
-constexpr int64_t kLongest = 2304 / static_cast<int64_t>(sizeof(T));  // a panel of 64 columns: 144 KiB
-constexpr int64_t kSegments = 32;                                     // of a block
-constexpr int64_t kPanelsInL2 = 640 << 10;                            // bytes of weights that stay there
-constexpr int64_t kStrip = 24;                                        // rows: whole tiles of any height
+constexpr int64_t kLongest = capo::kConvLongest / static_cast<int64_t>(sizeof(T));
+constexpr int64_t kSegments = capo::kConvSegments;
+constexpr int64_t kPanelsInL2 = 640 << 10;  // bytes of weights that stay there
+constexpr int64_t kStrip = 24;              // rows: whole tiles of any height
 
 template <class T>
 Sum sum_of(const Phase& phase, int64_t depth, int64_t tile) {
@@ -106,10 +108,10 @@ void pack(const capo::ConvPackArgs& p, int64_t item) {
 
 // ---- Forward and data gradient ----
 
-// Where the results of one piece find their sources under one tap: base[0 .. count).
+// Where the results of one piece find their sources under one tap: base[place[0 .. count)].
 template <class T>
 void find_sources(const Axis* axis, const Piece& piece, int64_t tap, const T* source, int64_t pixel, const T* zeros,
-                  const T** base) {
+                  const int* place, const T** base) {
   const Axis &h = axis[1], &w = axis[2];
   const int64_t line = source_line(axis, piece.p, tap / w.taps / h.taps, tap / w.taps % h.taps), s = w.source_step;
   const int64_t first = piece.p.t[2] * s + w.offset + tap % w.taps * w.offset_step;
@@ -118,10 +120,10 @@ void find_sources(const Axis* axis, const Piece& piece, int64_t tap, const T* so
     lo = first >= 0 ? 0 : lesser((s - 1 - first) / s, piece.count);
     hi = greater(lesser(first < w.source ? (w.source - first + s - 1) / s : 0, piece.count), lo);
   }
-  for (int64_t i = 0; i < lo; ++i) base[i] = zeros;
+  for (int64_t i = 0; i < lo; ++i) base[place[i]] = zeros;
   const T* at = source + ((line < 0 ? 0 : line) * w.source + first + lo * s) * pixel;
-  for (int64_t i = lo; i < hi; ++i, at += s * pixel) base[i] = at;
-  for (int64_t i = hi; i < piece.count; ++i) base[i] = zeros;
+  for (int64_t i = lo; i < hi; ++i, at += s * pixel) base[place[i]] = at;
+  for (int64_t i = hi; i < piece.count; ++i) base[place[i]] = zeros;
 }
 
 // 16-bit sources of one block, rows of k elements at stored[segment * kConvTile + row] + at, widened side by side; null
@@ -195,15 +197,20 @@ void convolve(const ConvArgs& p, int64_t item) {
   int64_t count = 0;
   Position at = position_of(axis, m0);
   for (int64_t row = 0; row < m; next_line(axis, at)) {
-    const Piece piece{at, row, lesser(m - row, w.count - at.t[2])};
-    const int64_t to = result_pixel(axis, at) * ldc;
-    for (int64_t i = 0; i < piece.count; ++i) out[row + i] = to + i * w.step * ldc;
+    pieces[count++] = {at, row, lesser(m - row, w.count - at.t[2])};
+    row += pieces[count - 1].count;
+  }
+  int place[kConvTile];
+  order_positions(axis, pieces, sum.window ? 0 : count, m, place);  // a copy holds its padding: nothing to skip
+  for (int64_t k = 0; k < count; ++k) {
+    const Piece& piece = pieces[k];
+    const int* to = place + piece.row;
+    const int64_t first = result_pixel(axis, piece.p) * ldc;
+    for (int64_t i = 0; i < piece.count; ++i) out[to[i]] = first + i * w.step * ldc;
     if (sum.window) {
       const T* copies = window.add(axis, piece, source, pixel, depth);
-      for (int64_t i = 0; i < piece.count; ++i) base[row + i] = copies + i * w.source_step * depth;
+      for (int64_t i = 0; i < piece.count; ++i) base[to[i]] = copies + i * w.source_step * depth;
     }
-    pieces[count++] = piece;
-    row += piece.count;
   }
 
   // Panels that stay in L2 pass by a strip of the result, which is then written from end to end.
@@ -223,11 +230,11 @@ void convolve(const ConvArgs& p, int64_t item) {
     } else if (block.at == 0) {
       for (int64_t s = 0; s < block.segments; ++s)
         for (int64_t i = 0; i < count; ++i) {
-          const int64_t to = s * kConvTile + pieces[i].row;
+          const int* to = place + pieces[i].row;
           if constexpr (kHalf<S>)
-            find_sources<S>(axis, pieces[i], block.first + s, source, pixel, nullptr, stored + to);
+            find_sources<S>(axis, pieces[i], block.first + s, source, pixel, nullptr, to, stored + s * kConvTile);
           else
-            find_sources(axis, pieces[i], block.first + s, source, pixel, zeros, base + to);
+            find_sources(axis, pieces[i], block.first + s, source, pixel, zeros, to, base + s * kConvTile);
         }
     }
     if constexpr (kHalf<S>)

@@ -33,7 +33,7 @@ struct Target {
   int64_t column, n;
   const T* bias;
   bool add, ends;
-  const T* residual;
+  const T* residual;  // may be c where nothing is added
   T low, high;
   bool far;     // c, and residual, are not in a cache yet
   bool stream;  // whole vectors go past the caches; rows begin at lines, nothing is added
@@ -57,16 +57,11 @@ __attribute__((noinline)) void store_part(const T* sums, int m, int width, const
     const T* s = sums + i * width;
     const int64_t at = c.row[row + i] + c.column;
     T* d = c.c + at;
-    if (c.add) {
-      for (int64_t j = 0; j < c.n; ++j) d[j] += s[j];
-    } else {
-      for (int64_t j = 0; j < c.n; ++j) d[j] = s[j];
-    }
-    if (!c.ends) continue;
-    if (c.residual) {
-      for (int64_t j = 0; j < c.n; ++j) d[j] = between(d[j] + c.residual[at + j], c.low, c.high);
-    } else {
-      for (int64_t j = 0; j < c.n; ++j) d[j] = between(d[j], c.low, c.high);
+    const T* before = c.residual ? c.residual + at : nullptr;
+    for (int64_t j = 0; j < c.n; ++j) {
+      T sum = c.add ? d[j] + s[j] : s[j];
+      if (before) sum += before[j];
+      d[j] = c.ends ? between(sum, c.low, c.high) : sum;
     }
   }
 }

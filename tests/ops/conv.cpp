@@ -218,6 +218,13 @@ std::vector<OpCase> op_cases() {
   c.samples.push_back(make_large("inputs in sixteens, 3d", {1, 3, 4, 6, 16}, {10, 2, 3, 2, 16}, {.stride = {1, 2, 1}, .pad_before = {1, 1, 0}}));
   c.samples.push_back(make_large("inputs in sixteens, wide dw", {1, 5, 6, 208}, {226, 3, 3, 208}, {.pad_before = {1}}));
   c.samples.push_back(make({"inputs in sixteens, no images", {0, 4, 4, 16}, {2, 3, 3, 16}, true, {.pad_before = {1}}}, false));
+  // Small images, whose positions are multiplied in another order: windows over one end, both, on every axis.
+  c.samples.push_back(make_large("small images", {13, 4, 4, 50}, {70, 3, 3, 50}, {.pad_before = {1}}));
+  c.samples.push_back(make_large("small images, stride 2", {11, 5, 4, 48}, {50, 3, 3, 48}, {.stride = {2}, .pad_before = {1}}));
+  c.samples.push_back(make_large("images smaller than the kernel", {9, 3, 2, 49}, {48, 5, 5, 49}, {.pad_before = {2}}));
+  c.samples.push_back(make_large("small images, dilated", {7, 6, 5, 48}, {49, 3, 3, 48}, {.pad_before = {2}, .dilation = {2}}));
+  c.samples.push_back(make_large("small volumes", {5, 3, 2, 4, 48}, {50, 3, 3, 3, 48}, {.pad_before = {1}}));
+  c.samples.push_back(make_large("small images, a wide kernel", {3, 9, 8, 48}, {20, 11, 17, 48}, {.pad_before = {5, 8}}));
   // Few positions and long sums, which CUDA cuts; the data gradients too.
   c.samples.push_back(make_large("long sums", {1, 4, 5, 72}, {72, 3, 5, 72}, {.pad_before = {1, 2}}));
   c.samples.push_back(make_large("long sums, odd, groups", {1, 3, 4, 118}, {66, 3, 6, 59}, {.pad_before = {1, 3}, .groups = 2}));
