@@ -132,9 +132,15 @@ void launch_apply(const Tensor& x, const Tensor& w, const Tensor& b, const Tenso
   launch(kernels::group_norm_apply, x.device(), args, e.outer * e.chunks(), e.chunk_grain());
 }
 
+// Whether a gradient may be written over dy: the pass alone holds it (or, not contiguous, is about to copy it).
+bool may_replace(const Tensor& dy) {
+  return !dy.device().is_cuda() && !requires_grad(dy) && (!dy.is_contiguous() || dy.unique());
+}
+
 // Two passes over the activations. When the residual's gradient dz is wanted the first writes it, and the second reads
-// it in place of dy and what the slope came from.
+// it in place of dy and what the slope came from. dz, or else dx, goes where dy lies if nobody else reads that.
 Grads fused_backward(const Saved& saved, const Tensor& dy0, const Form& f, Needs need) {
+  const bool replaces = may_replace(dy0);
   const Tensor dy = contiguous(dy0), w = contiguous_or_undefined(saved[kWeight]),
                b = contiguous_or_undefined(saved[kBias]);
   const Tensor residual = contiguous_or_undefined(saved[kResidual]), y = saved[kY];
@@ -148,9 +154,9 @@ Grads fused_backward(const Saved& saved, const Tensor& dy0, const Form& f, Needs
   const Tensor shift = table(through_moments, f.groups), slope = table(through_moments, f.groups);
   const Tensor dweight = table(need[1], e.columns), dbias = table(need[2], e.columns);
   Grads out(4);
-  if (need[0]) out[0] = empty_like(dy);
-  if (need[3]) out[3] = activates(f) ? empty_like(dy) : dy;
   bool writes_dz = need[3] && activates(f);
+  if (need[3]) out[3] = writes_dz && !replaces ? empty_like(dy) : dy;
+  if (need[0]) out[0] = !need[3] && replaces ? dy : empty_like(dy);
   ChannelNormBackwardArgs args{dy.dtype(), f.weight_dtype, data_or_null(x), data_or_null(dy), data_or_null(w),
                                data_or_null(saved[kMean]), data_or_null(saved[kRstd]), nullptr, nullptr,
                                data_or_null(shift), data_or_null(slope), data_or_null(dweight), data_or_null(dbias),

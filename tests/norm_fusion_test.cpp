@@ -121,10 +121,14 @@ TEST_CASE("batch_norm: residual and activation in the same pass give the composi
     for (const bool training : {true, false})
       for (const bool shortcut : {true, false})
         for (const Case& c : kCases) {
-          const Tensor fused = batch_norm(in.x, in.weight, in.bias, mean, var, training, 0.1, 1e-5, false, c.activation,
-                                          shortcut ? in.residual : Tensor(), c.slope);
+          const auto fused = [&] {
+            return batch_norm(in.x, in.weight, in.bias, mean, var, training, 0.1, 1e-5, false, c.activation,
+                              shortcut ? in.residual : Tensor(), c.slope);
+          };
           const Tensor norm = batch_norm(in.x, in.weight, in.bias, mean, var, training, 0.1, 1e-5, false);
-          CHECK_MESSAGE(same(all_of(fused, in), all_of(activate(shortcut ? norm + in.residual : norm, c), in)), c.name);
+          const Tensors composite = all_of(activate(shortcut ? norm + in.residual : norm, c), in);
+          CHECK_MESSAGE(same(all_of(fused(), in), composite), c.name);
+          CHECK_MESSAGE(same(all_of(affine(fused(), 1, 0), in), composite), c.name);  // dy is the pass's: written over
         }
   });
 }
