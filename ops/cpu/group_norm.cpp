@@ -56,26 +56,24 @@ struct Count {
   constexpr operator int() const { return n; }
 };
 // Calls block(at, count, c) until every column was in one: columns [c, c + count registers) where at is wide, else
-// [c, c + count). The last register's may be columns that had their turn.
+// [c, c + count). With `again` the last register's may be columns that had their turn.
 template <class T, class F>
-inline void by_columns(std::int64_t columns, F block) {
+inline void by_columns(std::int64_t columns, bool again, F block) {
   constexpr std::int64_t width = kWide<T>;
   std::int64_t c = 0;
-  if (columns < width) {
-    for (; c + kBlock <= columns; c += kBlock) block(one, Count<kBlock>(), c);
-    for (; c < columns; ++c) block(one, Count<1>(), c);
-    return;
-  }
   for (; c + kBlock * width <= columns; c += kBlock * width) block(wide, Count<kBlock>(), c);
   for (; c + 2 * width <= columns; c += 2 * width) block(wide, Count<2>(), c);
-  for (; c < columns; c += width) block(wide, Count<1>(), lesser(c, columns - width));
+  for (; c + width <= columns; c += width) block(wide, Count<1>(), c);
+  if (c < columns && again && columns >= width) return block(wide, Count<1>(), columns - width);
+  for (; c + kBlock <= columns; c += kBlock) block(one, Count<kBlock>(), c);
+  for (; c < columns; ++c) block(one, Count<1>(), c);
 }
 
 template <class T>
 void partial(const ChannelNormArgs& a, std::int64_t item) {
   const Chunk k = chunk_of(a, item);
   const T inverse = T(1) / static_cast<T>(k.count);
-  by_columns<T>(a.columns, [&](auto at, auto count, std::int64_t c) {
+  by_columns<T>(a.columns, true, [&](auto at, auto count, std::int64_t c) {
     using V = decltype(at(static_cast<const T*>(nullptr)));
     constexpr std::int64_t width = sizeof(V) / sizeof(T);
     alignas(64) T buffer[count * width];
@@ -262,13 +260,14 @@ template <class T, class F>
 void dots(const ChannelNormBackwardArgs& a, std::int64_t item) {
   const Chunk k = chunk_of(a, item);
   alignas(64) T mean[kTable], scale[kTable], shift[kTable];
+  // dz may lie where dy does: it is made once.
   for (std::int64_t from = 0; from < a.columns; from += kWidth) {
     const std::int64_t n = lesser(kWidth, a.columns - from);
     if (remakes_z(a))
       affine_tables(a, k.outer, from, n, mean, scale, shift);
     else if (a.part_dyx)
       spread(a.mean, k.outer, a.groups, a.columns, from, n, mean);
-    by_columns<T>(n, [&](auto at, auto count, std::int64_t c) {
+    by_columns<T>(n, !a.dz, [&](auto at, auto count, std::int64_t c) {
       using V = decltype(at(static_cast<const T*>(nullptr)));
       constexpr std::int64_t width = sizeof(V) / sizeof(T);
       alignas(64) T buffer[2][count * width];
