@@ -155,8 +155,7 @@ Grads fused_backward(const Saved& saved, const Tensor& dy0, const Form& f, Needs
   const Tensor dweight = table(need[1], e.columns), dbias = table(need[2], e.columns);
   Grads out(4);
   bool writes_dz = need[3] && activates(f);
-  const bool once = e.columns % 16 == 0;  // else a vector of columns may reach back over those before, already dz
-  if (need[3]) out[3] = writes_dz && !(replaces && once) ? empty_like(dy) : dy;
+  if (need[3]) out[3] = writes_dz && !replaces ? empty_like(dy) : dy;
   if (need[0]) out[0] = !need[3] && replaces ? dy : empty_like(dy);
   ChannelNormBackwardArgs args{dy.dtype(), f.weight_dtype, data_or_null(x), data_or_null(dy), data_or_null(w),
                                data_or_null(saved[kMean]), data_or_null(saved[kRstd]), nullptr, nullptr,
