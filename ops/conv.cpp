@@ -133,7 +133,7 @@ bool is_streamed(const Tensor& y) { return bytes_of(y.dtype(), y.numel()) >= (32
 Tensor apply_depthwise(const Geometry& g, bool transposed, const Tensor& source, const Tensor& w, const Tensor& bias,
                        const End& end, const Tensor& y) {
   const std::int64_t taps = taps_of(g);
-  const Tensor packed = empty({taps, g.groups}, source.dtype(), source.device());
+  const Tensor packed = empty({taps, g.groups}, accumulator(source.dtype()), source.device());
   if (y.device().is_meta() || y.numel() == 0) return y;
   const Extent e = extent_of(g, transposed);
   const ConvPackArgs pack{g, source.dtype(), transposed, w.data(), packed.data(), 0, 1};
@@ -174,23 +174,6 @@ Tensor apply_dense(const Geometry& one, bool transposed, const Tensor& source, c
   return y;
 }
 
-// A 16-bit depthwise convolution on the CPU, a sample at a time in f32.
-Tensor apply_depthwise_by_sample(const Geometry& g, bool transposed, const Tensor& source, const Tensor& w,
-                                 const Tensor& bias, const End& end, const Tensor& y) {
-  const NoGrad off;
-  Geometry one = g;
-  one.batch = 1;
-  const Tensor wide_w = cast(w, f32), wide_bias = cast_or_undefined(bias, f32);
-  for (std::int64_t b = 0; b < g.batch; ++b) {
-    const auto sample = [b](const Tensor& t) { return slice(t, 0, b, b + 1); };
-    End wide = end;
-    if (end.residual.defined()) wide.residual = cast(sample(end.residual), f32);
-    const Tensor x = cast(sample(source), f32), part = empty(sample(y).shape(), f32, y.device());
-    copy_into(sample(y), cast(apply_depthwise(one, transposed, x, wide_w, wide_bias, wide, part), y.dtype()));
-  }
-  return y;
-}
-
 // On CUDA: how the sum over (tap, channel) is cut where too few blocks of positions would fill a device. By shape alone.
 struct SumCut {
   std::int64_t chunks, chunk;
@@ -213,6 +196,12 @@ SumCut cut_sum(const Geometry& g, bool transposed, DType dtype) {
 // y from x (transposed = false), or what is shaped like x from what is shaped like y. All contiguous; bias may be undefined.
 // end: on the CPU only.
 Tensor apply(const Geometry& g, bool transposed, const Tensor& source, const Tensor& w, const Tensor& bias, const End& end = {}) {
+  if (through_f32(source) && is_depthwise(g) && taps_of(g) > kConvHalfTaps) {
+    const NoGrad off;
+    const End wide{end.activation, cast_or_undefined(end.residual, f32), end.ceiling};
+    const Tensor y = apply(g, transposed, cast(source, f32), cast(w, f32), cast_or_undefined(bias, f32), wide);
+    return cast(y, source.dtype());
+  }
   const Tensor y = end.in_place ? end.residual
                                 : empty(transposed ? x_shape(g) : y_shape(g), source.dtype(), source.device());
   if (y.device().is_cuda()) {
@@ -223,9 +212,8 @@ Tensor apply(const Geometry& g, bool transposed, const Tensor& source, const Ten
     launch(kernels::conv_direct, y.device(), direct, y.numel(), 1);
     return y;
   }
-  if (!is_depthwise(g)) return apply_dense(g, transposed, source, w, bias, end, y);
-  return is_half(y.dtype()) ? apply_depthwise_by_sample(g, transposed, source, w, bias, end, y)
-                            : apply_depthwise(g, transposed, source, w, bias, end, y);
+  return is_depthwise(g) ? apply_depthwise(g, transposed, source, w, bias, end, y)
+                         : apply_dense(g, transposed, source, w, bias, end, y);
 }
 
 // The same on CUDA: about 512 blocks, chunks of at least 256 positions, parts below 64 MB.
@@ -311,7 +299,7 @@ Tensor apply_weight_gradient(const Geometry& one, const Tensor& dy, const Tensor
   const Tensor dw = empty(w_shape(one), x.dtype(), x.device());
   const std::int64_t lines = g.batch * g.out[0] * g.out[1], plane = dw.numel() * merged;
   const bool few = !depthwise && reads_windows(g, acc), whole = !depthwise && !few && g.cin % 16 == 0;
-  if (half && (depthwise || ((few || whole) && g.out[2] > kConvHalfLine))) {
+  if (half && (few || whole) && g.out[2] > kConvHalfLine) {
     const NoGrad off;
     return cast(apply_weight_gradient(one, cast(dy, f32), cast(x, f32)), x.dtype());
   }

@@ -15,9 +15,9 @@
 //
 // dtypes  x, w, bias equal: f32, f64; bf16 and f16 summed in f32 (CUDA: no f64). Mixed dtypes and devices throw.
 //         On the CPU 16-bit tensors are widened as they are copied beside the product and results rounded once: the
-//         bits of the f32 op between two casts. f32 copies are made of one sample at a time of a depthwise convolution,
-//         and of whole tensors for its weight gradient, for weight gradients along lines of more than 1,024 positions,
-//         and where a residual or an activation follows and a gradient is needed.
+//         bits of the f32 op between two casts. Whole tensors are cast for weight gradients along lines of more than
+//         1,024 positions (not depthwise), for depthwise kernels of more than 1,024 elements, and where a residual or
+//         an activation follows and a gradient is needed.
 // errors  ranks and channels that do not match, stride or dilation < 1, padding < 0, a kernel larger than the padded x;
 //         another activation, a ceiling below 0 or without relu, a residual unlike y.
 // grad    x, w and bias, of any order: the gradients are made of conv, conv_transpose and conv_weight_gradient, all
@@ -88,6 +88,7 @@ struct ConvArgs {
 };
 inline constexpr std::int64_t kConvTile = 96;
 inline constexpr std::int64_t kConvHalfColumns = 512;  // at most of a 16-bit result: the sums lie beside it
+inline constexpr int kConvHalfTaps = 1024;             // at most of a 16-bit depthwise convolution
 
 // packed: the weights as GEMM panels, per (group, phase), then zeros for as many channels as a group of the source has,
 // which stand for its padding; depthwise: [taps, channels].

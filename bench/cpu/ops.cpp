@@ -82,14 +82,16 @@ Served differentiated(const std::string& pass, const std::vector<Tensor>& inputs
   return {[=] { grad({f(inputs)}, inputs, {dy}); }};
 }
 
-// x [batch, spatial.., in], w [out, kernel.., in]. The passes are those of training: y, dx and dw.
+// x [batch, spatial.., in], w [out, kernel.., in / groups]. The passes are those of training: y, dx and dw.
 Served conv_pass(const json& c) {
   const Shape in = shape_of(c["x"]), kernel = shape_of(c["kernel"]);
   Shape weight{c["out"].get<std::int64_t>()};
   for (const std::int64_t size : kernel) weight.push_back(size);
-  weight.push_back(in.back());
+  const int groups = c.value("groups", 1);
+  weight.push_back(in.back() / groups);
   const ConvOptions options{.stride = {c.value("stride", std::int64_t{1})},
-                            .pad_before = {c.value("pad", std::int64_t{0})}};
+                            .pad_before = {c.value("pad", std::int64_t{0})},
+                            .groups = groups};
   const DType dtype = dtype_of(c);
   const Tensor x = random(in, dtype), w = random(weight, dtype);
   const std::string pass = c["pass"];

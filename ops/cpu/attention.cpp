@@ -40,7 +40,8 @@ struct Rows {
   int64_t ld;
 };
 template <class S>
-inline Rows<Wide<S>> rows_of(const S* x, int64_t ld, int64_t rows, int64_t n, [[maybe_unused]] Wide<S>* buffer) {
+inline Rows<Computed<S>> rows_of(const S* x, int64_t ld, int64_t rows, int64_t n,
+                                 [[maybe_unused]] Computed<S>* buffer) {
   if constexpr (kHalf<S>) {
     const int64_t wide = gemm::round_up(n, 16);
     gemm::widen_rows(x, ld, rows, n, buffer, wide);
@@ -59,14 +60,14 @@ struct Sums {
   int64_t ld;
 };
 template <class S>
-inline Sums<Wide<S>> sums_for(S* y, int64_t ld, [[maybe_unused]] int64_t n, [[maybe_unused]] Wide<S>* buffer) {
+inline Sums<Computed<S>> sums_for(S* y, int64_t ld, [[maybe_unused]] int64_t n, [[maybe_unused]] Computed<S>* buffer) {
   if constexpr (kHalf<S>)
     return {buffer, n};
   else
     return {y, ld};
 }
 template <class S>
-inline void put_rows([[maybe_unused]] Sums<Wide<S>> sums, [[maybe_unused]] int64_t rows, [[maybe_unused]] int64_t n,
+inline void put_rows([[maybe_unused]] Sums<Computed<S>> sums, [[maybe_unused]] int64_t rows, [[maybe_unused]] int64_t n,
                      [[maybe_unused]] S* y, [[maybe_unused]] int64_t ld) {
   if constexpr (kHalf<S>)
     for (int64_t i = 0; i < rows; ++i) narrow(sums.data + i * sums.ld, y + i * ld, n);
@@ -79,13 +80,13 @@ struct Right {
   int64_t ld;  // 0: packed
 };
 template <class S>
-inline Right<Wide<S>> right(Rows<Wide<S>> b, int64_t rows, int64_t n, Wide<S>* buffer) {
-  if (kHalf<S> || (n % gemm::kWidth<Wide<S>> == 0 && b.ld != 0)) return {b.data, b.ld};
+inline Right<Computed<S>> right(Rows<Computed<S>> b, int64_t rows, int64_t n, Computed<S>* buffer) {
+  if (kHalf<S> || (n % gemm::kWidth<Computed<S>> == 0 && b.ld != 0)) return {b.data, b.ld};
   gemm::pack_panels(b.data, b.ld, 1, rows, n, buffer);
   return {buffer, 0};
 }
 template <class S>
-inline Right<Wide<S>> right(const S* b, int64_t ld, int64_t rows, int64_t n, Wide<S>* buffer) {
+inline Right<Computed<S>> right(const S* b, int64_t ld, int64_t rows, int64_t n, Computed<S>* buffer) {
   return right<S>(rows_of(b, ld, rows, n, buffer), rows, n, buffer);
 }
 // C[m, n] (+)= A[m, k] right[k, n]; a packed right was made of `packed_rows` rows.
@@ -184,7 +185,7 @@ inline void fill_rows(S* x, int64_t rows, int64_t ld, int64_t n) {
   for (int64_t i = 0; i < rows; ++i)
     for (int64_t j = 0; j < n; ++j) x[i * ld + j] = S{};
 }
-template <class S, class T = Wide<S>>
+template <class S, class T = Computed<S>>
 inline T dot(const S* a, const S* b, int64_t n) {
   T lane[16] = {};
   int64_t i = 0;
@@ -196,7 +197,7 @@ inline T dot(const S* a, const S* b, int64_t n) {
   return lane[0];
 }
 // sum of a (b - c)
-template <class S, class T = Wide<S>>
+template <class S, class T = Computed<S>>
 inline T dot_difference(const S* a, const S* b, const S* c, int64_t n) {
   T lane[16] = {};
   int64_t i = 0;
@@ -219,7 +220,7 @@ template <class S>
 struct Head {  // one (b, h)
   const S *q, *k, *v, *bias;
   S* o;
-  Wide<S>* lse;
+  Computed<S>* lse;
   int64_t ldo;
 };
 template <class S>
@@ -231,7 +232,7 @@ Head<S> head_of(const AttentionArgs& p, int64_t bh) {
           static_cast<const S*>(p.v) + b * p.vs[0] + h * p.vs[2],
           bias ? bias + b * p.bs[0] + h * p.bs[1] : nullptr,
           static_cast<S*>(p.o) + (b * p.nq * p.heads + h) * p.dv,
-          static_cast<Wide<S>*>(p.lse) + bh * p.nq,
+          static_cast<Computed<S>*>(p.lse) + bh * p.nq,
           p.heads * p.dv};
 }
 
@@ -242,12 +243,12 @@ struct Bias {
   int64_t stride;
 };
 template <class S>
-inline Bias<Wide<S>> bias_of(const AttentionArgs& p, const Head<S>& head, int64_t row, int64_t j0,
-                             [[maybe_unused]] int64_t n, [[maybe_unused]] Wide<S>* buffer) {
+inline Bias<Computed<S>> bias_of(const AttentionArgs& p, const Head<S>& head, int64_t row, int64_t j0,
+                             [[maybe_unused]] int64_t n, [[maybe_unused]] Computed<S>* buffer) {
   if (!head.bias) return {nullptr, 0};
   const S* bias = head.bias + row * p.bs[2] + j0 * p.bs[3];
   if constexpr (kHalf<S>) {
-    if (p.bs[3] == 1) return widen(bias, buffer, n), Bias<Wide<S>>{buffer, 1};
+    if (p.bs[3] == 1) return widen(bias, buffer, n), Bias<Computed<S>>{buffer, 1};
     for (int64_t j = 0; j < n; ++j) buffer[j] = load(bias[j * p.bs[3]]);
     return {buffer, 1};
   } else {
@@ -258,7 +259,7 @@ inline Bias<Wide<S>> bias_of(const AttentionArgs& p, const Head<S>& head, int64_
 // Queries first .. first + rows, at most kMaxChunk, of one head; 16-bit ones have their sums in a block.
 template <class S>
 __attribute__((noinline)) void attend(const AttentionArgs& p, const Head<S>& head, int64_t first, int64_t rows) {
-  using T = Wide<S>;
+  using T = Computed<S>;
   constexpr int W = gemm::kWidth<T>;
   alignas(64) T kt[kPacked<T>];
   alignas(64) T vp[kPacked<T>];
@@ -331,13 +332,13 @@ template <class S>
 void attend_chunk(const AttentionArgs& p, int64_t item) {
   const Head<S> head = head_of<S>(p, item / p.chunks);
   const int64_t begin = item % p.chunks * p.chunk, end = lesser(begin + p.chunk, p.nq);
-  const int64_t most = kHalf<S> ? kPacked<Wide<S>> / greater(p.dv, int64_t{1}) : p.chunk;
+  const int64_t most = kHalf<S> ? kPacked<Computed<S>> / greater(p.dv, int64_t{1}) : p.chunk;
   for (int64_t i = begin; i < end; i += most) attend(p, head, i, lesser(most, end - i));
 }
 
 template <class S>
 __attribute__((noinline)) void attend_backward(const AttentionGradArgs& g, int64_t bh) {
-  using T = Wide<S>;
+  using T = Computed<S>;
   constexpr int W = gemm::kWidth<T>;
   alignas(64) T kt[kPacked<T>];
   alignas(64) T vt[kPacked<T>];
@@ -461,7 +462,7 @@ inline Weights<T> merge_weights(T lse1, T lse2) {
 
 template <class S>
 void merge(const LseMergeArgs& p, int64_t begin, int64_t end) {
-  using T = Wide<S>;
+  using T = Computed<S>;
   for (int64_t item = begin; item < end; ++item) {
     const int64_t h = item % p.heads, n = item / p.heads % p.n, b = item / p.heads / p.n,
                   at = (b * p.heads + h) * p.n + n;

@@ -61,7 +61,7 @@ inline Block block_of(const Sum& s, int64_t b) {
 // ---- Weights ----
 
 // Rows c .. c + rows of one tap, columns j .. j + n, of `merged` groups side by side: zero where the groups differ.
-template <class S, class T = Wide<S>>
+template <class S, class T = Computed<S>>
 void pack_merged(const capo::ConvPackArgs& p, int64_t group, int64_t tap, int64_t c, int64_t rows, int64_t j, int64_t n,
                  int64_t width, T* dst) {
   const int64_t cin = p.g.cin / p.merged, cout = p.g.cout / p.merged, taps = taps_of(p.g);
@@ -76,7 +76,7 @@ void pack_merged(const capo::ConvPackArgs& p, int64_t group, int64_t tap, int64_
 template <class S>
 void pack(const capo::ConvPackArgs& p, int64_t item) {
   using namespace gemm;
-  using T = Wide<S>;
+  using T = Computed<S>;
   const ConvGeometry& g = p.g;
   const int64_t depth = p.transposed ? g.cout : g.cin, n = p.transposed ? g.cin : g.cout;  // source and result channels
   const int64_t blocks = (n + 63) / 64, phases = phases_of(g, p.transposed), taps = taps_of(g),
@@ -128,7 +128,7 @@ void find_sources(const Axis* axis, const Piece& piece, int64_t tap, const T* so
 
 // 16-bit sources of one block, rows of k elements at stored[segment * kConvTile + row] + at, widened side by side; null
 // is padding.
-template <class S, class T = Wide<S>>
+template <class S, class T = Computed<S>>
 void widen_sources(const S* const* stored, const Block& block, int64_t m, const T* zeros, T* wide, const T** base) {
   for (int64_t s = 0; s < block.segments; ++s)
     for (int64_t i = 0; i < m; ++i) {
@@ -141,7 +141,7 @@ void widen_sources(const S* const* stored, const Block& block, int64_t m, const 
 }
 
 // m rows of n sums, ended and rounded to 16 bits: row i to result + out[i].
-template <class S, class T = Wide<S>>
+template <class S, class T = Computed<S>>
 void put_rounded(const ConvArgs& p, const T* sums, int64_t m, int64_t n, S* result, const S* residual,
                  const int64_t* out) {
   const T low = static_cast<T>(p.low), high = static_cast<T>(p.high);
@@ -165,7 +165,7 @@ void put_rounded(const ConvArgs& p, const T* sums, int64_t m, int64_t n, S* resu
 template <class S>
 void convolve(const ConvArgs& p, int64_t item) {
   using namespace gemm;
-  using T = Wide<S>;
+  using T = Computed<S>;
   const ConvGeometry& g = p.g;
   const int64_t depth = p.transposed ? g.cout : g.cin, n = p.transposed ? g.cin : g.cout;
   const int64_t phases = phases_of(g, p.transposed), padded = round_up(n, kWidth<T>),

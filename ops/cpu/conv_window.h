@@ -30,7 +30,7 @@ inline void clear(T* dst, int64_t n) {  // mostly a pixel or two
 
 // The pixels that `count` results from number t on read of one line, zeros outside; line: the line's start, or null.
 // 16-bit ones are widened.
-template <class S, class T = Wide<S>>
+template <class S, class T = Computed<S>>
 void copy_line(const Axis& w, int64_t t, int64_t count, const S* line, int64_t pixel, int64_t depth, T* dst) {
   constexpr int W = gemm::kWidth<T>;
   const int64_t first = t * w.source_step + w.offset, n = (count - 1) * w.source_step + w.taps;

@@ -15,7 +15,7 @@ inline void copy_twice(T* dst, const T* src, int64_t n) {
 }
 
 // `count` rows of n elements, `width` apart in dst and `step` apart in src; 16-bit ones are widened.
-template <class S, class T = Wide<S>>
+template <class S, class T = Computed<S>>
   requires kHalf<S>
 void copy_rows(T* dst, int64_t width, const S* src, int64_t step, int64_t count, int64_t n) {
   gemm::widen_rows(src, step, count, n, dst, width);
@@ -49,7 +49,7 @@ void copy_rows(T* dst, int64_t width, const T* src, int64_t step, int64_t count,
 
 // n columns that lie side by side under the taps of one line, for `depth` positions from number m on; `element`: the
 // first column's place in the line, from the pixel of the last axis's first tap. Zeros outside.
-template <class S, class T = Wide<S>>
+template <class S, class T = Computed<S>>
 void fill_piece(const Axis* axis, int64_t m, int64_t depth, int64_t jd, int64_t jh, int64_t element, const S* x,
                 int64_t pixel, int64_t n, T* dst, int64_t width) {
   const Axis& w = axis[2];
@@ -81,7 +81,7 @@ void fill_piece(const Axis* axis, int64_t m, int64_t depth, int64_t jd, int64_t 
 }
 
 // Columns c .. c + n, at most a panel, of the matrix of (tap, channel) columns: rows m .. m + depth.
-template <class S, class T = Wide<S>>
+template <class S, class T = Computed<S>>
 void fill_panel(const Phase& phase, int64_t m, int64_t depth, const S* x, int64_t pixel, int64_t channels, int64_t c,
                 int64_t n, T* dst) {
   const Axis &h = phase.axis[1], &w = phase.axis[2];
@@ -103,7 +103,7 @@ void fill_panel(const Phase& phase, int64_t m, int64_t depth, const S* x, int64_
 template <class S>
 void weight_gradient(const capo::ConvWeightArgs& p, int64_t item) {
   using namespace gemm;
-  using T = Wide<S>;
+  using T = Computed<S>;
   constexpr int64_t kRows = 96, kDepth = 128;  // channels of dy at once; positions at once
   constexpr int64_t kLda = kDepth + 16;        // not a power of two: cache sets
   alignas(64) T columns[kDepth * capo::kConvColumns];
@@ -171,7 +171,7 @@ void scatter_merged(const capo::ConvJoinArgs& p, int64_t i, int64_t n, const T* 
 
 template <class S>
 void join(const capo::ConvJoinArgs& p, int64_t begin, int64_t end) {
-  using T = Wide<S>;
+  using T = Computed<S>;
   constexpr int64_t kPart = 256;
   const T* planes = static_cast<const T*>(p.planes);
   S* dw = static_cast<S*>(p.dw);

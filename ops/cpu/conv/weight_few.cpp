@@ -62,7 +62,7 @@ void rows(int64_t m, const Lines<T>& r, int64_t offset, const T* b, T* c, int64_
 // they are copied, and a panel's columns of dy before it passes.
 template <class S>
 void weight_gradient_few(const capo::ConvWeightArgs& p, int64_t item) {
-  using T = Wide<S>;
+  using T = Computed<S>;
   constexpr int W = kWidth<T>;
   constexpr int64_t kLines = 64, kPositions = 256;  // summed at once
   alignas(64) T copies[kWindow<T>];

@@ -36,7 +36,7 @@ int64_t runs_under(const Axis* axis, int64_t first, int64_t lines, int64_t jd, i
 
 // The runs of `from`, whose b are `step` apart, with n columns of b from c on widened into x, and a found in the
 // widened rows of dy, of m elements, that begin where dy does.
-template <class S, class T = Wide<S>>
+template <class S, class T = Computed<S>>
 void widen_runs(const gemm::Run<S>* from, int64_t runs, int64_t step, int64_t c, int64_t n, const S* dy, int64_t dy_row,
                 const T* wide_dy, int64_t m, T* x, gemm::Run<T>* to) {
   for (int64_t i = 0; i < runs; ++i) {
@@ -49,7 +49,7 @@ void widen_runs(const gemm::Run<S>* from, int64_t runs, int64_t step, int64_t c,
 // One chunk of lines; some channels of dy by some of x, under every tap.
 template <class S>
 void weight_gradient_lines(const capo::ConvWeightArgs& p, int64_t item) {
-  using T = Wide<S>;
+  using T = Computed<S>;
   constexpr int64_t kPanel = gemm::kPanel<T>;
   constexpr int64_t kWideRows = capo::kConvHalfLine * 64;  // elements of dy
   gemm::Run<S> runs[kMostRuns];
