@@ -27,7 +27,11 @@ Tensor masked(const Tensor& x0, double p, RngRange range, std::int64_t run = 1) 
   CAPO_CHECK(!range.place || !x.device().is_cpu(), "dropout: a CPU tensor cannot be part of a captured graph");
   const DropoutArgs args{x.dtype(), data_or_null(x), data_or_null(y), x.numel(), range, threshold,
                          1.0 / (1.0 - p), run};
-  launch(kernels::dropout, x.device(), args, (x.numel() / run + 3) / 4, 4096);
+  const bool pieces = run > 1 && !x.device().is_cuda();
+  if (pieces)
+    launch(kernels::dropout, x.device(), args, x.numel() / run * ((run + kDropPiece - 1) / kDropPiece), 1);
+  else
+    launch(kernels::dropout, x.device(), args, (x.numel() / run + 3) / 4, 4096);
   return record("dropout", y, {x}, Saved(), [p, range, run](const Saved&, const Tensor& dy, Needs) -> Grads {
     return {masked(dy, p, range, run)};
   });
@@ -50,8 +54,7 @@ Tensor drop_path(const Tensor& x, double p, Generator& rng, bool training) {
   check("drop_path", x, p);
   CAPO_CHECK(x.rank() >= 1, "drop_path: x must be [B, ...], got a scalar");
   if (!training || p == 0) return x;
-  if (is_half(x.dtype()) && !x.device().is_cuda()) return cast(drop_path(cast(x, f32), p, rng, true), x.dtype());
-  if (x.device().is_cuda()) {
+  if (x.device().is_cuda() || is_half(x.dtype())) {
     const std::int64_t samples = x.size(0), run = samples ? std::max<std::int64_t>(x.numel() / samples, 1) : 1;
     return masked(x, p, rng.reserve(samples), run);
   }

@@ -20,7 +20,7 @@ namespace capo {
 Tensor dropout(const Tensor& x, double p, Generator& rng, bool training);
 Tensor drop_path(const Tensor& x, double p, Generator& rng, bool training);
 
-// Work item: four neighbouring draws, one Philox block.
+// Work item: four neighbouring draws, one Philox block; on the CPU, of longer runs, up to kDropPiece elements of one.
 struct DropoutArgs {
   DType dtype;
   const void* x;
@@ -29,7 +29,8 @@ struct DropoutArgs {
   RngRange range;
   std::uint32_t threshold;  // a word below it drops its element
   double scale;
-  std::int64_t run;         // neighbours that share a draw: 1, or a sample's elements (CUDA only)
+  std::int64_t run;         // neighbours that share a draw: 1, or a sample's elements (on the CPU 16-bit ones)
 };
+inline constexpr std::int64_t kDropPiece = 16384;
 
 }  // namespace capo

@@ -386,6 +386,19 @@ TEST_CASE("convolutions in 16 bits: no f32 copy is made") {
   }
 }
 
+TEST_CASE("drop_path in 16 bits: the bits of the f32 op between two casts, its gradient too") {
+  for (const DType t : {bf16, f16})
+    for (const Shape& shape : {Shape{9, 7, 5}, Shape{6, 40, 1000}, Shape{0, 4}, Shape{3, 0, 4}}) {
+      INFO(cat(shape, " in ", to_string(t)));
+      const Tensor x = cast(normal(shape, "x"), t), dy = cast(normal(shape, "dy"), t);
+      set_requires_grad(x, true);
+      Generator one(5), other(5);
+      const Tensor got = drop_path(x, 0.4, one, true), wanted = cast(drop_path(cast(x, f32), 0.4, other, true), t);
+      CHECK(same_bits(got, wanted));
+      CHECK(same_bits(grad({got}, {x}, {dy})[0], grad({wanted}, {x}, {dy})[0]));
+    }
+}
+
 TEST_CASE("16-bit tensors: no f32 copy is made") {
   const Tensor x = cast(normal({512, 512}, "x"), bf16), w = cast(normal({512}, "w"), bf16);
   const auto extra = [&](const std::function<Tensor()>& run) {  // beyond the result
@@ -397,6 +410,8 @@ TEST_CASE("16-bit tensors: no f32 copy is made") {
   };
   const std::int64_t small = 64 * 1024;
   CHECK(extra([&] { return gelu(x); }) < small);
+  Generator rng(3);
+  CHECK(extra([&] { return drop_path(x, 0.3, rng, true); }) < small);
   CHECK(extra([&] { return unary_backward(UnaryKind::gelu, x, x, 0, 0); }) < small);
   CHECK(extra([&] { return x + x; }) < small);
   CHECK(extra([&] { return x * w; }) < small);

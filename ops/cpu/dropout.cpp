@@ -25,8 +25,30 @@ void run(const capo::DropoutArgs& a, std::int64_t begin, std::int64_t end) {
   }
 }
 
+// One draw for each run: times 0 or the scale, as by a factor for each sample.
+void scale_runs(const capo::DropoutArgs& a, std::int64_t begin, std::int64_t end) {
+  const std::int64_t pieces = (a.run + capo::kDropPiece - 1) / capo::kDropPiece;
+  float buffer[kPiece];
+  for (std::int64_t item = begin; item < end; ++item) {
+    const std::int64_t draw = item / pieces, from = item % pieces * capo::kDropPiece;
+    const std::int64_t stop = lesser(from + capo::kDropPiece, a.run);
+    std::uint32_t words[kPhiloxWords];
+    philox_words(a.range.seed, a.range.stream, a.range.offset + static_cast<std::uint64_t>(draw / 4), words);
+    const float factor = words[draw % 4] < a.threshold ? 0.0f : static_cast<float>(a.scale);
+    for (std::int64_t i = from; i < stop; i += kPiece) {
+      const std::int64_t at = draw * a.run + i, n = lesser(kPiece, stop - i);
+      const float* x = read_row(a.x, a.dtype, at, n, buffer);
+      float* y = open_row(a.y, a.dtype, at, buffer);
+#pragma omp simd
+      for (std::int64_t j = 0; j < n; ++j) y[j] = x[j] * factor;
+      close_row(a.y, a.dtype, at, n, y);
+    }
+  }
+}
+
 }  // namespace
 
 CAPO_CPU_KERNEL(dropout, capo::DropoutArgs) {
+  if (args.run > 1) return scale_runs(args, begin, end);
   args.dtype == capo::DType::f64 ? run<double>(args, begin, end) : run<float>(args, begin, end);
 }
