@@ -6,6 +6,7 @@
 #include <capo/ops/copy.h>
 #include <capo/ops/kernel.h>
 #include <capo/ops/reduce.h>
+#include <capo/ops/streaming_internal.h>
 #include <capo/ops/unary.h>
 #include <capo/ops/view.h>
 #include <capo/ops/work_internal.h>
@@ -128,7 +129,7 @@ void set_end(ConvArgs& p, const End& end) {
   p.high = end.ceiling > 0 ? end.ceiling : kInfinity;
 }
 bool is_far(const Tensor& y) { return bytes_of(y.dtype(), y.numel()) > (8 << 20); }
-bool is_streamed(const Tensor& y) { return bytes_of(y.dtype(), y.numel()) >= (32 << 20); }  // kStreamed of ops/cpu/half.h
+bool is_streamed(const Tensor& y) { return bytes_of(y.dtype(), y.numel()) >= kStreamed; }
 
 Tensor apply_depthwise(const Geometry& g, bool transposed, const Tensor& source, const Tensor& w, const Tensor& bias,
                        const End& end, const Tensor& y) {

@@ -61,7 +61,7 @@ void copy_loop(const capo::CopyArgs& p, std::int64_t begin, std::int64_t end) {
   if constexpr (kFloats<S, D>) {
     std::int64_t bytes = is == 1 && id == 1 ? static_cast<std::int64_t>(sizeof(D)) : 0;
     for (int i = 0; i < p.rank; ++i) bytes *= p.shape[i];
-    streamed = bytes >= kStreamed;
+    streamed = bytes >= capo::kStreamed;
   }
   for_rows(p.rank, p.shape, p.ss, p.sd, begin, end,
            [=](std::int64_t, std::int64_t n, std::int64_t os, std::int64_t od) {

@@ -6,6 +6,7 @@
 #include <capo/ops/args.h>
 #include <capo/ops/cpu/kernel.h>
 #include <capo/ops/cpu/math.h>
+#include <capo/ops/streaming_internal.h>
 
 #if defined(__SSE2__)
 #include <immintrin.h>
@@ -93,10 +94,9 @@ inline T read_one(const void* x, capo::DType dtype, std::int64_t at) {
   return static_cast<const T*>(x)[at];
 }
 
-// A result that no cache holds until it is read is written past them: a plain store would first read what it replaces.
-constexpr std::int64_t kStreamed = std::int64_t{32} << 20;  // bytes
+// Whether a kernel of rows writes its result past the caches.
 inline bool streams(capo::DType dtype, std::int64_t elements) {
-  return dtype == capo::DType::f32 && elements * 4 >= kStreamed;
+  return dtype == capo::DType::f32 && elements * 4 >= capo::kStreamed;
 }
 // Whole lines of 64 bytes past the caches, the ends as usual.
 [[gnu::noinline]] inline void stream(const void* from, void* to, std::int64_t bytes) {
