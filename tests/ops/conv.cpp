@@ -53,7 +53,8 @@ Tensors reference(const Tensors& in, const ConvOptions& o, bool transposed) {
     l.stride[a] = at(o.stride, i, 1);
     l.dilation[a] = at(o.dilation, i, 1);
     l.pad[a] = at(o.pad_before, i, 0);
-    const int64_t pads = l.pad[a] + at(o.pad_after, i, l.pad[a]), reach = l.dilation[a] * (l.k[a] - 1) + 1, n = source.size(1 + i);
+    const int64_t pads = l.pad[a] + at(o.pad_after, i, l.pad[a]), reach = l.dilation[a] * (l.k[a] - 1) + 1,
+                  n = source.size(1 + i);
     if (transposed) {
       l.y[a] = n;
       l.x[a] = (n - 1) * l.stride[a] - pads + reach + at(o.output_padding, i, 0);
@@ -92,11 +93,19 @@ const Entry kConv[] = {
     {"7x7, stride 2", {1, 9, 11, 3}, {5, 7, 7, 3}, true, {.stride = {2}, .pad_before = {3}}},
     {"uneven", {1, 6, 5, 2}, {3, 2, 3, 2}, true, {.stride = {2, 1}, .pad_before = {0, 2}, .pad_after = {1, 0}}},
     {"dilation 2", {1, 7, 6, 2}, {3, 3, 2, 2}, false, {.pad_before = {2}, .dilation = {2}}},
-    {"dilation 2 and 3, stride 3 and 2", {1, 9, 10, 2}, {2, 3, 3, 2}, true, {.stride = {3, 2}, .pad_before = {1}, .dilation = {2, 3}}},
+    {"dilation 2 and 3, stride 3 and 2",
+     {1, 9, 10, 2},
+     {2, 3, 3, 2},
+     true,
+     {.stride = {3, 2}, .pad_before = {1}, .dilation = {2, 3}}},
     {"groups", {2, 4, 5, 6}, {4, 3, 2, 3}, true, {.pad_before = {1}, .groups = 2}},
     {"groups of one input, two outputs", {1, 4, 4, 3}, {6, 3, 3, 1}, false, {.pad_before = {1}, .groups = 3}},
     {"depthwise", {2, 5, 4, 5}, {5, 3, 3, 1}, true, {.pad_before = {1}, .groups = 5}},
-    {"depthwise, stride 2, dilation 2", {1, 7, 8, 3}, {3, 3, 3, 1}, true, {.stride = {2}, .pad_before = {2}, .dilation = {2}, .groups = 3}},
+    {"depthwise, stride 2, dilation 2",
+     {1, 7, 8, 3},
+     {3, 3, 3, 1},
+     true,
+     {.stride = {2}, .pad_before = {2}, .dilation = {2}, .groups = 3}},
     {"patches", {1, 6, 6, 3}, {7, 3, 3, 3}, true, {.stride = {3}}},
     {"stride beyond the kernel", {1, 7, 9, 2}, {3, 2, 2, 2}, true, {.stride = {3, 4}}},
     {"1d", {2, 9, 3}, {4, 3, 3}, true, {.stride = {2}, .pad_before = {1}}},
@@ -111,7 +120,11 @@ const Entry kConv[] = {
 const Entry kTransposed[] = {
     {"2x2, stride 2", {2, 3, 4, 3}, {3, 2, 2, 4}, true, {.stride = {2}}},
     {"4x4, stride 2, padded", {1, 3, 2, 2}, {2, 4, 4, 3}, true, {.stride = {2}, .pad_before = {1}}},
-    {"3x3, output padding", {1, 3, 4, 2}, {2, 3, 3, 3}, true, {.stride = {2}, .pad_before = {1}, .output_padding = {1, 0}}},
+    {"3x3, output padding",
+     {1, 3, 4, 2},
+     {2, 3, 3, 3},
+     true,
+     {.stride = {2}, .pad_before = {1}, .output_padding = {1, 0}}},
     {"stride 1", {2, 4, 3, 2}, {2, 3, 3, 3}, false, {.pad_before = {1}, .pad_after = {0}}},
     {"dilation 2, stride 3", {1, 3, 3, 2}, {2, 3, 2, 2}, true, {.stride = {3}, .dilation = {2}}},
     {"output padding below the dilation", {1, 3, 3, 2}, {2, 2, 2, 2}, true, {.dilation = {3}, .output_padding = {2}}},
@@ -153,17 +166,22 @@ Sample make_ended(const Entry& e, const End& end) {
     const Tensor y = bare.reference(inputs)[0], residual = normal(y.shape(), cat(e.label, " residual"), 0.3);
     for (std::int64_t i = 0; i < y.numel(); ++i)
       for (const double kink : {0.0, end.ceiling})
-        if (std::fabs(y.data<double>()[i] + residual.data<double>()[i] - kink) < 0.05) residual.data<double>()[i] += 0.12;
+        if (std::fabs(y.data<double>()[i] + residual.data<double>()[i] - kink) < 0.05)
+          residual.data<double>()[i] += 0.12;
     inputs.push_back(residual);
   }
   const ConvOptions o = e.options;
   const std::size_t plain = bare.inputs.size();
-  Sample s{cat(e.label, ", ", name_of(end.activation), end.residual ? " + residual" : "", end.ceiling > 0 ? ", ceiling" : ""), inputs,
+  Sample s{cat(e.label, ", ", name_of(end.activation), end.residual ? " + residual" : "",
+               end.ceiling > 0 ? ", ceiling" : ""),
+           inputs,
            [o, end, plain](const Tensors& in) {
-             return Tensors{conv(in[0], in[1], plain > 2 ? in[2] : Tensor(), o, end.activation, end.residual ? in[plain] : Tensor(), end.ceiling)};
+             return Tensors{conv(in[0], in[1], plain > 2 ? in[2] : Tensor(), o, end.activation,
+                                 end.residual ? in[plain] : Tensor(), end.ceiling)};
            },
            [o, end, plain](const Tensors& in) {
-             const Tensor sum = reference(Tensors(in.begin(), in.begin() + static_cast<std::ptrdiff_t>(plain)), o, false)[0];
+             const Tensor sum =
+                 reference(Tensors(in.begin(), in.begin() + static_cast<std::ptrdiff_t>(plain)), o, false)[0];
              auto y = to_vector<double>(sum);
              const auto r = end.residual ? to_vector<double>(in[plain]) : std::vector<double>(y.size());
              for (std::size_t i = 0; i < y.size(); ++i) {
@@ -192,56 +210,79 @@ std::vector<OpCase> op_cases() {
   for (const Entry& e : kConv) c.samples.push_back(make(e, false));
   for (const Entry& e : kTransposed) t.samples.push_back(make(e, true));
   c.samples.push_back(make_large("many channels", {2, 7, 9, 67}, {70, 3, 3, 67}, {.pad_before = {1}}));
-  c.samples.push_back(make_large("many channels, stride 2", {1, 9, 8, 130}, {35, 3, 3, 130}, {.stride = {2}, .pad_before = {1}}));
+  c.samples.push_back(
+      make_large("many channels, stride 2", {1, 9, 8, 130}, {35, 3, 3, 130}, {.stride = {2}, .pad_before = {1}}));
   c.samples.push_back(make_large("1x1, many channels", {1, 7, 9, 150}, {100, 1, 1, 150}, {}));
   c.samples.push_back(make_large("many positions", {3, 31, 33, 3}, {5, 3, 3, 3}, {.pad_before = {1}}));
   c.samples.push_back(make_large("many groups", {1, 13, 13, 64}, {64, 3, 3, 2}, {.pad_before = {1}, .groups = 32}));
-  c.samples.push_back(make_large("depthwise, many channels", {2, 9, 11, 83}, {83, 3, 3, 1}, {.stride = {2}, .pad_before = {1}, .groups = 83}));
-  c.samples.push_back(make_large("channels in eights", {2, 9, 11, 48}, {144, 3, 3, 24}, {.stride = {2}, .pad_before = {1}, .groups = 2}));
+  c.samples.push_back(make_large("depthwise, many channels", {2, 9, 11, 83}, {83, 3, 3, 1},
+                                 {.stride = {2}, .pad_before = {1}, .groups = 83}));
+  c.samples.push_back(make_large("channels in eights", {2, 9, 11, 48}, {144, 3, 3, 24},
+                                 {.stride = {2}, .pad_before = {1}, .groups = 2}));
   c.samples.push_back(make_large("channels in eights, dilated 3d", {1, 3, 5, 6, 8}, {80, 2, 3, 2, 8},
                                  {.stride = {1, 2, 1}, .pad_before = {1}, .dilation = {1, 1, 2}}));
   c.samples.push_back(make_large("inputs in eights", {2, 6, 7, 16}, {5, 3, 3, 16}, {.pad_before = {1}}));
   c.samples.push_back(make_large("outputs in eights", {2, 9, 8, 3}, {72, 4, 4, 3}, {.stride = {4}}));
-  c.samples.push_back(make_large("few inputs, outputs in sixteens", {3, 11, 35, 3}, {48, 3, 5, 3}, {.stride = {2, 1}, .pad_before = {1, 2}}));
-  c.samples.push_back(make_large("few inputs, outputs in sixteens, 3d, groups", {2, 4, 5, 7, 14}, {32, 3, 2, 3, 7}, {.pad_before = {1, 1, 2}, .groups = 2}));
+  c.samples.push_back(make_large("few inputs, outputs in sixteens", {3, 11, 35, 3}, {48, 3, 5, 3},
+                                 {.stride = {2, 1}, .pad_before = {1, 2}}));
+  c.samples.push_back(make_large("few inputs, outputs in sixteens, 3d, groups", {2, 4, 5, 7, 14}, {32, 3, 2, 3, 7},
+                                 {.pad_before = {1, 1, 2}, .groups = 2}));
   c.samples.push_back(make_large("groups of four", {2, 9, 15, 32}, {32, 3, 3, 4}, {.pad_before = {1}, .groups = 8}));
-  c.samples.push_back(make_large("groups of three and five", {1, 9, 7, 18}, {30, 3, 3, 3}, {.stride = {2}, .pad_before = {1}, .groups = 6}));
+  c.samples.push_back(make_large("groups of three and five", {1, 9, 7, 18}, {30, 3, 3, 3},
+                                 {.stride = {2}, .pad_before = {1}, .groups = 6}));
   c.samples.push_back(make_large("1x1, inputs summed in pieces", {1, 3, 5, 700}, {20, 1, 1, 700}, {.stride = {1, 2}}));
   c.samples.push_back(make_large("3x2, inputs summed in pieces", {1, 3, 4, 601}, {9, 3, 2, 601}, {.pad_before = {1}}));
   c.samples.push_back(make_large("depthwise, 5x5", {2, 7, 9, 37}, {37, 5, 5, 1}, {.pad_before = {2}, .groups = 37}));
-  c.samples.push_back(make_large("depthwise, 3d", {1, 5, 4, 6, 35}, {35, 3, 3, 3, 1}, {.stride = {1, 1, 2}, .pad_before = {1}, .groups = 35}));
+  c.samples.push_back(make_large("depthwise, 3d", {1, 5, 4, 6, 35}, {35, 3, 3, 3, 1},
+                                 {.stride = {1, 1, 2}, .pad_before = {1}, .groups = 35}));
   c.samples.push_back(make_large("inputs in sixteens", {4, 12, 13, 48}, {70, 3, 3, 48}, {.pad_before = {1}}));
-  c.samples.push_back(make_large("inputs in sixteens, stride 2, dilation 2, wide padding", {2, 7, 9, 80}, {20, 3, 3, 80},
-                                 {.stride = {2}, .pad_before = {5}, .dilation = {2}}));
+  c.samples.push_back(make_large("inputs in sixteens, stride 2, dilation 2, wide padding", {2, 7, 9, 80},
+                                 {20, 3, 3, 80}, {.stride = {2}, .pad_before = {5}, .dilation = {2}}));
   c.samples.push_back(make_large("inputs in sixteens, 1x1", {2, 16, 17, 64}, {130, 1, 1, 64}, {}));
-  c.samples.push_back(make_large("inputs in sixteens, groups", {2, 6, 7, 64}, {36, 3, 3, 32}, {.pad_before = {1}, .groups = 2}));
-  c.samples.push_back(make_large("inputs in sixteens, 3d", {1, 3, 4, 6, 16}, {10, 2, 3, 2, 16}, {.stride = {1, 2, 1}, .pad_before = {1, 1, 0}}));
+  c.samples.push_back(
+      make_large("inputs in sixteens, groups", {2, 6, 7, 64}, {36, 3, 3, 32}, {.pad_before = {1}, .groups = 2}));
+  c.samples.push_back(make_large("inputs in sixteens, 3d", {1, 3, 4, 6, 16}, {10, 2, 3, 2, 16},
+                                 {.stride = {1, 2, 1}, .pad_before = {1, 1, 0}}));
   c.samples.push_back(make_large("inputs in sixteens, wide dw", {1, 5, 6, 208}, {226, 3, 3, 208}, {.pad_before = {1}}));
-  c.samples.push_back(make({"inputs in sixteens, no images", {0, 4, 4, 16}, {2, 3, 3, 16}, true, {.pad_before = {1}}}, false));
+  c.samples.push_back(
+      make({"inputs in sixteens, no images", {0, 4, 4, 16}, {2, 3, 3, 16}, true, {.pad_before = {1}}}, false));
   // Small images, whose positions are multiplied in another order: windows over one end, both, on every axis.
   c.samples.push_back(make_large("small images", {13, 4, 4, 50}, {70, 3, 3, 50}, {.pad_before = {1}}));
-  c.samples.push_back(make_large("small images, stride 2", {11, 5, 4, 48}, {50, 3, 3, 48}, {.stride = {2}, .pad_before = {1}}));
+  c.samples.push_back(
+      make_large("small images, stride 2", {11, 5, 4, 48}, {50, 3, 3, 48}, {.stride = {2}, .pad_before = {1}}));
   c.samples.push_back(make_large("images smaller than the kernel", {9, 3, 2, 49}, {48, 5, 5, 49}, {.pad_before = {2}}));
-  c.samples.push_back(make_large("small images, dilated", {7, 6, 5, 48}, {49, 3, 3, 48}, {.pad_before = {2}, .dilation = {2}}));
+  c.samples.push_back(
+      make_large("small images, dilated", {7, 6, 5, 48}, {49, 3, 3, 48}, {.pad_before = {2}, .dilation = {2}}));
   c.samples.push_back(make_large("small volumes", {5, 3, 2, 4, 48}, {50, 3, 3, 3, 48}, {.pad_before = {1}}));
-  c.samples.push_back(make_large("small images, a wide kernel", {3, 9, 8, 48}, {20, 11, 17, 48}, {.pad_before = {5, 8}}));
+  c.samples.push_back(
+      make_large("small images, a wide kernel", {3, 9, 8, 48}, {20, 11, 17, 48}, {.pad_before = {5, 8}}));
   // Few positions and long sums, which CUDA cuts; the data gradients too.
   c.samples.push_back(make_large("long sums", {1, 4, 5, 72}, {72, 3, 5, 72}, {.pad_before = {1, 2}}));
-  c.samples.push_back(make_large("long sums, odd, groups", {1, 3, 4, 118}, {66, 3, 6, 59}, {.pad_before = {1, 3}, .groups = 2}));
+  c.samples.push_back(
+      make_large("long sums, odd, groups", {1, 3, 4, 118}, {66, 3, 6, 59}, {.pad_before = {1, 3}, .groups = 2}));
   // So many blocks that CUDA takes its widest ones.
   c.samples.push_back(make_large("groups in eights", {1, 10, 13, 512}, {4608, 1, 1, 8}, {.groups = 64}));
-  t.samples.push_back(make_large("groups in eights", {1, 5, 14, 128}, {128, 2, 4, 72}, {.stride = {2, 4}, .groups = 16}, true));
-  t.samples.push_back(make_large("channels in eights", {1, 7, 9, 48}, {48, 3, 3, 72}, {.stride = {2}, .pad_before = {1}}, true));
-  t.samples.push_back(make_large("many channels", {1, 5, 6, 70}, {70, 4, 4, 67}, {.stride = {2}, .pad_before = {1}}, true));
+  t.samples.push_back(
+      make_large("groups in eights", {1, 5, 14, 128}, {128, 2, 4, 72}, {.stride = {2, 4}, .groups = 16}, true));
+  t.samples.push_back(
+      make_large("channels in eights", {1, 7, 9, 48}, {48, 3, 3, 72}, {.stride = {2}, .pad_before = {1}}, true));
+  t.samples.push_back(
+      make_large("many channels", {1, 5, 6, 70}, {70, 4, 4, 67}, {.stride = {2}, .pad_before = {1}}, true));
 
-  const End ends[] = {{Activation::none, true, 0}, {Activation::relu, false, 0}, {Activation::relu, true, 0}, {Activation::relu, true, 1.5}};
+  const End ends[] = {{Activation::none, true, 0},
+                      {Activation::relu, false, 0},
+                      {Activation::relu, true, 0},
+                      {Activation::relu, true, 1.5}};
   for (const End& end : ends) {
-    c.samples.push_back(make_ended({"3x3, 20 channels", {2, 5, 7, 3}, {20, 3, 3, 3}, true, {.stride = {2}, .pad_before = {1}}}, end));
-    c.samples.push_back(make_ended({"depthwise, 19 channels", {2, 5, 4, 19}, {19, 3, 3, 1}, false, {.pad_before = {1}, .groups = 19}}, end));
+    c.samples.push_back(
+        make_ended({"3x3, 20 channels", {2, 5, 7, 3}, {20, 3, 3, 3}, true, {.stride = {2}, .pad_before = {1}}}, end));
+    c.samples.push_back(make_ended(
+        {"depthwise, 19 channels", {2, 5, 4, 19}, {19, 3, 3, 1}, false, {.pad_before = {1}, .groups = 19}}, end));
   }
 
   const Tensor x = normal({1, 5, 5, 4}, "x"), w = normal({6, 3, 3, 4}, "w");
-  const auto bad = [&](OpCase& to, const char* label, const Tensor& a, const Tensor& b, const Tensor& bias, const ConvOptions& o, const char* text) {
+  const auto bad = [&](OpCase& to, const char* label, const Tensor& a, const Tensor& b, const Tensor& bias,
+                       const ConvOptions& o, const char* text) {
     const bool is_conv = &to == &c;
     to.errors.push_back({label, [=] { is_conv ? conv(a, b, bias, o) : conv_transpose(a, b, bias, o); }, text});
   };
@@ -266,7 +307,8 @@ std::vector<OpCase> op_cases() {
   bad_end("ceiling without relu", Activation::none, {}, 6, "ceiling must be >= 0 and belongs to relu, got 6 with none");
   bad_end("ceiling below zero", Activation::relu, {}, -1, "ceiling must be >= 0");
   bad_end("residual's shape", Activation::relu, normal({1, 3, 3, 4}, "r"), 0, "residual must be f64 [1, 3, 3, 6]");
-  bad_end("residual's dtype", Activation::relu, cast(normal({1, 3, 3, 6}, "r"), f32), 0, "residual must be f64 [1, 3, 3, 6]");
+  bad_end("residual's dtype", Activation::relu, cast(normal({1, 3, 3, 6}, "r"), f32), 0,
+          "residual must be f64 [1, 3, 3, 6]");
 
   const Tensor v = normal({4, 3, 3, 6}, "v");
   bad(t, "channels", x, w, {}, {}, "input channels");
