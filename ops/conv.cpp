@@ -138,7 +138,8 @@ Tensor apply_depthwise(const Geometry& g, bool transposed, const Tensor& source,
   if (y.device().is_meta() || y.numel() == 0) return y;
   const Extent e = extent_of(g, transposed);
   const ConvPackArgs pack{g, source.dtype(), transposed, w.data(), packed.data(), 0, 1};
-  ConvArgs args{g, source.dtype(), transposed, source.data(), packed.data(), data_or_null(bias), y.data(), e.lines, 0, 0, {}, {}, {}, {}, is_far(y), false};
+  ConvArgs args{g,        source.dtype(), transposed, source.data(), packed.data(), data_or_null(bias),
+                y.data(), e.lines,        0,          0,             {},            {}, {}, {}, is_far(y), false};
   set_end(args, end);
   launch(kernels::conv_depthwise_pack, y.device(), pack, 1, 1);
   launch(kernels::conv_depthwise, y.device(), args, e.phases * e.lines,
@@ -175,7 +176,8 @@ Tensor apply_dense(const Geometry& one, bool transposed, const Tensor& source, c
   return y;
 }
 
-// On CUDA: how the sum over (tap, channel) is cut where too few blocks of positions would fill a device. By shape alone.
+// On CUDA: how the sum over (tap, channel) is cut, by shape alone, where too few blocks of positions would fill a
+// device.
 struct SumCut {
   std::int64_t chunks, chunk;
 };
@@ -194,9 +196,10 @@ SumCut cut_sum(const Geometry& g, bool transposed, DType dtype) {
   return {tiles(sum, chunk), chunk};
 }
 
-// y from x (transposed = false), or what is shaped like x from what is shaped like y. All contiguous; bias may be undefined.
-// end: on the CPU only.
-Tensor apply(const Geometry& g, bool transposed, const Tensor& source, const Tensor& w, const Tensor& bias, const End& end = {}) {
+// y from x (transposed = false), or what is shaped like x from what is shaped like y. All contiguous; bias may be
+// undefined. end: on the CPU only.
+Tensor apply(const Geometry& g, bool transposed, const Tensor& source, const Tensor& w, const Tensor& bias,
+             const End& end = {}) {
   if (through_f32(source) && is_depthwise(g) && taps_of(g) > kConvHalfTaps) {
     const NoGrad off;
     const End wide{end.activation, cast_or_undefined(end.residual, f32), end.ceiling};
@@ -233,7 +236,8 @@ Tensor weight_gradient_there(const Geometry& g, const Tensor& dy, const Tensor& 
   const std::int64_t chunk = std::max<std::int64_t>(tiles(tiles(work, chunks), unit) * unit, 1);
   chunks = std::max<std::int64_t>(tiles(work, chunk), 1);
   const Tensor parts = empty({chunks, dw.numel()}, f32, x.device());
-  const ConvWeightPartsArgs args{g, x.dtype(), x.data(), dy.data(), parts.data<float>(), dw.data(), chunks, chunk, tile};
+  const ConvWeightPartsArgs args{g,         x.dtype(), x.data(), dy.data(), parts.data<float>(),
+                                 dw.data(), chunks,    chunk,    tile};
   launch(kernels::conv_weight_parts, x.device(), args, dw.numel(), 1);
   return dw;
 }
@@ -250,11 +254,13 @@ struct WeightCut {
   std::int64_t chunks, chunk, rows, columns, blocks;  // blocks: items of a chunk
 };
 
-// Items whose part of dw stays in L2, and enough of them for many cores; planes below 8 MB, chunks of at least 256 positions.
+// Items whose part of dw stays in L2, and enough of them for many cores; planes below 8 MB, chunks of at least 256
+// positions.
 WeightCut cut_lines(const Geometry& g, DType dtype, std::int64_t lines) {
   constexpr std::int64_t kItems = 16, kInL2 = 768 << 10, kPlanes = 8 << 20, kLeast = 96;
   const auto parts = [](std::int64_t n, std::int64_t part) { return (n + part - 1) / part; };
-  const std::int64_t size = static_cast<std::int64_t>(size_of(dtype)), taps = taps_of(g), plane = g.groups * g.cout * taps * g.cin * size;
+  const std::int64_t size = static_cast<std::int64_t>(size_of(dtype)), taps = taps_of(g),
+                     plane = g.groups * g.cout * taps * g.cin * size;
   WeightCut c{1, 0, g.cout, g.cin, 1};
   const auto halve_rows = [&] { c.rows = parts(parts(c.rows, 2), 6) * 6; };
   while (c.rows * taps * c.columns * size > kInL2 && (c.columns > 64 || c.rows > kLeast)) {
@@ -309,7 +315,8 @@ Tensor apply_weight_gradient(const Geometry& one, const Tensor& dy, const Tensor
   const Tensor planes = as_it_is ? dw : empty({cut.chunks, plane}, acc, x.device());
   if (dw.device().is_meta()) return dw;
 
-  const ConvWeightArgs args{g, x.dtype(), x.data(), dy.data(), planes.data(), cut.chunks, cut.chunk, cut.rows, cut.columns};
+  const ConvWeightArgs args{g,          x.dtype(), x.data(), dy.data(),  planes.data(),
+                            cut.chunks, cut.chunk, cut.rows, cut.columns};
   const auto& kernel = depthwise ? kernels::conv_depthwise_weight_gradient
                        : few     ? kernels::conv_weight_gradient_few
                        : whole   ? kernels::conv_weight_gradient_lines
@@ -317,14 +324,15 @@ Tensor apply_weight_gradient(const Geometry& one, const Tensor& dy, const Tensor
   launch(kernel, x.device(), args, cut.chunks * cut.blocks, 1);
   if (!as_it_is) {
     const std::int64_t cout = depthwise ? g.groups : one.cout;
-    const ConvJoinArgs join{x.dtype(), turned, planes.data(), dw.data(), cut.chunks, plane, taps_of(g), one.cin, cout, merged};
+    const ConvJoinArgs join{x.dtype(), turned,     planes.data(), dw.data(), cut.chunks,
+                            plane,     taps_of(g), one.cin,       cout,      merged};
     launch(kernels::conv_join, x.device(), join, plane, 16384);
   }
   return dw;
 }
 
-// The three bilinear maps of one geometry; each one's gradients are the other two. bias only joins the first two; end only
-// what nothing needs a gradient of.
+// The three bilinear maps of one geometry; each one's gradients are the other two. bias only joins the first two; end
+// only what nothing needs a gradient of.
 Tensor forward(const Geometry& g, const Tensor& x, const Tensor& w, const Tensor& bias, const End& end = {});
 Tensor transposed(const Geometry& g, const Tensor& y, const Tensor& w, const Tensor& bias);
 Tensor weight_gradient(const Geometry& g, const Tensor& dy, const Tensor& x);
@@ -336,7 +344,8 @@ Tensor data_gradient(const Geometry& g, const Tensor& dy, const Tensor& w, Pendi
   const bool mine = before.unique() && before.is_contiguous() && !requires_grad(before);
   const bool in_place = mine && sums_at_once(g, true, dy.dtype());
   if (in_place) write_in_place("conv_transpose", before);
-  const Tensor dx = apply(g, true, contiguous(dy), contiguous(w), {}, {.residual = contiguous(before), .in_place = in_place});
+  const Tensor dx =
+      apply(g, true, contiguous(dy), contiguous(w), {}, {.residual = contiguous(before), .in_place = in_place});
   detail::observe("conv_transpose", dx);
   return dx;
 }
@@ -344,7 +353,8 @@ Tensor data_gradient(const Geometry& g, const Tensor& dy, const Tensor& w, Pendi
 Tensor forward(const Geometry& g, const Tensor& x0, const Tensor& w0, const Tensor& bias0, const End& end) {
   const Tensor x = contiguous(x0), w = contiguous(w0), bias = contiguous_or_undefined(bias0);
   const Needs need = needs_of({x, w, bias});
-  return record("conv", apply(g, false, x, w, bias, end), {x, w, bias}, Saved({keep_if(need[1], x), keep_if(need[0], w)}),
+  return record("conv", apply(g, false, x, w, bias, end), {x, w, bias},
+                Saved({keep_if(need[1], x), keep_if(need[0], w)}),
                 [g](const Saved& s, const Tensor& dy, Needs n, Pending& pending) -> Grads {
                   Grads out(3);
                   if (n[0]) out[0] = data_gradient(g, dy, s[1], pending);
@@ -357,7 +367,8 @@ Tensor forward(const Geometry& g, const Tensor& x0, const Tensor& w0, const Tens
 Tensor transposed(const Geometry& g, const Tensor& y0, const Tensor& w0, const Tensor& bias0) {
   const Tensor y = contiguous(y0), w = contiguous(w0), bias = contiguous_or_undefined(bias0);
   const Needs need = needs_of({y, w, bias});
-  return record("conv_transpose", apply(g, true, y, w, bias), {y, w, bias}, Saved({keep_if(need[1], y), keep_if(need[0], w)}),
+  return record("conv_transpose", apply(g, true, y, w, bias), {y, w, bias},
+                Saved({keep_if(need[1], y), keep_if(need[0], w)}),
                 [g](const Saved& s, const Tensor& dx, Needs n) -> Grads {
                   Grads out(3);
                   if (n[0]) out[0] = forward(g, dx, s[1], {});
@@ -371,7 +382,8 @@ Tensor weight_gradient(const Geometry& g, const Tensor& dy0, const Tensor& x0) {
   const Tensor dy = contiguous(dy0), x = contiguous(x0);
   const Needs need = needs_of({dy, x});
   return record("conv_weight_gradient", apply_weight_gradient(g, dy, x), {dy, x},
-                Saved({keep_if(need[1], dy), keep_if(need[0], x)}), [g](const Saved& s, const Tensor& dw, Needs n) -> Grads {
+                Saved({keep_if(need[1], dy), keep_if(need[0], x)}),
+                [g](const Saved& s, const Tensor& dw, Needs n) -> Grads {
                   Grads out(2);
                   if (n[0]) out[0] = forward(g, s[1], dw, {});
                   if (n[1]) out[1] = transposed(g, s[0], dw, {});
@@ -380,8 +392,10 @@ Tensor weight_gradient(const Geometry& g, const Tensor& dy0, const Tensor& x0) {
 }
 
 // One entry per axis from an option that may be empty or have a single entry.
-Dims per_axis(const char* op, const char* what, const Dims& given, int spatial, std::int64_t fallback, std::int64_t least) {
-  CAPO_CHECK(given.size() <= 1 || given.size() == spatial, op, ": ", what, " must have 1 or ", spatial, " entries, got ", given);
+Dims per_axis(const char* op, const char* what, const Dims& given, int spatial, std::int64_t fallback,
+              std::int64_t least) {
+  CAPO_CHECK(given.size() <= 1 || given.size() == spatial, op, ": ", what, " must have 1 or ", spatial,
+             " entries, got ", given);
   Dims d = Dims::filled(spatial, fallback);
   for (int a = 0; a < spatial && !given.empty(); ++a) d[a] = given[given.size() == 1 ? 0 : a];
   for (const auto v : d) CAPO_CHECK(v >= least, op, ": ", what, " must be >= ", least, ", got ", given);
@@ -397,15 +411,16 @@ void check(const char* op, const Tensor& x, const Tensor& w, const Tensor& bias,
   CAPO_CHECK(w.device() == x.device(), op, ": weight is on ", w.device(), ", x is on ", x.device());
   CAPO_CHECK(groups >= 1, op, ": groups must be >= 1, got ", groups);
   if (!bias.defined()) return;
-  CAPO_CHECK(bias.dtype() == x.dtype(), op, ": bias is ", bias.dtype(), ", x is ", x.dtype(), ": mixed dtypes, cast one");
+  CAPO_CHECK(bias.dtype() == x.dtype(), op, ": bias is ", bias.dtype(), ", x is ", x.dtype(),
+             ": mixed dtypes, cast one");
   CAPO_CHECK(bias.device() == x.device(), op, ": bias is on ", bias.device(), ", x is on ", x.device());
 }
 
 void check_end(const char* op, const End& end) {
   const Activation a = end.activation;
   CAPO_CHECK(a == Activation::none || a == Activation::relu, op, ": activation must be none or relu, got ", name_of(a));
-  CAPO_CHECK(end.ceiling == 0 || (end.ceiling > 0 && a == Activation::relu), op, ": ceiling must be >= 0 and belongs to relu, got ",
-             end.ceiling, " with ", name_of(a));
+  CAPO_CHECK(end.ceiling == 0 || (end.ceiling > 0 && a == Activation::relu), op,
+             ": ceiling must be >= 0 and belongs to relu, got ", end.ceiling, " with ", name_of(a));
 }
 
 }  // namespace
@@ -416,22 +431,24 @@ Tensor conv(const Tensor& x, const Tensor& w, const Tensor& bias, const ConvOpti
   check(op, x, w, bias, o.groups);
   check_end(op, {activation, residual, ceiling});
   const int spatial = x.rank() - 2;
-  const Dims stride = per_axis(op, "stride", o.stride, spatial, 1, 1), dilation = per_axis(op, "dilation", o.dilation, spatial, 1, 1);
+  const Dims stride = per_axis(op, "stride", o.stride, spatial, 1, 1),
+             dilation = per_axis(op, "dilation", o.dilation, spatial, 1, 1);
   const Dims before = per_axis(op, "pad_before", o.pad_before, spatial, 0, 0);
   const Dims after = o.pad_after.empty() ? before : per_axis(op, "pad_after", o.pad_after, spatial, 0, 0);
   CAPO_CHECK(o.output_padding.empty(), op, ": output_padding belongs to conv_transpose, got ", o.output_padding);
   const std::int64_t groups = o.groups, cin = x.size(-1), cout = w.size(0);
   CAPO_CHECK(cout % groups == 0, op, ": ", cout, " output channels do not divide into ", groups, " groups");
-  CAPO_CHECK(w.size(-1) * groups == cin, op, ": weight ", w.shape(), " with ", groups, " groups takes ", w.size(-1) * groups,
-             " input channels, x ", x.shape(), " has ", cin);
+  CAPO_CHECK(w.size(-1) * groups == cin, op, ": weight ", w.shape(), " with ", groups, " groups takes ",
+             w.size(-1) * groups, " input channels, x ", x.shape(), " has ", cin);
   CAPO_CHECK(!bias.defined() || bias.shape() == Shape{cout}, op, ": bias must be [", cout, "], got ", bias.shape());
 
-  Geometry g{spatial, x.size(0), groups, w.size(-1), cout / groups, {1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {0, 0, 0}, {1, 1, 1}};
+  Geometry g{spatial,   x.size(0), groups,    w.size(-1), cout / groups, {1, 1, 1},
+             {1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {0, 0, 0},  {1, 1, 1}};
   for (int i = 0; i < spatial; ++i) {
     const int a = 3 - spatial + i;
     const std::int64_t k = w.size(1 + i), room = x.size(1 + i) + before[i] + after[i] - dilation[i] * (k - 1) - 1;
-    CAPO_CHECK(room >= 0, op, ": the kernel of ", w.shape(), " with dilation ", dilation, " is larger than x ", x.shape(),
-               " padded by ", before, " and ", after);
+    CAPO_CHECK(room >= 0, op, ": the kernel of ", w.shape(), " with dilation ", dilation, " is larger than x ",
+               x.shape(), " padded by ", before, " and ", after);
     g.in[a] = x.size(1 + i);
     g.out[a] = room / stride[i] + 1;
     g.kernel[a] = k;
@@ -440,8 +457,9 @@ Tensor conv(const Tensor& x, const Tensor& w, const Tensor& bias, const ConvOpti
     g.dilation[a] = dilation[i];
   }
   const Shape out = y_shape(g);
-  CAPO_CHECK(!residual.defined() || (residual.shape() == out && residual.dtype() == x.dtype() && residual.device() == x.device()), op,
-             ": residual must be ", x.dtype(), " ", out, " on ", x.device(), " as y, got ", describe(residual));
+  CAPO_CHECK(!residual.defined() ||
+                 (residual.shape() == out && residual.dtype() == x.dtype() && residual.device() == x.device()),
+             op, ": residual must be ", x.dtype(), " ", out, " on ", x.device(), " as y, got ", describe(residual));
   const End end{activation, residual, ceiling};
   const bool needed = needs_of({x, w, bias, residual}).any();
   if (through_f32(x) && end.any() && needed)  // rounded once, at the end
@@ -457,27 +475,30 @@ Tensor conv_transpose(const Tensor& x, const Tensor& w, const Tensor& bias, cons
   const char* op = "conv_transpose";
   check(op, x, w, bias, o.groups);
   const int spatial = x.rank() - 2;
-  const Dims stride = per_axis(op, "stride", o.stride, spatial, 1, 1), dilation = per_axis(op, "dilation", o.dilation, spatial, 1, 1);
+  const Dims stride = per_axis(op, "stride", o.stride, spatial, 1, 1),
+             dilation = per_axis(op, "dilation", o.dilation, spatial, 1, 1);
   const Dims before = per_axis(op, "pad_before", o.pad_before, spatial, 0, 0);
   const Dims after = o.pad_after.empty() ? before : per_axis(op, "pad_after", o.pad_after, spatial, 0, 0);
   const Dims extra = per_axis(op, "output_padding", o.output_padding, spatial, 0, 0);
   const std::int64_t groups = o.groups, cin = x.size(-1), cout = w.size(-1) * groups;
-  CAPO_CHECK(w.size(0) == cin, op, ": weight ", w.shape(), " takes ", w.size(0), " input channels, x ", x.shape(), " has ", cin);
+  CAPO_CHECK(w.size(0) == cin, op, ": weight ", w.shape(), " takes ", w.size(0), " input channels, x ", x.shape(),
+             " has ", cin);
   CAPO_CHECK(cin % groups == 0, op, ": ", cin, " input channels do not divide into ", groups, " groups");
   CAPO_CHECK(!bias.defined() || bias.shape() == Shape{cout}, op, ": bias must be [", cout, "], got ", bias.shape());
 
   // The geometry of the conv whose data gradient this is: its y is our x.
-  Geometry g{spatial, x.size(0), groups, w.size(-1), cin / groups, {1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {0, 0, 0}, {1, 1, 1}};
+  Geometry g{spatial,   x.size(0), groups,    w.size(-1), cin / groups, {1, 1, 1},
+             {1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {0, 0, 0},  {1, 1, 1}};
   for (int i = 0; i < spatial; ++i) {
     const int a = 3 - spatial + i;
     const std::int64_t k = w.size(1 + i), in = x.size(1 + i);
     CAPO_CHECK(in >= 1, op, ": x must have no empty spatial axis, got ", x.shape());
-    CAPO_CHECK(extra[i] < std::max(stride[i], dilation[i]), op, ": output_padding ", extra, " must be smaller than stride ",
-               stride, " or dilation ", dilation);
+    CAPO_CHECK(extra[i] < std::max(stride[i], dilation[i]), op, ": output_padding ", extra,
+               " must be smaller than stride ", stride, " or dilation ", dilation);
     g.out[a] = in;
     g.in[a] = (in - 1) * stride[i] - before[i] - after[i] + dilation[i] * (k - 1) + 1 + extra[i];
-    CAPO_CHECK(g.in[a] >= 1, op, ": nothing is left of x ", x.shape(), " after padding ", before, " and ", after, " with kernel ",
-               w.shape());
+    CAPO_CHECK(g.in[a] >= 1, op, ": nothing is left of x ", x.shape(), " after padding ", before, " and ", after,
+               " with kernel ", w.shape());
     g.kernel[a] = k;
     g.stride[a] = stride[i];
     g.pad[a] = before[i];
@@ -493,8 +514,14 @@ Tensor ranked(const char* op, int rank, const Tensor& x, const Tensor& w, const 
 }
 }  // namespace
 
-Tensor conv1d(const Tensor& x, const Tensor& w, const Tensor& bias, const ConvOptions& o) { return ranked("conv1d", 3, x, w, bias, o); }
-Tensor conv2d(const Tensor& x, const Tensor& w, const Tensor& bias, const ConvOptions& o) { return ranked("conv2d", 4, x, w, bias, o); }
-Tensor conv3d(const Tensor& x, const Tensor& w, const Tensor& bias, const ConvOptions& o) { return ranked("conv3d", 5, x, w, bias, o); }
+Tensor conv1d(const Tensor& x, const Tensor& w, const Tensor& bias, const ConvOptions& o) {
+  return ranked("conv1d", 3, x, w, bias, o);
+}
+Tensor conv2d(const Tensor& x, const Tensor& w, const Tensor& bias, const ConvOptions& o) {
+  return ranked("conv2d", 4, x, w, bias, o);
+}
+Tensor conv3d(const Tensor& x, const Tensor& w, const Tensor& bias, const ConvOptions& o) {
+  return ranked("conv3d", 5, x, w, bias, o);
+}
 
 }  // namespace capo

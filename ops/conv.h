@@ -6,7 +6,8 @@
 //   bias  [Cout] or undefined
 //   y     [B, out.., Cout], contiguous
 //
-// conv may be followed, before y is written, by the shortcut and the activation of a residual network: act(conv + residual).
+// conv may be followed, before y is written, by the shortcut and the activation of a residual network:
+// act(conv + residual).
 //   act       none or relu; ceiling: relu's greatest value where that is not 0 (relu6: 6)
 //   residual  y's shape, dtype and device, any strides; or undefined (zeros)
 //
@@ -21,11 +22,12 @@
 // errors  ranks and channels that do not match, stride or dilation < 1, padding < 0, a kernel larger than the padded x;
 //         another activation, a ceiling below 0 or without relu, a residual unlike y.
 // grad    x, w and bias, of any order: the gradients are made of conv, conv_transpose and conv_weight_gradient, all
-//         recorded. Keeps x only when w needs a gradient, w only when x does. Residual and activation are recorded as add, relu
-//         and clamp; where nothing needs a gradient, on the CPU, they join the convolution's own pass.
-// bits    sums are cut by shape only: the same for any thread count. In f32 and f64 those of conv, add and activation one after
-//         the other, but for the sign of a zero; on the CPU 16-bit values are rounded once, at the end. On the CPU groups of at
-//         most 8 channels are multiplied side by side, zeros between them: a NaN or infinity in one reaches its neighbours' results.
+//         recorded. Keeps x only when w needs a gradient, w only when x does. Residual and activation are recorded as
+//         add, relu and clamp; where nothing needs a gradient, on the CPU, they join the convolution's own pass.
+// bits    sums are cut by shape only: the same for any thread count. In f32 and f64 those of conv, add and activation
+//         one after the other, but for the sign of a zero; on the CPU 16-bit values are rounded once, at the end. On
+//         the CPU groups of at most 8 channels are multiplied side by side, zeros between them: a NaN or infinity in
+//         one reaches its neighbours' results.
 #pragma once
 
 #include <capo/engine/tensor.h>
@@ -68,9 +70,10 @@ struct ConvGeometry {
 
 // No im2col matrix on the CPU: a tile of positions times a panel of weights, its rows found through pointers into the
 // source, or, of few channels, into copies of the lines that the tile reads (ops/cpu/conv.cpp).
-// Forward (transposed = false) reads x and writes y; transposed reads something shaped like y and writes like x. In both
-// each result position gathers its sources. A transposed result is cut into phases by its position modulo the stride:
-// inside a phase the taps that count are the same for all positions, and consecutive positions read consecutive sources.
+// Forward (transposed = false) reads x and writes y; transposed reads something shaped like y and writes like x. In
+// both each result position gathers its sources. A transposed result is cut into phases by its position modulo the
+// stride: inside a phase the taps that count are the same for all positions, and consecutive ones read consecutive
+// sources.
 struct ConvArgs {
   ConvGeometry g;
   DType dtype;
@@ -109,8 +112,8 @@ struct ConvPackArgs {
 //                                   of y x blocks of `columns` (tap, cin) columns
 //   conv_weight_gradient_few        planes [groups, taps, cin, cout]; items: chunk x group. For cin < kConvFew, cout a
 //                                   multiple of 16, no dilation of the last axis, lines that fit into kConvWindow
-//   conv_weight_gradient_lines      as the first, chunks of lines; `columns`: channels of x, each under every tap. For cin a
-//                                   multiple of 16
+//   conv_weight_gradient_lines      as the first, chunks of lines; `columns`: channels of x, each under every tap. For
+//                                   cin a multiple of 16
 //   conv_depthwise_weight_gradient  planes [taps, channels]; items: chunk
 struct ConvWeightArgs {
   ConvGeometry g;

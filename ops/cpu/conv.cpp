@@ -214,7 +214,8 @@ void convolve(const ConvArgs& p, int64_t item) {
   }
 
   // Panels that stay in L2 pass by a strip of the result, which is then written from end to end.
-  const bool across = sum.blocks == 1 && phase.taps * depth * (c1 - c0) * static_cast<int64_t>(sizeof(T)) <= kPanelsInL2;
+  const bool across =
+      sum.blocks == 1 && phase.taps * depth * (c1 - c0) * static_cast<int64_t>(sizeof(T)) <= kPanelsInL2;
   const int64_t strip = across ? kStrip : m;
   if constexpr (kHalf<S>)
     for (int64_t i = 0; i < m; ++i) sums_row[i] = i * (c1 - c0);

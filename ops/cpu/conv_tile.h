@@ -25,7 +25,8 @@ struct Rows {
   const T* zeros;  // where rows of padding point; segments that are padding in all rows of a tile are skipped
 };
 
-// C's rows, as distances from c, and what is done with the sums. bias: whole vectors, or null; residual: laid out like c, or null.
+// C's rows, as distances from c, and what is done with the sums. bias: whole vectors, or null; residual: laid out like
+// c, or null.
 template <class T>
 struct Target {
   T* c;
@@ -82,7 +83,8 @@ __attribute__((always_inline)) inline void fetch(const Target<T>& c, int64_t row
 
 // A whole tile of sums, ended or for the stream.
 template <class T, int MR, int NV>
-__attribute__((always_inline)) inline void store_ended(const Vector<T> (&acc)[MR][NV], const Target<T>& c, int64_t row) {
+__attribute__((always_inline)) inline void store_ended(const Vector<T> (&acc)[MR][NV], const Target<T>& c,
+                                                       int64_t row) {
   constexpr int W = kWidth<T>;
   const Vector<T> low = c.low - Vector<T>{}, high = c.high - Vector<T>{};  // broadcast
 #pragma GCC unroll 16
