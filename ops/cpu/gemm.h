@@ -387,10 +387,12 @@ struct Run {
   const T *a, *b;
   std::int64_t count;
 };
+// What is multiplied next comes into L2 meanwhile: elements from a to its rows, from b to its panel; 0: it is there.
 template <class T>
 struct Runs {
   const Run<T>* run;
   std::int64_t runs, lda, ldb;
+  std::int64_t next_a = 0, next_b = 0;
 };
 
 // The part of k that is summed over all of C at a time: its rows of A stay in L2.
@@ -398,10 +400,11 @@ template <class T>
 constexpr std::int64_t kTurnedK = 512 / static_cast<std::int64_t>(sizeof(T));
 constexpr std::int64_t kAhead = 8;  // rows fetched ahead: both operands come from afar, and each row from another page
 
-// A tile as above whose rows of A start at column i of its storage, and whose columns at column j of B's.
+// A tile as above whose rows of A start at column i of its storage, and whose columns at column j of B's. next_b: to
+// one line of each row of the next panel.
 template <class T, int MR, int NV>
 __attribute__((noinline)) void turned_tile(const Runs<T>& r, std::int64_t i0, std::int64_t j0, T* c, std::int64_t ldc,
-                                           std::int64_t n, bool add, const T* bias) {
+                                           std::int64_t n, bool add, const T* bias, std::int64_t next_b) {
   constexpr int W = kWidth<T>;
   using V = Vector<T>;
   V acc[MR][NV];
@@ -412,6 +415,8 @@ __attribute__((noinline)) void turned_tile(const Runs<T>& r, std::int64_t i0, st
   for (std::int64_t l = 0; l < r.runs; ++l) {
     const T *a = r.run[l].a + i0, *b = r.run[l].b + j0;
     for (std::int64_t p = r.run[l].count; p > 0; --p, a += r.lda, b += r.ldb) {
+      __builtin_prefetch(b + next_b, 0, 2);
+      __builtin_prefetch(a + r.next_a, 0, 2);
       __builtin_prefetch(a + kAhead * r.lda);
       V x[NV];
 #pragma GCC unroll 4
@@ -434,10 +439,13 @@ template <class T, int NV>
 void turned_rows(std::int64_t m, const Runs<T>& r, std::int64_t i0, std::int64_t j0, T* c, std::int64_t ldc, std::int64_t n,
                  bool add, const T* bias) {
   constexpr int R = kTileRows<NV>;
-  std::int64_t i = 0;
+  constexpr std::int64_t kLine = 64 / static_cast<std::int64_t>(sizeof(T));
+  std::int64_t i = 0, line = 0;  // of the next panel: one for each of the first tiles
   const auto put = [&](auto tile, std::int64_t height) {
-    tile(r, i0 + i, j0, c + i * ldc, ldc, n, add, bias);
+    const bool fetches = r.next_b != 0 && line < NV * kWidth<T>;
+    tile(r, i0 + i, j0, c + i * ldc, ldc, n, add, bias, fetches ? r.next_b + line : 0);
     i += height;
+    line += kLine;
   };
   if constexpr (R == 6) {  // as rows
     for (std::int64_t left = (m + 5) / 6; left > 0; --left) {

@@ -281,7 +281,11 @@ void multiply_turned(const capo::MatmulArgs& p, const Item<T>& t) {
         run.b = b_panel, ldb = gemm::panel_width<T>(0, n);
       }
       const T* bias = last && !p.parts && !finishes && p.bias ? static_cast<const T*>(p.bias) + j : nullptr;
-      gemm::turned_panel(t.m, gemm::Runs<T>{&run, 1, p.a_k, ldb}, 0, 0, c + j, p.c_row, n, kb > 0, bias);
+      gemm::Runs<T> runs{&run, 1, p.a_k, ldb};
+      const bool ends = j + columns >= t.c1;  // then comes the next part of k
+      if (direct && !(ends && last)) runs.next_b = ends ? k * p.b_k + t.c0 - j : columns;
+      if (ends && !last) runs.next_a = k * p.a_k;
+      gemm::turned_panel(t.m, runs, 0, 0, c + j, p.c_row, n, kb > 0, bias);
       if (last && finishes) finish_panel<Plain<T>>(p, t, c + j, p.c_row, j, n);
     }
   }

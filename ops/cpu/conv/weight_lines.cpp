@@ -85,6 +85,9 @@ void weight_gradient_lines(const capo::ConvWeightArgs& p, int64_t item) {
         const int64_t jw = tap % w.taps, jh = tap / w.taps % h.taps, jd = tap / w.taps / h.taps;
         const int64_t n = runs_under(phase.axis, l, lines, jd, jh, jw, dy + r, dy_row, x, pixel, runs);
         if (n == 0 && l > begin) continue;
+        // After the last tap come the next lines: of dy, and of x under the first tap.
+        const bool ends = tap + 1 == phase.taps && r + row_block >= rows && l + most < end;
+        const int64_t next_x = lines * h.source_step * w.source - jh * h.offset_step * w.source - jw * w.offset_step;
         for (int64_t c = c0; c < c1; c += kPanel) {
           const int64_t columns = lesser(kPanel, c1 - c);
           T* to = dw + r * k_total + tap * g.cin + c;
@@ -92,7 +95,11 @@ void weight_gradient_lines(const capo::ConvWeightArgs& p, int64_t item) {
             widen_runs(runs, n, w.source_step * pixel, c, columns, d, dy_row, wide_dy, m, wide_x, wide_runs);
             gemm::turned_panel(m, gemm::Runs<T>{wide_runs, n, m, columns}, 0, 0, to, k_total, columns, l > begin);
           } else {
-            const gemm::Runs<T> all{runs, n, dy_row, w.source_step * pixel};
+            gemm::Runs<T> all{runs, n, dy_row, w.source_step * pixel};
+            if (c + kPanel < c1)
+              all.next_b = kPanel;
+            else if (ends)
+              all.next_a = lines * w.count * dy_row, all.next_b = next_x * pixel + c0 - c;
             gemm::turned_panel(m, all, 0, c, to, k_total, columns, l > begin);
           }
         }
