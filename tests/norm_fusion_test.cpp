@@ -6,6 +6,7 @@
 #include <capo/ops/binary.h>
 #include <capo/ops/group_norm.h>
 #include <capo/ops/unary.h>
+#include <capo/ops/view.h>
 #include <capo/tests/op_test.h>
 #include <capo/tests/support.h>
 
@@ -133,6 +134,31 @@ TEST_CASE("batch_norm: residual and activation in the same pass give the composi
           CHECK_MESSAGE(same(all_of(affine(fused(), 1, 0), in), composite), c.name);  // dy is the pass's: written over
         }
   });
+}
+
+TEST_CASE("batch_norm: of rows that are wide and far, every column's bits are those of a few columns alone") {
+  const Isa before = isa();
+  for (const Isa level : {Isa::v2, Isa::v3, Isa::v4}) {
+    if (level > best_isa()) break;
+    set_isa(level);
+    const Inputs in = inputs_in(f32, {5, 37, 5, 300});
+    CHECK(in.x.numel() * 4 > (1 << 20));  // beyond a second cache
+    const auto run = [](const Inputs& part) {
+      const Shape channels = part.weight.shape();
+      const Tensor mean = zeros(channels, f32), var = ones(channels, f32);
+      return all_of(batch_norm(part.x, part.weight, part.bias, mean, var, true, 0.1, 1e-5, false, Activation::silu,
+                               part.residual),
+                    part);
+    };
+    const Tensors whole = run(in);
+    const auto columns = [](const Tensor& t) { return contiguous(slice(t.detach(), -1, 280, 296)); };
+    Inputs part{columns(in.x), columns(in.weight), columns(in.bias), columns(in.residual), columns(in.dy)};
+    for (const Tensor& leaf : part.leaves()) set_requires_grad(leaf, true);
+    Tensors parts;
+    for (const Tensor& t : whole) parts.push_back(columns(t));
+    CHECK(same(run(part), parts));
+  }
+  set_isa(before);
 }
 
 TEST_CASE(

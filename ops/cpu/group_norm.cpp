@@ -69,8 +69,50 @@ inline void by_columns(std::int64_t columns, bool again, F block) {
   for (; c < columns; ++c) block(one, Count<1>(), c);
 }
 
+// Whether rows come whole and sums stay in memory: of wide rows from afar, a few columns of each are as many places at
+// once, of which the processor follows few (half the rate in ResNet-50). The bits are the same.
+template <class T, class Args>
+inline bool row_by_row(const Args& a) {
+  constexpr std::int64_t kInL2 = std::int64_t{1} << 20;
+  return a.columns > kBlock * kWide<T> && a.rows * a.columns * static_cast<std::int64_t>(sizeof(T)) > kInL2;
+}
+
+template <class T>
+void partial_of_rows(const ChannelNormArgs& a, std::int64_t item) {
+  const Chunk k = chunk_of(a, item);
+  const T inverse = T(1) / static_cast<T>(k.count);
+  for (std::int64_t c = 0; c < a.columns; c += kWidth) {
+    const std::int64_t n = lesser(kWidth, a.columns - c);
+    alignas(64) T first[kTable], rest[kTable], m2[kTable], buffer[kTable];
+    const auto row_of = [&](std::int64_t r, T* to) {
+      return read_row(a.x, a.dtype, (k.first + r) * a.columns + c, n, to);
+    };
+    const T* start = row_of(0, first);
+    if (start != first)
+      for (std::int64_t j = 0; j < n; ++j) first[j] = start[j];
+    for (std::int64_t j = 0; j < n; ++j) rest[j] = m2[j] = T(0);
+    for (std::int64_t r = 1; r < k.count; ++r) {
+      const T* row = row_of(r, buffer);
+#pragma omp simd
+      for (std::int64_t j = 0; j < n; ++j) {
+        const T d = row[j] - first[j];
+        rest[j] += d;
+        m2[j] += d * d;
+      }
+    }
+    T* out_mean = static_cast<T*>(a.part_mean) + item * a.columns + c;
+    T* out_m2 = static_cast<T*>(a.part_m2) + item * a.columns + c;
+#pragma omp simd
+    for (std::int64_t j = 0; j < n; ++j) {
+      out_mean[j] = first[j] + rest[j] * inverse;
+      out_m2[j] = greater(m2[j] - rest[j] * rest[j] * inverse, T(0));
+    }
+  }
+}
+
 template <class T>
 void partial(const ChannelNormArgs& a, std::int64_t item) {
+  if (row_by_row<T>(a)) return partial_of_rows<T>(a, item);
   const Chunk k = chunk_of(a, item);
   const T inverse = T(1) / static_cast<T>(k.count);
   by_columns<T>(a.columns, true, [&](auto at, auto count, std::int64_t c) {
@@ -257,7 +299,42 @@ inline const T* dz_row(F, const ChannelNormBackwardArgs& a, std::int64_t at, std
 inline bool remakes_z(const ChannelNormBackwardArgs& a) { return a.activation != Activation::none && !a.y; }
 
 template <class T, class F>
+void dots_of_rows(const ChannelNormBackwardArgs& a, std::int64_t item) {
+  const Chunk k = chunk_of(a, item);
+  for (std::int64_t c = 0; c < a.columns; c += kWidth) {
+    const std::int64_t n = lesser(kWidth, a.columns - c);
+    alignas(64) T mean[kTable], scale[kTable], shift[kTable], buffer[kTable], wide_x[kTable], sum[kTable],
+        dot[kTable];
+    for (std::int64_t j = 0; j < n; ++j) sum[j] = dot[j] = T(0);
+    if (remakes_z(a))
+      affine_tables(a, k.outer, c, n, mean, scale, shift);
+    else if (a.part_dyx)
+      spread(a.mean, k.outer, a.groups, a.columns, c, n, mean);
+    for (std::int64_t r = k.first; r < k.first + k.count; ++r) {
+      const T* dz = dz_row(F{}, a, r * a.columns + c, n, mean, scale, shift, buffer);
+      if (a.part_dyx) {
+        const T* x = read_row(a.x, a.dtype, r * a.columns + c, n, wide_x);
+#pragma omp simd
+        for (std::int64_t j = 0; j < n; ++j) {
+          sum[j] += dz[j];
+          dot[j] += dz[j] * (x[j] - mean[j]);
+        }
+      } else {
+#pragma omp simd
+        for (std::int64_t j = 0; j < n; ++j) sum[j] += dz[j];
+      }
+    }
+    T* out = static_cast<T*>(a.part_dy) + item * a.columns + c;
+    for (std::int64_t j = 0; j < n; ++j) out[j] = sum[j];
+    if (!a.part_dyx) continue;
+    out = static_cast<T*>(a.part_dyx) + item * a.columns + c;
+    for (std::int64_t j = 0; j < n; ++j) out[j] = dot[j];
+  }
+}
+
+template <class T, class F>
 void dots(const ChannelNormBackwardArgs& a, std::int64_t item) {
+  if (row_by_row<T>(a)) return dots_of_rows<T, F>(a, item);
   const Chunk k = chunk_of(a, item);
   alignas(64) T mean[kTable], scale[kTable], shift[kTable];
   // dz may lie where dy does: it is made once.
