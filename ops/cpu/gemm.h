@@ -1,4 +1,4 @@
-// Building blocks of matrix products: C[m, n] (+)= A[m, k] B[k, n]. For ops/cpu files (unnamed namespace, see kernel.h).
+// Building blocks of matrix products: C[m, n] (+)= A[m, k] B[k, n]. For ops/cpu files (unnamed namespace, kernel.h).
 //
 // The scheme (Goto and van de Geijn 2008, sizes measured on AVX-512 machines):
 //   - B goes through panels of kPanel columns (four AVX-512 vectors), k rows each, zero-padded to whole vectors.
@@ -167,7 +167,8 @@ void pack_panel(const T* b, std::int64_t ks, std::int64_t cs, std::int64_t k, st
     for (std::int64_t j = 0; j < width; ++j) dst[p * width + j] = j < n ? b[p * ks + j * cs] : T(0);
 }
 
-// The same two from 16-bit storage (half.h), widened on the way (S: BFloat16 or Half; at most kTurn of the strided axis at a time).
+// The same two from 16-bit storage (half.h), widened on the way (S: BFloat16 or Half; at most kTurn of the strided axis
+// at a time).
 constexpr std::int64_t kTurn = 64;
 
 template <class S>
@@ -181,7 +182,8 @@ void widen_rows(const S* src, std::int64_t rs, std::int64_t rows, std::int64_t c
 }
 
 template <class S>
-void pack_rows_half(const S* a, std::int64_t rs, std::int64_t ks, std::int64_t m, std::int64_t k, float* dst, std::int64_t ldd) {
+void pack_rows_half(const S* a, std::int64_t rs, std::int64_t ks, std::int64_t m, std::int64_t k, float* dst,
+                    std::int64_t ldd) {
   if (ks == 1) return widen_rows(a, rs, m, k, dst, ldd);
   if (rs == 1) {  // dst's rows are whole vectors: a piece's padding is overwritten by the next piece
     float piece[kTurn * kTurn];
@@ -236,8 +238,8 @@ void pack_panels(const S* b, std::int64_t ks, std::int64_t cs, std::int64_t k, s
 
 // The first n columns of a tile's sums.
 template <class T>
-__attribute__((noinline)) void store_part(const T* sums, int m, int width, T* c, std::int64_t ldc, std::int64_t n, bool add,
-                                          const T* bias) {
+__attribute__((noinline)) void store_part(const T* sums, int m, int width, T* c, std::int64_t ldc, std::int64_t n,
+                                          bool add, const T* bias) {
   for (int i = 0; i < m; ++i) {
     const T* s = sums + i * width;
     T* d = c + i * ldc;
@@ -250,8 +252,8 @@ __attribute__((noinline)) void store_part(const T* sums, int m, int width, T* c,
 
 // The end of a tile: the first n columns of its sums, stored or added to C.
 template <class T, int MR, int NV>
-__attribute__((always_inline)) inline void store_tile(const Vector<T> (&acc)[MR][NV], T* c, std::int64_t ldc, std::int64_t n,
-                                                      bool add, const T* bias) {
+__attribute__((always_inline)) inline void store_tile(const Vector<T> (&acc)[MR][NV], T* c, std::int64_t ldc,
+                                                      std::int64_t n, bool add, const T* bias) {
   constexpr int W = kWidth<T>;
   if (n == NV * W) {
 #pragma GCC unroll 16
@@ -274,8 +276,8 @@ __attribute__((always_inline)) inline void store_tile(const Vector<T> (&acc)[MR]
 
 // The sums of one register tile: MR rows, NV vectors of columns.
 template <class T, int MR, int NV>
-__attribute__((always_inline)) inline void sum_tile(Vector<T> (&acc)[MR][NV], std::int64_t k, const T* a, std::int64_t rs,
-                                                    const T* b, std::int64_t ldb) {
+__attribute__((always_inline)) inline void sum_tile(Vector<T> (&acc)[MR][NV], std::int64_t k, const T* a,
+                                                    std::int64_t rs, const T* b, std::int64_t ldb) {
   using V = Vector<T>;
 #pragma GCC unroll 16
   for (int i = 0; i < MR; ++i)
@@ -294,8 +296,8 @@ __attribute__((always_inline)) inline void sum_tile(Vector<T> (&acc)[MR][NV], st
   }
 }
 
-// A tile of which n columns are stored. add: C += instead of C =. bias, one element per column or null, is added last. far: C is
-// not in a cache yet.
+// A tile of which n columns are stored. add: C += instead of C =. bias, one element per column or null, is added last.
+// far: C is not in a cache yet.
 template <class T, int MR, int NV>
 __attribute__((noinline)) void tile(std::int64_t k, const T* a, std::int64_t rs, const T* b, std::int64_t ldb, T* c,
                                     std::int64_t ldc, std::int64_t n, bool add, const T* bias, bool far) {
@@ -341,8 +343,8 @@ void rows(std::int64_t m, std::int64_t k, const T* a, std::int64_t rs, const T* 
   if (m - i >= 1) tile<T, 1, NV>(k, a + i * rs, rs, b, ldb, c + i * ldc, ldc, n, add, bias, far);
 }
 
-// C[m, n] (+)= A[m, k] panel[k, n] (+ bias[n]): a has unit stride along k and row stride rs; b has row stride ldb and whole
-// vectors to read at each row (packed, or B itself when n is a multiple of the vector width); n <= kPanel.
+// C[m, n] (+)= A[m, k] panel[k, n] (+ bias[n]): a has unit stride along k and row stride rs; b has row stride ldb and
+// whole vectors to read at each row (packed, or B itself when n is a multiple of the vector width); n <= kPanel.
 template <class T>
 inline void panel(std::int64_t m, std::int64_t k, const T* a, std::int64_t rs, const T* b, std::int64_t ldb, T* c,
                   std::int64_t ldc, std::int64_t n, bool add, const T* bias = nullptr, bool far = false) {
@@ -355,13 +357,14 @@ inline void panel(std::int64_t m, std::int64_t k, const T* a, std::int64_t rs, c
   }
 }
 
-// C[m, n] = A[m, k] B[k, n] (+ bias[n]) for a short k, where stores take as long as sums: low tiles, C from end to end. B: packed
-// panels, or, with whole vectors in its rows, as it lies, ldb from one to the next.
+// C[m, n] = A[m, k] B[k, n] (+ bias[n]) for a short k, where stores take as long as sums: low tiles, C from end to end.
+// B: packed panels, or, with whole vectors in its rows, as it lies, ldb from one to the next.
 constexpr int kLowRows = 4;
 
 template <class T>
 __attribute__((noinline)) void low_rows(std::int64_t m, std::int64_t k, const T* a, std::int64_t rs, const T* b,
-                                        bool panels, std::int64_t ldb, T* c, std::int64_t ldc, std::int64_t n, const T* bias) {
+                                        bool panels, std::int64_t ldb, T* c, std::int64_t ldc, std::int64_t n,
+                                        const T* bias) {
   constexpr std::int64_t N = 2 * kWidth<T>;
   for (; m > 0; m -= kLowRows, a += kLowRows * rs, c += kLowRows * ldc)
     for (std::int64_t j = 0; j < n; j += N) {
@@ -436,8 +439,8 @@ __attribute__((noinline)) void turned_tile(const Runs<T>& r, std::int64_t i0, st
 }
 
 template <class T, int NV>
-void turned_rows(std::int64_t m, const Runs<T>& r, std::int64_t i0, std::int64_t j0, T* c, std::int64_t ldc, std::int64_t n,
-                 bool add, const T* bias) {
+void turned_rows(std::int64_t m, const Runs<T>& r, std::int64_t i0, std::int64_t j0, T* c, std::int64_t ldc,
+                 std::int64_t n, bool add, const T* bias) {
   constexpr int R = kTileRows<NV>;
   constexpr std::int64_t kLine = 64 / static_cast<std::int64_t>(sizeof(T));
   std::int64_t i = 0, line = 0;  // of the next panel: one for each of the first tiles
@@ -450,8 +453,13 @@ void turned_rows(std::int64_t m, const Runs<T>& r, std::int64_t i0, std::int64_t
   if constexpr (R == 6) {  // as rows
     for (std::int64_t left = (m + 5) / 6; left > 0; --left) {
       const std::int64_t height = (m - i + left - 1) / left;
-      put(height == 6 ? turned_tile<T, 6, NV> : height == 5 ? turned_tile<T, 5, NV> : height == 4 ? turned_tile<T, 4, NV>
-          : height == 3 ? turned_tile<T, 3, NV> : height == 2 ? turned_tile<T, 2, NV> : turned_tile<T, 1, NV>, height);
+      put(height == 6   ? turned_tile<T, 6, NV>
+          : height == 5 ? turned_tile<T, 5, NV>
+          : height == 4 ? turned_tile<T, 4, NV>
+          : height == 3 ? turned_tile<T, 3, NV>
+          : height == 2 ? turned_tile<T, 2, NV>
+                        : turned_tile<T, 1, NV>,
+          height);
     }
     return;
   }
@@ -462,10 +470,11 @@ void turned_rows(std::int64_t m, const Runs<T>& r, std::int64_t i0, std::int64_t
   if (m - i >= 1) put(turned_tile<T, 1, NV>, 1);
 }
 
-// C[m, n] (+)= A^T B (+ bias[n]) of rows i0 .. of A^T and columns j0 .. j0 + n <= kPanel of B, whose rows have whole vectors to read.
+// C[m, n] (+)= A^T B (+ bias[n]) of rows i0 .. of A^T and columns j0 .. j0 + n <= kPanel of B, whose rows have whole
+// vectors to read.
 template <class T>
-void turned_panel(std::int64_t m, const Runs<T>& r, std::int64_t i0, std::int64_t j0, T* c, std::int64_t ldc, std::int64_t n,
-                  bool add, const T* bias = nullptr) {
+void turned_panel(std::int64_t m, const Runs<T>& r, std::int64_t i0, std::int64_t j0, T* c, std::int64_t ldc,
+                  std::int64_t n, bool add, const T* bias = nullptr) {
   const std::int64_t vectors = (n + kWidth<T> - 1) / kWidth<T>;
   if (vectors == 1) return turned_rows<T, 1>(m, r, i0, j0, c, ldc, n, add, bias);
   if (kPanelVectors == 2 || vectors == 2) return turned_rows<T, 2>(m, r, i0, j0, c, ldc, n, add, bias);
@@ -485,7 +494,8 @@ inline Vector<T> lane_sums(Vector<T>* x) {
 #pragma GCC unroll 4
   for (int half = W / 2; half > 0; half /= 2)
 #pragma GCC unroll 8
-    for (int i = 0; i < half; ++i) x[i] = interleave<W, 0>(x[i], x[i + half], L()) + interleave<W, 1>(x[i], x[i + half], L());
+    for (int i = 0; i < half; ++i)
+      x[i] = interleave<W, 0>(x[i], x[i + half], L()) + interleave<W, 1>(x[i], x[i + half], L());
   return x[0];
 }
 
@@ -493,8 +503,8 @@ inline Vector<T> lane_sums(Vector<T>* x) {
 template <class T>
 struct DotTile {
   static constexpr int kCols = kWidth<T> >= 8 ? 4 : 2, kRows = kWidth<T> / kCols;
-  static __attribute__((noinline)) void run(std::int64_t k, const T* a, std::int64_t lda, const T* b, std::int64_t ldb, T* c,
-                                            std::int64_t ldc, std::int64_t m, std::int64_t n) {
+  static __attribute__((noinline)) void run(std::int64_t k, const T* a, std::int64_t lda, const T* b, std::int64_t ldb,
+                                            T* c, std::int64_t ldc, std::int64_t m, std::int64_t n) {
     constexpr int W = kWidth<T>;
     const T *x[kRows], *y[kCols];  // beyond the last row or column: that one again
     for (int i = 0; i < kRows; ++i) x[i] = a + lesser(std::int64_t{i}, m - 1) * lda;

@@ -1,6 +1,6 @@
-// The weight gradient of a convolution whose input channels are whole vectors: dw = dy^T x, tap by tap, both read as they lie.
-// Nothing is copied, and what a tap reads of the padding is left out of the sum. 16-bit tensors are widened: some rows
-// of dy^T for all taps, and under each tap a panel of x.
+// The weight gradient of a convolution whose input channels are whole vectors: dw = dy^T x, tap by tap, both read as
+// they lie. Nothing is copied, and what a tap reads of the padding is left out of the sum. 16-bit tensors are widened:
+// some rows of dy^T for all taps, and under each tap a panel of x.
 #include <capo/ops/cpu/conv_walk.h>
 #include <capo/ops/cpu/gemm.h>
 #include <capo/ops/cpu/storage.h>
@@ -9,10 +9,10 @@ namespace {
 
 constexpr int64_t kMostRuns = 256;
 
-// The positions of `lines` lines, from number `first` on, that have a source under tap (jd, jh, jw), as runs of neighbours.
+// Positions of `lines` lines, from number `first` on, that have a source under tap (jd, jh, jw), as runs of neighbours.
 template <class T>
-int64_t runs_under(const Axis* axis, int64_t first, int64_t lines, int64_t jd, int64_t jh, int64_t jw, const T* dy, int64_t dy_row,
-                   const T* x, int64_t pixel, gemm::Run<T>* runs) {
+int64_t runs_under(const Axis* axis, int64_t first, int64_t lines, int64_t jd, int64_t jh, int64_t jw, const T* dy,
+                   int64_t dy_row, const T* x, int64_t pixel, gemm::Run<T>* runs) {
   const Axis& w = axis[2];
   const int64_t from = w.offset + jw * w.offset_step;
   const int64_t lo = from < 0 ? (-from + w.source_step - 1) / w.source_step : 0;
