@@ -80,6 +80,7 @@ void backward_rows(const capo::LayerNormBackwardArgs& a, std::int64_t chunk) {
     for (std::int64_t i = 0; i < n; ++i) db[i] = T(0);
   alignas(64) T buffer[4][kRowBuffer];
   const bool streamed = a.dx && streams(a.dtype, a.rows * n);
+  const bool staged = streamed && n <= kRowBuffer;  // where dsum is added first
   const std::int64_t ahead = streamed ? kAhead : 0;
   for (std::int64_t r = first; r < last; ++r) {
     const T* x = a.x ? read_row(a.x, a.dtype, r * n, n, buffer[0]) : nullptr;
@@ -100,10 +101,10 @@ void backward_rows(const capo::LayerNormBackwardArgs& a, std::int64_t chunk) {
       };
       const auto write = [&](auto f) {
         if (!a.dsum) return put_row(a.dx, a.dtype, r * n, n, buffer[2], streamed, f);
-        T* dx = open_row(a.dx, a.dtype, r * n, buffer[2], streamed);
+        T* dx = open_row(a.dx, a.dtype, r * n, buffer[2], staged);
         fill_row(dx, 0, n, f);
         add_rows(read_row(a.dsum, a.dtype, r * n, n, buffer[3]), dx, dx, n);
-        close_row(a.dx, a.dtype, r * n, n, dx, streamed);
+        close_row(a.dx, a.dtype, r * n, n, dx, staged);
       };
       if (dw && db) {
         write([=](auto at, std::int64_t i) {

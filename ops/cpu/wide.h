@@ -3,29 +3,20 @@
 // stack first. An expression f(at, i) is written once: at(x + i) is a register of x's elements from i on, or x[i].
 #pragma once
 
+#include <capo/ops/cpu/gemm.h>
 #include <capo/ops/cpu/half.h>
 #include <capo/ops/cpu/kernel.h>
 #include <capo/ops/cpu/row.h>
 
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int kRegister = 64;  // bytes
-#elif defined(__AVX__)
-constexpr int kRegister = 32;
-#else
-constexpr int kRegister = 16;
-#endif
+constexpr int kRegister = gemm::kVectorBytes;
 template <class T>
-constexpr int kWide = kRegister / static_cast<int>(sizeof(T));
+constexpr int kWide = gemm::kWidth<T>;
 template <class T>
-using Wide = typename Vector<T, kWide<T>>::type;
+using Wide = gemm::Vector<T>;
 
-constexpr auto wide = []<class T>(const T* p) {
-  Wide<T> v;
-  __builtin_memcpy(&v, p, sizeof v);
-  return v;
-};
+constexpr auto wide = []<class T>(const T* p) { return gemm::load(p); };
 constexpr auto one = [](const auto* p) { return *p; };
 
 // Rows on the stack that do not all begin in one set of the first cache.
@@ -97,14 +88,6 @@ inline void put_past(float* to, [[maybe_unused]] Wide<float> v) {
 template <class T, class V>  // V: Wide<T> or T
 inline void put(T* to, const V& v) {
   __builtin_memcpy(to, &v, sizeof v);
-}
-
-// f(at, i) once for each i in [0, n), a register's or one.
-template <class T, class F>
-inline void along_row(std::int64_t n, F f) {
-  std::int64_t i = 0;
-  for (; i + kWide<T> <= n; i += kWide<T>) f(wide, i);
-  for (; i < n; ++i) f(one, i);
 }
 
 // row[i] = f(at, i), i in [from, n).
